@@ -34,7 +34,7 @@ class _Turns:
         wire: Takes its tokens.
     """
 
-    pause = 0.0
+    pause = 1.0
     busy = True
 
     def __init__(self, read: Callable[[], float], wire: DigestingWire) -> None:

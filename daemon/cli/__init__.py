@@ -35,7 +35,7 @@ COMMANDS = {
     "stats": "Show the state of the daemon.",
     "top": "Watch the daemon.",
     "metrics": "Export figures for Prometheus.",
-    "http": "Serve OpenAI's API over HTTP.",
+    "http": "Serve the APIs of OpenAI, Anthropic and Ollama over HTTP.",
     "launch": "Start a coding tool with a model of the daemon.",
     "config": "Show the settings and where they come from.",
     "proto": "Print the proto file of the API.",

@@ -120,10 +120,13 @@ pass_session = click.make_pass_decorator(Session, ensure=True)
 
 def calls_daemon(function: CommandT) -> CommandT:
     """Decorate a command that calls the daemon: `Session` as its first argument, and `--socket` and `--start`."""
+    return _start_option(knows_socket(function))
+
+
+def knows_socket(function: CommandT) -> CommandT:
+    """Decorate a command that is of no use just after a start: `Session` as its first argument, and `--socket`."""
     passed: Any = pass_session(function)
-    for option in (_start_option, _socket_option):
-        passed = option(passed)
-    return passed  # type: ignore[no-any-return]
+    return _socket_option(passed)  # type: ignore[no-any-return]
 
 
 def _note_socket(ctx: click.Context, param: click.Parameter, value: str | None) -> None:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from daemon.http.access import Policy, guarded
 from daemon.http.api import Api, Endpoint, Routes, served
 from daemon.http.daemon_client import DaemonClient
-from daemon.http.errors import ClientGone, Problem, error_response, problem
+from daemon.http.errors import ClientGone, Problem, error_response
 from daemon.http.streaming import failed
 from mlx_sidecar import AsyncClient
 
@@ -95,7 +95,7 @@ class _Door:
                 response = self.shaped(found)
                 response.headers.update(error.headers or {})  # `Allow`, where a path has other methods
                 return response
-        return self.shaped(problem(error, self.routes.names) or failed(error))
+        return self.shaped(failed(error, self.routes.names))
 
     def shaped(self, found: Problem) -> Response:
         """Return the response of a problem."""

@@ -8,6 +8,7 @@ daemon. Each API turns it into the body that its SDKs parse.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
 from pydantic import ValidationError
@@ -48,6 +49,7 @@ WHOLE_REQUEST = "request"
 """The field that the daemon names if a request is too large as a whole."""
 RETRY_SECONDS = 1.0
 """Time to retry while no daemon answers."""
+_INDEX = re.compile(r"\[[^]]*\]")
 
 
 class Problem(Exception):  # noqa: N818 - the word of RFC 9457
@@ -60,6 +62,7 @@ class Problem(Exception):  # noqa: N818 - the word of RFC 9457
         code: Stable name in lower case, such as "model_not_found".
         field: Parameter that is wrong, such as "messages[0].content"; None if none is.
         retry_after: Seconds after which a retry is useful; None if it is not, or unknown.
+        request_id: Name of the request in the daemon's log; None if it has none.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Problem(Exception):  # noqa: N818 - the word of RFC 9457
         code: str,
         field: str | None = None,
         retry_after: float | None = None,
+        request_id: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -77,6 +81,7 @@ class Problem(Exception):  # noqa: N818 - the word of RFC 9457
         self.code = code
         self.field = field
         self.retry_after = retry_after
+        self.request_id = request_id
 
 
 class ClientGone(Exception):  # noqa: N818 - a state, and no fault of the program
@@ -94,7 +99,8 @@ def problem(error: Exception, names: Mapping[str, str] | None = None) -> Problem
 
     Args:
         error: What a handler raised.
-        names: The API's parameter for each field of the gRPC API that has another name there.
+        names: The API's parameter for each field of the gRPC API that has another name there. A field within lists has
+            `[]` for each index, as "chat.tools[].name".
     """
     match error:
         case Problem():
@@ -116,7 +122,9 @@ def retry_headers(found: Problem) -> dict[str, str]:
 
 def error_response(status: int, body: bytes, found: Problem) -> Response:
     """Return the response with a shaped body."""
-    return Response(body, status, headers=retry_headers(found), media_type="application/json")
+    # SDKs read the request's id under one of two names.
+    named = {} if found.request_id is None else dict.fromkeys(("x-request-id", "request-id"), found.request_id)
+    return Response(body, status, headers=retry_headers(found) | named, media_type="application/json")
 
 
 def _wrong_type(error: ValidationError) -> Problem:
@@ -127,6 +135,8 @@ def _wrong_type(error: ValidationError) -> Problem:
     text = text[:1].lower() + text[1:]
     if first["type"] == "json_invalid":
         return Problem(400, "the body is not valid JSON", code="invalid_json")
+    if first["loc"][-1:] == ("type",) and isinstance(first["loc"][-2:][0], int) and "'text'" in text:
+        text += "; models read text, and no images, audio or files"  # a part of a message that is none
     return Problem(400, f"{field or 'the body'}: {text}", code="invalid_type", field=field or None)
 
 
@@ -159,11 +169,17 @@ def _refused(error: SidecarError, names: Mapping[str, str]) -> Problem:
     if error.error_id:
         message += f" (error id {error.error_id})"
     code = (error.reason or type(error).__name__).lower()
-    return Problem(status, message, code=code, field=field, retry_after=retry)
+    return Problem(
+        status, message, code=code, field=field, retry_after=retry, request_id=error.metadata.get("request_id")
+    )
 
 
 def _renamed(message: str, field: str, names: Mapping[str, str]) -> tuple[str, str]:
     """Return text and field of an error with the API's own name for a field of the gRPC API."""
     head, bracket, rest = field.partition("[")
-    name = names.get(head, head.removeprefix("sampling.").removeprefix("chat.")) + bracket + rest
+    if (inner := names.get(_INDEX.sub("[]", field))) and bracket:
+        indexes = iter(_INDEX.findall(field))
+        name = re.sub(r"\[\]", lambda _: next(indexes), inner)
+    else:
+        name = names.get(head, head.removeprefix("sampling.").removeprefix("chat.")) + bracket + rest
     return message.replace(field, name).replace("sampling.", ""), name

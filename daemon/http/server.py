@@ -126,8 +126,6 @@ async def serve_for_parent(config: Config, listener: sockets.socket) -> None:
         TokenError: If the token's file is unfit.
     """
     allowed = policy(config, listener)
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)  # sent to all processes, they are for the parent, which drains first
     async with DaemonClient(config.socket, config.http_hygiene) as client:
         server = Server(client, allowed, _serving)
         parent = asyncio.create_task(_end_of_input())
@@ -149,8 +147,6 @@ async def serve_for_tool(
         tool: Process id of the tool.
         ready: Called when requests are answered.
     """
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, signal.SIG_IGN)  # a tool may still work while its signal is on the way
     async with DaemonClient(config.socket, config.http_hygiene) as client:
         server = Server(client, policy(config, listener, token), ready)
         watch = asyncio.create_task(_end_of_parent(tool))

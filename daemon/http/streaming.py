@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import structlog
@@ -45,11 +45,13 @@ class Framing:
         media_type: Of the response.
         alive: Sign of life that clients skip; None sends none.
         error: Returns the piece for a failure after the status was sent.
+        names: The API's parameter for each field of the gRPC API that has another name there.
     """
 
     media_type: str
     alive: bytes | None
     error: Callable[[Problem], bytes]
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 def event(data: bytes | str, name: str = "") -> bytes:
@@ -188,7 +190,7 @@ class Stream(Response):
         except _Ended:
             pass
         except Exception as error:
-            await self._send(send, self._framing.error(failed(error)))
+            await self._send(send, self._framing.error(failed(error, self._framing.names)))
         await self._send(send, b"", more=False)
 
     async def _send(self, send: Send, piece: bytes, more: bool = True) -> None:
@@ -197,9 +199,9 @@ class Stream(Response):
             await send({"type": "http.response.body", "body": piece, "more_body": more})
 
 
-def failed(error: Exception) -> Problem:
-    """Return the problem of an error that ended a stream; one that is a bug is logged."""
-    found = problem(error)
+def failed(error: Exception, names: Mapping[str, str]) -> Problem:
+    """Return the problem of any error, as `problem` does; a bug is logged."""
+    found = problem(error, names)
     if found is None:
         log.error("http_failed", exc_info=error, error=cause(error))
         found = Problem(500, "the door failed; its log has more", code="internal")

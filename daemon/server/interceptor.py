@@ -26,7 +26,7 @@ from daemon.server.call_record import CallRecord
 from daemon.server.request_decoder import parse
 from daemon.shared.durations import duration
 from daemon.shared.errors import DOMAIN, Reason, SidecarError, invalid
-from daemon.shared.log_fields import refusal
+from daemon.shared.log_fields import FIELDS, refusal
 from mlx_sidecar.v1 import sidecar_pb2
 
 MAX_MESSAGE = 1500
@@ -164,7 +164,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             call.arrived = True  # enough of it to be refused
             end(code_name(error), **refusal(error))
             _let_go(error)
-            await _abort(call.context, error)
+            await _abort(call.context, _named(error))
         except grpc.aio.AbortError:
             raise
         except Exception as error:
@@ -178,7 +178,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             call.arrived = True
             end(code_name(hidden), error_id=error_id)
             _let_go(error)
-            await _abort(call.context, hidden)
+            await _abort(call.context, _named(hidden))
         else:
             end("OK")
 
@@ -194,6 +194,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             metadata = call.context.invocation_metadata() or ()
             headers = {key: value for key, value in metadata if isinstance(value, str)}
             self._on_end(CallRecord(call.method, code, duration_s, headers, get_contextvars() | fields))
+
+
+def _named(error: SidecarError) -> SidecarError:
+    """Return an error with the id that its request has in the log, unless the id is what was refused."""
+    request_id = get_contextvars().get("request_id", "")
+    if not FIELDS["request_id"](request_id):
+        return error
+    named = error.again()
+    named.metadata = {**error.metadata, "request_id": request_id}
+    return named
 
 
 def _let_go(error: BaseException | None) -> None:

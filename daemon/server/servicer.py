@@ -76,12 +76,11 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Generate a completion; see the proto."""
         caller = self._caller(context)
-        bind_contextvars(model=_name(request.model))
+        request.request_id = request.request_id or f"req-{secrets.token_hex(8)}"
+        bind_contextvars(model=_name(request.model), request_id=request.request_id)
         check_generate(request)
         self._resolve(request)
         await asyncio.sleep(0)  # here and below: other calls get their turn between the stages of a large request
-        request.request_id = request.request_id or f"req-{secrets.token_hex(8)}"
-        bind_contextvars(request_id=request.request_id)
         command = ipc.Command(generate=request, program=caller.program)
         await asyncio.sleep(0)
         with self._admission.place(caller) as ticket, closing(self._router.open(command)) as call:
@@ -121,11 +120,11 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> AsyncIterator[pb.EmbedResponse]:  # noqa: N802
         """Turn texts into vectors; see the proto."""
         caller = self._caller(context)
-        bind_contextvars(model=_name(request.model))
+        request.request_id = request.request_id or f"req-{secrets.token_hex(8)}"
+        bind_contextvars(model=_name(request.model), request_id=request.request_id)
         check_embed(request)
         self._resolve(request)
-        request.request_id = request.request_id or f"req-{secrets.token_hex(8)}"
-        bind_contextvars(request_id=request.request_id, texts=len(request.texts))
+        bind_contextvars(texts=len(request.texts))
         await asyncio.sleep(0)
         command = ipc.Command(embed=request, program=caller.program)
         with self._admission.place(caller) as ticket, closing(self._router.open(command)) as call:

@@ -153,7 +153,9 @@ def read_aliases(raw: Any, text: bool, home: Path) -> dict[str, str]:
 
 def _target(name: str, table: dict[str, Any], home: Path) -> str:
     """Return the model that a short name leads to."""
-    if not _ALIAS.fullmatch(name) or name == "embedded":
+    if name == "embedded":
+        raise ValueError("a table of short names: aliases.embedded is the name of the model that ships with the daemon")
+    if not _ALIAS.fullmatch(name):
         raise ValueError(f"a table of short names: aliases.{name} is none (letters, digits and . _ - + : alone)")
     model: Any = name
     passed: set[str] = set()

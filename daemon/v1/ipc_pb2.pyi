@@ -134,11 +134,10 @@ class Failure(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., message: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., retry_after: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., field: _Optional[str] = ...) -> None: ...
 
 class GroupFrame(_message.Message):
-    __slots__ = ("readings", "command", "turn", "pause", "outcome", "setup", "member", "digest", "ready", "beat", "end", "trouble")
+    __slots__ = ("readings", "command", "turn", "outcome", "setup", "member", "digest", "ready", "beat", "end", "trouble")
     READINGS_FIELD_NUMBER: _ClassVar[int]
     COMMAND_FIELD_NUMBER: _ClassVar[int]
     TURN_FIELD_NUMBER: _ClassVar[int]
-    PAUSE_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     SETUP_FIELD_NUMBER: _ClassVar[int]
     MEMBER_FIELD_NUMBER: _ClassVar[int]
@@ -150,7 +149,6 @@ class GroupFrame(_message.Message):
     readings: GroupReadings
     command: Command
     turn: int
-    pause: bool
     outcome: GroupOutcome
     setup: GroupSetup
     member: GroupMember
@@ -159,7 +157,7 @@ class GroupFrame(_message.Message):
     beat: int
     end: str
     trouble: str
-    def __init__(self, readings: _Optional[_Union[GroupReadings, _Mapping]] = ..., command: _Optional[_Union[Command, _Mapping]] = ..., turn: _Optional[int] = ..., pause: bool = ..., outcome: _Optional[_Union[GroupOutcome, _Mapping]] = ..., setup: _Optional[_Union[GroupSetup, _Mapping]] = ..., member: _Optional[_Union[GroupMember, _Mapping]] = ..., digest: _Optional[_Union[GroupDigest, _Mapping]] = ..., ready: _Optional[_Union[GroupOutcome, _Mapping]] = ..., beat: _Optional[int] = ..., end: _Optional[str] = ..., trouble: _Optional[str] = ...) -> None: ...
+    def __init__(self, readings: _Optional[_Union[GroupReadings, _Mapping]] = ..., command: _Optional[_Union[Command, _Mapping]] = ..., turn: _Optional[int] = ..., outcome: _Optional[_Union[GroupOutcome, _Mapping]] = ..., setup: _Optional[_Union[GroupSetup, _Mapping]] = ..., member: _Optional[_Union[GroupMember, _Mapping]] = ..., digest: _Optional[_Union[GroupDigest, _Mapping]] = ..., ready: _Optional[_Union[GroupOutcome, _Mapping]] = ..., beat: _Optional[int] = ..., end: _Optional[str] = ..., trouble: _Optional[str] = ...) -> None: ...
 
 class GroupReadings(_message.Message):
     __slots__ = ("values",)

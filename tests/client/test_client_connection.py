@@ -71,7 +71,14 @@ def test_no_socket_means_that_no_daemon_runs(socket: Path, timeout: float) -> No
     with Client(socket, timeout=timeout) as client, pytest.raises(DaemonNotRunning) as caught:
         client.stats()
     assert str(socket) in str(caught.value)
-    assert "start it with: mlx-sidecar serve" in str(caught.value)
+    assert str(caught.value).endswith(f"start it with: mlx-sidecar serve --socket {socket}")
+
+
+def test_default_socket_is_not_part_of_the_advice(socket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is where `serve` listens without it."""
+    monkeypatch.setenv("MLX_SIDECAR_SOCKET", str(socket))
+    with Client(timeout=0.0) as client, pytest.raises(DaemonNotRunning, match=r"start it with: mlx-sidecar serve$"):
+        client.stats()
 
 
 def test_dead_socket_means_that_no_daemon_runs(socket: Path) -> None:

@@ -194,6 +194,29 @@ def test_wrong_types_and_names_are_type_errors(fake: FakeDaemon, prompt: Any, op
         fake.client.generate("m", prompt, **options)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "options", "words"),
+    [
+        (
+            [HELLO, {"role": "user", "text": "Hi"}],
+            {},
+            "chat.messages[1] has the key 'text'; its keys are role, content",
+        ),
+        ([HELLO, {"content": "Hi"}], {}, "chat.messages[1].role is missing"),
+        ([HELLO, "Hi"], {}, "chat.messages[1] is of type str"),
+        ([{"role": "user", "content": [{"text": "Hi"}]}], {}, "chat.messages[0].content cannot have a value of type"),
+        ([{"role": "user", "tool_calls": [{"id": 1, "name": "t"}]}], {}, "chat.messages[0].tool_calls[0].id"),
+        ([HELLO], {"tools": [{"name": "t", "strict": True}]}, "chat.tools[0] has the key 'strict'"),
+        ("Hi", {"max_tokens": "many"}, "max_tokens cannot have a value of type str"),
+    ],
+)
+def test_type_error_names_the_place(fake: FakeDaemon, prompt: Any, options: dict[str, Any], words: str) -> None:
+    """As the daemon does: with the path of the field."""
+    with pytest.raises(TypeError) as caught:
+        fake.client.generate("m", prompt, **options)
+    assert words in str(caught.value)
+
+
 def test_a_load_sends_all_its_options(fake: FakeDaemon) -> None:
     """False and zero are values: `pin=False` unpins, `ttl=0` expires at once."""
     options: dict[str, Any] = {

@@ -93,9 +93,15 @@ def test_too_long_prompt_is_refused_with_both_lengths(client: Client) -> None:
     """A prompt that leaves no room for max_tokens is refused as well."""
     with pytest.raises(mlx_sidecar.ContextLengthExceeded, match=r"5000.*4096"):
         client.complete("embedded", [7] * 5000)
+    with pytest.raises(mlx_sidecar.ContextLengthExceeded, match=r"5000 tokens, but.*4096") as caught:
+        client.complete("embedded", [7] * 5000, max_tokens=97)
+    assert caught.value.field == "tokens"  # no max_tokens would do
     with pytest.raises(mlx_sidecar.ContextLengthExceeded) as caught:
         client.complete("embedded", [7] * 4000, max_tokens=97)
-    assert caught.value.metadata == {"prompt_tokens": "4000", "max_tokens": "97", "context_length": "4096"}
+    figures = {"prompt_tokens": "4000", "max_tokens": "97", "context_length": "4096"}
+    assert caught.value.metadata.items() > figures.items()
+    assert caught.value.metadata["request_id"].startswith("req-")
+    assert caught.value.field == "max_tokens"
 
 
 def test_a_request_of_ten_megabytes_is_refused(client: Client) -> None:

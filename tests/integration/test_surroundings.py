@@ -37,17 +37,21 @@ def _launch(folder: Path) -> Iterator[Callable[..., RunningDaemon]]:
         process.wait()
 
 
-def test_engine_ignores_group_signals_before_imports(tmp_path: Path) -> None:
-    """It gets Ctrl-C, a hangup and a unit's SIGTERM as well, and leaves the end to the parent."""
-    (tmp_path / "mlx").mkdir()
-    (tmp_path / "mlx" / "__init__.py").touch()
-    (tmp_path / "mlx" / "core.py").write_text(
+@pytest.mark.parametrize(
+    ("process", "library"), [("daemon.engine", "mlx/core.py"), ("daemon.http", "starlette/datastructures.py")]
+)
+def test_children_ignore_group_signals_before_imports(tmp_path: Path, process: str, library: str) -> None:
+    """They get Ctrl-C, a hangup and a unit's SIGTERM as well, and leave the end to the parent."""
+    package = (tmp_path / library).parent
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (tmp_path / library).write_text(
         "import signal\n"
         "ignored = {signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}\n"
         "assert ignored == {signal.SIG_IGN}\n"
         "raise SystemExit('ignored')\n"
     )
-    command = [sys.executable, "-m", "daemon.engine", "--fd", "0", "--config", "{}"]
+    command = [sys.executable, "-m", process, "--fd", "0", "--config", "{}"]
     ended = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=END_SECONDS
     )

@@ -7,13 +7,14 @@ daemon runs.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message as Proto
 
-from mlx_sidecar._address import listens
+from mlx_sidecar._address import listens, resolve
 from mlx_sidecar._exceptions import (
     REASONS,
     Cancelled,
@@ -36,7 +37,16 @@ RETRY_SECONDS = 1.0
 
 def not_running(socket: Path, why: str) -> DaemonNotRunning:
     """Return the exception for a daemon that does not run; `why` is the evidence."""
-    return DaemonNotRunning(f"no mlx-sidecar answers at {socket} ({why}); start it with: mlx-sidecar serve")
+    return DaemonNotRunning(f"no mlx-sidecar answers at {socket} ({why}); start it with: {_serve(socket)}")
+
+
+def _serve(socket: Path) -> str:
+    """Return the command that starts a daemon on a socket; one without it would serve on the default socket."""
+    try:
+        default = resolve(None)
+    except RuntimeError:  # this user has no home directory
+        default = None
+    return "mlx-sidecar serve" if socket == default else f"mlx-sidecar serve --socket {shlex.quote(str(socket))}"
 
 
 def unanswered(socket: Path, why: str, there: str) -> SidecarError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message as Proto
@@ -19,7 +20,7 @@ DataT = TypeVar("DataT")
 def prompt_fields(prompt: Prompt, chat: dict[str, Any]) -> dict[str, Any]:
     """Return the field of a request that has its prompt; `chat` are the options of a conversation."""
     if not isinstance(prompt, str | bytes) and len(prompt) and isinstance(prompt[0], Message | Mapping):
-        return {"chat": build(pb.Chat, "chat.", messages=[_message(turn) for turn in prompt], **chat)}
+        return {"chat": build(pb.Chat, "chat.", messages=_messages(prompt), **chat)}
     for name, value in chat.items():
         if value not in (None, [], ""):
             raise InvalidArgument(f"chat.{name}: only for prompts that are messages", field=f"chat.{name}")
@@ -36,34 +37,59 @@ def text_or_tokens(prompt: Any, path: str) -> dict[str, Any]:
     return {"tokens": build(pb.TokenIds, f"{path}tokens.", ids=prompt)}
 
 
-def _message(turn: Any) -> pb.ChatMessage:
-    turn = _data(Message, turn)
+def _messages(turns: Any) -> list[pb.ChatMessage]:
+    return [_message(turn, f"chat.messages[{index}]") for index, turn in enumerate(turns)]
+
+
+def _message(turn: Any, path: str) -> pb.ChatMessage:
+    turn = _data(Message, turn, path)
+    calls = [_tool_call(call, f"{path}.tool_calls[{index}]") for index, call in enumerate(turn.tool_calls)]
     return build(
         pb.ChatMessage,
-        "chat.messages.",
+        f"{path}.",
         role=turn.role,
         content=turn.content,
         reasoning_content=turn.reasoning_content,
-        tool_calls=[_tool_call(call) for call in turn.tool_calls],
+        tool_calls=calls,
         tool_call_id=turn.tool_call_id,
     )
 
 
-def _tool_call(call: Any) -> pb.ToolCall:
-    call = _data(ToolCall, call)
+def _tool_call(call: Any, path: str) -> pb.ToolCall:
+    call = _data(ToolCall, call, path)
     arguments = as_json(call.arguments)
-    return build(pb.ToolCall, "chat.messages.tool_calls.", id=call.id, name=call.name, arguments_json=arguments)
+    return build(pb.ToolCall, f"{path}.", id=call.id, name=call.name, arguments_json=arguments)
 
 
-def tool_message(tool: Any) -> pb.Tool:
-    """Return a tool, given as a Tool or a mapping."""
-    tool = _data(Tool, tool)
+def tool_messages(tools: Any) -> list[pb.Tool]:
+    """Return tools, each given as a Tool or a mapping."""
+    return [_tool(tool, f"chat.tools[{index}]") for index, tool in enumerate(tools)]
+
+
+def _tool(tool: Any, path: str) -> pb.Tool:
+    tool = _data(Tool, tool, path)
     schema = as_json(tool.parameters)
-    return build(pb.Tool, "chat.tools.", name=tool.name, description=tool.description, parameters_json=schema)
+    return build(pb.Tool, f"{path}.", name=tool.name, description=tool.description, parameters_json=schema)
 
 
-def _data(kind: type[DataT], value: Any) -> DataT:
-    return value if isinstance(value, kind) else kind(**value)
+def _data(kind: type[DataT], value: Any, path: str) -> DataT:
+    """
+    Return a part of a conversation, given as such or as a mapping with the same keys.
+
+    Raises:
+        TypeError: With `path`, for another type, an unknown key, or a key that is missing.
+    """
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{path} is of type {type(value).__name__}, but must be a {kind.__name__} or a mapping")
+    known = fields(kind)  # type: ignore[arg-type]  # each kind is a dataclass
+    names = [field.name for field in known]
+    if unknown := [key for key in value if key not in names]:
+        raise TypeError(f"{path} has the key {unknown[0]!r}; its keys are {', '.join(names)}")
+    if missing := [field.name for field in known if field.default is MISSING and field.name not in value]:
+        raise TypeError(f"{path}.{missing[0]} is missing")
+    return kind(**value)
 
 
 def value_as_json(value: Any) -> str:
@@ -82,6 +108,7 @@ def build(kind: type[ProtoT], path: str = "", /, **fields: Any) -> ProtoT:
 
     Raises:
         InvalidArgument: At `path` and the name of a field, for a value out of the range of its type.
+        TypeError: With the same, for a value of another type.
     """
     # One field at a time, because protobuf does not name the field that it refuses.
     message = kind()
@@ -90,4 +117,6 @@ def build(kind: type[ProtoT], path: str = "", /, **fields: Any) -> ProtoT:
             message.MergeFrom(kind(**{name: value}))
         except ValueError as error:
             raise InvalidArgument(f"{path}{name}: {error}", field=path + name) from None
+        except TypeError:  # its own text names neither the field nor the value
+            raise TypeError(f"{path}{name} cannot have a value of type {type(value).__name__}") from None
     return message

@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from mlx_sidecar._exceptions import InvalidArgument
 from mlx_sidecar._messages import Prompt, Tool
 from mlx_sidecar._options import GenerateOptions
-from mlx_sidecar._prompts import as_json, build, prompt_fields, text_or_tokens, tool_message, value_as_json
+from mlx_sidecar._prompts import as_json, build, prompt_fields, text_or_tokens, tool_messages, value_as_json
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 _CACHE_MODES = {
@@ -120,7 +120,7 @@ def generate_request(
         TypeError: If a value has the wrong type.
     """
     chat = {
-        "tools": [tool_message(tool) for tool in tools],
+        "tools": tool_messages(tools),
         "add_generation_prompt": add_generation_prompt,
         "enable_thinking": enable_thinking,
         "tool_choice": None if tool_choice is None else _choice("chat.tool_choice", _TOOL_CHOICES, tool_choice),

@@ -11,7 +11,7 @@ import click
 
 from daemon.cli.commands.completion import complete_model
 from daemon.cli.output.formatting import examples, print_json, printable, span, stdin_is_terminal, table
-from daemon.cli.session import Session, absolute_if_path, pass_session
+from daemon.cli.session import Session, absolute_if_path, knows_socket, pass_session
 from daemon.shared.wording import count, size
 from mlx_sidecar import DaemonNotRunning
 
@@ -77,7 +77,7 @@ def verify(session: Session, /, as_json: bool) -> None:
     files = _files(session)
     others = _no_pieces(files)
     checked = {
-        name: piece is not None and _is_sound(files, piece) for name, piece, _ in files.look() if name not in others
+        name: piece is not None and _is_sound(files, piece) for name, piece, _ in _look(files) if name not in others
     }
     damaged = sorted(name for name, sound in checked.items() if not sound)
     if as_json:
@@ -97,8 +97,9 @@ def verify(session: Session, /, as_json: bool) -> None:
 @click.argument("model", required=False, callback=absolute_if_path, shell_complete=complete_model)
 @click.option("--all", "everything", is_flag=True, help="Drop the prefixes of all models.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-@pass_session
-def rm(session: Session, /, model: str | None, everything: bool, yes: bool) -> None:
+@_json
+@knows_socket
+def rm(session: Session, /, model: str | None, everything: bool, yes: bool, as_json: bool) -> None:
     """Drop the prefixes of MODEL, on the disk and in a daemon that runs."""
     if (model is None) != everything:
         raise click.UsageError("Name a MODEL or give --all.")
@@ -106,10 +107,27 @@ def rm(session: Session, /, model: str | None, everything: bool, yes: bool) -> N
         raise click.UsageError("Without a terminal it cannot ask; give --yes.")
     files = _files(session)
     nbytes = _kept(files, model)
-    if not (
-        yes or click.confirm(f"Drop the prefixes of {model or 'all models'} ({size(nbytes)} on the disk)?", err=True)
-    ):
-        return click.echo("Nothing was dropped.", err=True)
+    agreed = yes or _agreed(model, nbytes)
+    if agreed:
+        _drop(session, files, model)
+    left = _kept(files, model) if nbytes else 0
+    notes = [*_no_pieces(files).values()]
+    if as_json:
+        return print_json({"model": model, "dropped": agreed, "bytes": nbytes, "bytes_left": left, "notes": notes})
+    _echo(notes if agreed else ())
+    return _tell_dropped(files, model, nbytes, left) if agreed else None
+
+
+def _agreed(model: str | None, nbytes: int) -> bool:
+    question = f"Drop the prefixes of {model or 'all models'} ({size(nbytes)} on the disk)?"
+    if click.confirm(question, err=True):
+        return True
+    click.echo("Nothing was dropped.", err=True)
+    return False
+
+
+def _drop(session: Session, files: Files, model: str | None) -> None:
+    """Have the daemon drop prefixes; without one, remove them from the disk."""
     try:
         with session.client() as client:
             if model is None:
@@ -118,8 +136,10 @@ def rm(session: Session, /, model: str | None, everything: bool, yes: bool) -> N
                 client.invalidate_model(model, weights=False)
     except DaemonNotRunning:
         _remove(files, model)
-    _echo(_no_pieces(files).values())
-    if nbytes and (left := _kept(files, model)):
+
+
+def _tell_dropped(files: Files, model: str | None, nbytes: int, left: int) -> None:
+    if left:
         return click.echo(
             f"{size(left)} are still in {files.folder}: the daemon cannot use it now, or has just written there. "
             "What was dropped is removed as soon as the daemon can use it, and is not read before. "
@@ -136,13 +156,22 @@ def _files(session: Session) -> Files:
     return Files(session.config().kv_disk_folder)
 
 
+def _look(files: Files) -> Iterator[tuple[str, Piece | None, float]]:
+    try:
+        yield from files.look()
+    except OSError as error:
+        raise click.ClickException(
+            f"{files.folder} cannot be read ({error.strerror}); `mlx-sidecar doctor` says what is wrong with it."
+        ) from None
+
+
 def _by_model(files: Files) -> Iterator[Kept]:
     from daemon.kv.keys import BLOCK_TOKENS
 
     found: dict[str, Kept] = {}
     now = time.time()
     others = _no_pieces(files)
-    for name, piece, used in files.look():
+    for name, piece, used in _look(files):
         if name in others:
             continue
         model = printable(piece.model) if piece is not None else ""
@@ -218,7 +247,7 @@ def _remove(files: Files, model: str | None) -> None:
         files.open()
         names = [
             name
-            for name, piece, _ in files.look()
+            for name, piece, _ in _look(files)
             if (model is None and not _is_directory(files.folder / name))
             or (piece is not None and piece.model == model)
         ]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from daemon.cli.output.formatting import examples, print_json, printable, table
-from daemon.cli.session import Session, pass_session
+from daemon.cli.session import Session, knows_socket, pass_session
 from daemon.shared.wording import size
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def key(file: Path) -> None:
 
 @command.command("status", epilog=examples("mlx-sidecar group status", "mlx-sidecar group status --json"))
 @_json
-@pass_session
+@knows_socket
 def status(session: Session, /, as_json: bool) -> None:
     """
     Show the machines of the daemon's group, and its models in memory.
@@ -53,6 +53,8 @@ def status(session: Session, /, as_json: bool) -> None:
     """
     with session.client() as client:
         group = client.stats().group
+    if not group.ranks:
+        raise click.ClickException("This daemon has no group; set group_ranks in its configuration.")
     if as_json:
         print_json(asdict(group))
     else:
@@ -62,8 +64,6 @@ def status(session: Session, /, as_json: bool) -> None:
 
 
 def _show_group(group: GroupStats) -> None:
-    if not group.ranks:
-        raise click.ClickException("This daemon has no group; set group_ranks in its configuration.")
     rows = [[str(rank.rank), rank.address, _told(rank.problem, rank.versions)] for rank in group.ranks]
     table(["RANK", "ADDRESS", "STATE"], rows)
     click.echo(f"The group is {group.state}, and was started again {group.restarts:,} times.")

@@ -31,7 +31,7 @@ from daemon.cli.session import Session, calls_daemon
 @calls_daemon
 def command(session: Session, /, port: int | None, unix: Path | None, print_token: bool) -> None:
     """
-    Serve OpenAI's API over HTTP until SIGTERM or Ctrl-C.
+    Serve the APIs of OpenAI, Anthropic and Ollama over HTTP until SIGTERM or Ctrl-C.
 
     A port is for this machine only, and each request needs the token. A Unix socket is for this user only. The daemon
     does the same by itself where http_listen in its configuration says so.

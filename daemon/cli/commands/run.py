@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -14,9 +14,10 @@ from daemon.cli.output.answer import print_answer, print_samples, print_timings,
 from daemon.cli.output.formatting import examples, print_json, stdin_is_terminal, stdout_is_terminal
 from daemon.cli.output.progress import follow
 from daemon.cli.session import Session, absolute_if_path, calls_daemon, seconds
+from daemon.shared.wording import count
 
 if TYPE_CHECKING:
-    from mlx_sidecar import Client, Prompt
+    from mlx_sidecar import Client, Completion, Prompt
 
 _STDIN = Path("-")
 
@@ -217,6 +218,18 @@ def _answer(client: Client, model: str, prompt: Prompt, options: dict[str, Any],
         results = stream.results()
     if as_json:
         print_json(results if samples else results[0])
-    print_warnings(results[0].warnings)
+    print_warnings([*results[0].warnings, *_cut(results, options)])
     if verbose:
         print_timings(*results)
+
+
+def _cut(results: Sequence[Completion], options: dict[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each answer that ended at its most tokens, and is of no use so."""
+    for result in results:
+        if result.reason != "length":
+            continue
+        tokens = f"the answer was cut after {count(result.usage.completion_tokens, 'token')}"
+        if "json_object" in options or "json_schema" in options:
+            yield f"{tokens}, so it is no whole JSON; raise --max-tokens"
+        elif result.reasoning and not result.text:
+            yield f"{tokens}, all of them reasoning; raise --max-tokens, or lower --think-budget"

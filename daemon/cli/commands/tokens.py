@@ -57,7 +57,12 @@ def command(
         raise click.UsageError("--messages has the whole conversation; leave TEXT out.")
     prompt, options = _conversation(messages) if messages else (_prompt(text, chat, decode), {})
     with session.client() as client:
-        result = client.tokenize(model, prompt, count_only=not (ids or decode or as_json), **options)
+        try:
+            result = client.tokenize(model, prompt, count_only=not (ids or decode or as_json), **options)
+        except TypeError as error:
+            if messages is None:
+                raise
+            raise click.UsageError(f"{messages.name}: {error}.") from None  # what the file has is no conversation
     if as_json:
         return print_json(result)
     if decode:
@@ -84,6 +89,16 @@ def _conversation(file: TextIO) -> tuple[Prompt, dict[str, Any]]:
         content = json.load(file)
     except ValueError as error:
         raise click.UsageError(f"{file.name} is not JSON: {error}.") from None
-    if isinstance(content, dict):
-        return content.get("messages", []), {"tools": content.get("tools", [])}
-    return content, {}
+    parts = content if isinstance(content, dict) else {"messages": content}
+    if unknown := [name for name in parts if name not in ("messages", "tools")]:
+        raise click.UsageError(f"{file.name} has {unknown[0]!r}; a conversation has messages, and may have tools.")
+    messages, tools = parts.get("messages"), parts.get("tools", [])
+    if not _are_objects(messages) or not messages:
+        raise click.UsageError(f"{file.name} has no messages: they are a list of objects, each with role and content.")
+    if not _are_objects(tools):
+        raise click.UsageError(f"The tools of {file.name} must be a list of objects, each with name and parameters.")
+    return messages, {"tools": tools}
+
+
+def _are_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, dict) for each in value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +33,9 @@ _Tokens = tuple[ModelSource, list[int]]
 
 _GONE = (Reason.MODEL_NOT_FOUND, Reason.MODEL_NOT_CACHED, Reason.MODEL_CORRUPT, Reason.MODEL_EXCEEDS_BUDGET)
 """Why a model cannot be found of which prefixes may be stored all the same."""
+
+_UNKNOWN = (Reason.MODEL_NOT_RESPONDING, Reason.MACHINE_EXHAUSTED, Reason.MACHINE_FAULT, Reason.INTERNAL)
+"""Why it is not known whether there is a model."""
 
 
 def invalidate(services: Services, invalidator: Invalidator, call_id: int, request: pb.InvalidateRequest) -> Call:
@@ -70,15 +72,24 @@ def _renamed(request: pb.InvalidateRequest, model: str) -> pb.InvalidateRequest:
 
 
 def _look_up(services: Services, name: str) -> Waiting[None]:
-    """Find out what content a name stands for, if the disk may have prefixes of it that were stored by another name."""
+    """
+    Find out what content a name stands for, if the disk may have prefixes of it that were stored by another name.
+
+    Raises:
+        SidecarError: If that cannot be found out now: prefixes of it may stay, and be reused by this name later.
+    """
     known = services.names.keys(name) or services.disk.catalog.of_model(name)
     if known or (services.disk.open and not len(services.disk.catalog)) or not services.disk.enabled:
         return
-    with suppress(SidecarError):  # there is no such model: then nothing was stored by this name
-        wanted = Wanted(name, offline=True)
+    wanted = Wanted(name, offline=True)
+    try:
         found = yield from services.lookup.find(wanted, lambda found: already(name, found))
-        if isinstance(found, ModelSource):
-            services.names.seen(found)
+    except SidecarError as error:
+        if error.reason in _UNKNOWN:
+            raise
+        return  # there is no such model: then nothing was stored by this name
+    if isinstance(found, ModelSource):
+        services.names.seen(found)
 
 
 def _removed(services: Services) -> Waiting[None]:

@@ -18,6 +18,9 @@ from daemon.kv.mlx.batch_cache import to_batch
 from daemon.shared.errors import SidecarError
 from daemon.shared.readings import about_to_wait
 
+Read = tuple[Sequence, Token | SidecarError, float]
+"""The next token of a sequence, or the error that ends it, and when it was read."""
+
 
 class Changes(Protocol):
     """Makes other caches of those of a sequence."""
@@ -32,6 +35,9 @@ class Decoder:
 
     Sequences of similar length share a batch. A held sequence is in none, and a sequence with a draft model has a batch
     of its own. Each call returns tokens; the caller decides which sequences have ended.
+
+    Tokens that are read together have the time at which the last of them was: other ranks of a group wait for each
+    reading of the clock.
 
     Tokens are guessed for each of them, where that gains: see `speculation.py` and `together.py`.
 
@@ -134,17 +140,16 @@ class Decoder:
         """Return the KV of a sequence that is a row of a batch, as it is now."""
         return next(batch.caches_of(row) for batch in self._batches for row in batch.rows if row.sequence is sequence)
 
-    def firsts(self) -> Iterator[tuple[Sequence, Token | SidecarError]]:
+    def firsts(self) -> Iterator[Read]:
         """
         Iterate over the first tokens of sequences that have reported none.
 
         Call it before `step`: reading a token from a busy device can take a whole step, and that would be part of the
         time to first token.
         """
-        for sequence, sampled in [first for batch in self._batches for first in batch.firsts()]:
-            yield sequence, _read(sequence, sampled)
+        return self._read([first for batch in self._batches for first in batch.firsts()])
 
-    def step(self) -> Iterator[tuple[Sequence, Token | SidecarError]]:
+    def step(self) -> Iterator[Read]:
         """
         Iterate over the next token of each sequence, or the error that ends it; several in a row if they were guessed.
 
@@ -152,12 +157,20 @@ class Decoder:
         """
         began, rows = self._clock(), self._rows()
         current = [pair for batch in self._batches for pair in self._advance(batch)]
-        about_to_wait()
-        for sequence, sampled in current:
-            yield sequence, _read(sequence, sampled)
+        yield from self._read(current)
         if rows:
             self._measured(rows, self._clock() - began, len(current))
-            about_to_wait()  # the next thing is to send what was read, and other ranks go on meanwhile
+
+    def _read(self, sampled: list[tuple[Sequence, Sampled]]) -> Iterator[Read]:
+        """Wait for sampled tokens, and iterate over them."""
+        if not sampled:
+            return
+        about_to_wait()
+        tokens = [(sequence, _token(sequence, token)) for sequence, token in sampled]
+        now = self._clock()
+        about_to_wait()  # other ranks take the tokens while this one sends them
+        for sequence, token in tokens:
+            yield sequence, token, now
 
     def _advance(self, batch: Batch) -> list[tuple[Sequence, Sampled]]:
         ahead = batch.ahead(self._governor)
@@ -229,7 +242,7 @@ def _sampler(sequence: Sequence) -> Sampler:
     )
 
 
-def _read(sequence: Sequence, sampled: Sampled) -> Token | SidecarError:
+def _token(sequence: Sequence, sampled: Sampled) -> Token | SidecarError:
     if sampled.refusal is not None:
         return sampled.refusal
     if not sampled.finite:

@@ -270,10 +270,10 @@ class Runner:
         """Send the next token of each running sequence of a model, and end the sequences that are complete."""
         ended: dict[Sequence, FinishReason | SidecarError] = {}
         for tokens in (decoder.firsts(), decoder.step()):
-            for sequence, token in tokens:
+            for sequence, token, now in tokens:
                 if sequence in ended:
                     continue  # tokens that were guessed beyond the end
-                end = token if isinstance(token, SidecarError) else self._accept(sequence, token)
+                end = token if isinstance(token, SidecarError) else self._accept(sequence, token, now)
                 if end is not None:
                     ended[sequence] = end
             self._replies.flush()
@@ -308,10 +308,9 @@ class Runner:
         self.cancel(sequence.call_id)
         self._replies.fail(sequence.call_id, error)
 
-    def _accept(self, sequence: Sequence, token: Token) -> FinishReason | None:
+    def _accept(self, sequence: Sequence, token: Token, now: float) -> FinishReason | None:
         """Take a sampled token, send its text, and return why the sequence has ended; None if it goes on."""
         self.totals.generated_tokens += 1
-        now = self._clock()
         if not sequence.generated:
             failpoint("token.first")
         else:

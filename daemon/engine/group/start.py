@@ -208,6 +208,7 @@ class Rank:
             )
         finally:
             tape.end()
+            tape.flush()
 
     def _agreed(self, limit: int) -> ipc.GroupSetup:
         """Exchange what the ranks are, and return what they have in common."""

@@ -28,9 +28,9 @@ from daemon.v1 import ipc_pb2 as ipc
 
 T = TypeVar("T")
 
-_LATE_SECONDS = 0.001
+_LATE_SECONDS = 0.002
 """What was told is sent after so long, whatever the engine does."""
-_LOOKS = 50
+_LOOKS = 25
 """Looks for what was left, after the end of a turn."""
 
 
@@ -98,9 +98,10 @@ class Recorder(Tape):
     """
     The tape of the first rank.
 
-    Frames are sent together: at the end of a turn, where the engine says that it is about to wait for the device, and
-    after a moment in any case. For it may wait at other places too, and then for a pass that the others begin only when
-    they have read on.
+    Frames are sent together: where the engine says that it is about to wait for the device, and before the loop waits.
+    The rest of a turn that another one follows is sent with that, as each message wakes the other ranks. After a moment
+    all is sent in any case. For the engine may wait at other places too, and then for a pass that the others begin only
+    when they have read on.
 
     Args:
         others: Connections to the other ranks.
@@ -135,11 +136,6 @@ class Recorder(Tape):
                 for other in self._others:
                     other.send_all(self._frames)
                 self._frames = []
-
-    def end(self) -> None:
-        """Stop to record, and send what was told."""
-        super().end()
-        self.flush()
 
     def _next(self, value: float) -> float:
         with self._lock:

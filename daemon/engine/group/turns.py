@@ -62,8 +62,17 @@ class Agreement:
         if moved:
             self.on_confirmed()
 
-    def wait(self, back: int) -> None:
-        """Wait until all ranks have agreed to the turn that was so many turns before the current one."""
+    def wait(self, back: int, first: Callable[[], None] = ignore) -> None:
+        """
+        Wait until all ranks have agreed to the turn that was so many turns before the current one.
+
+        Args:
+            back: How many.
+            first: Called before, unless they have agreed already.
+        """
+        if self.confirmed >= self.turn - back:
+            return
+        first()
         with self._changed:
             self._changed.wait_for(lambda: self.confirmed >= self.turn - back)
 
@@ -142,26 +151,22 @@ class FirstRank:
         self._answers = answers
         self._agreement = agreement
         self._wire = wire
+        self._pause = 0.0
 
     def handle(self, command: ipc.Command) -> None:
         """Begin or end a call, on all ranks."""
         self._told(ipc.GroupFrame(command=command), lambda: self._engine.handle(command))
+        self._tape.flush()
 
     def act(self, outcome: ipc.GroupOutcome) -> None:
         """Act on the end of work, on all ranks."""
         self._told(ipc.GroupFrame(outcome=outcome), lambda: self._answers.act(outcome))
+        self._tape.flush()
 
     @property
     def pause(self) -> float:
         """Seconds for which a step can wait."""
-        pause = 0.0
-
-        def ask() -> None:
-            nonlocal pause
-            pause = self._engine.pause
-
-        self._told(ipc.GroupFrame(pause=True), ask)
-        return pause
+        return self._pause
 
     @property
     def busy(self) -> bool:
@@ -171,10 +176,17 @@ class FirstRank:
     def step(self) -> None:
         """Do one turn, on all ranks."""
         self._agreement.turn += 1
-        self._agreement.wait(2)  # or this rank could run ahead without end; the turn before may still be under way
-        self._told(ipc.GroupFrame(turn=self._agreement.turn), self._engine.step)
+        # Or this rank could run ahead without end. The turn before may still be under way.
+        self._agreement.wait(2, self._tape.flush)
         turn = self._agreement.turn
+        self._told(ipc.GroupFrame(turn=turn), self._turn)
         self._agreement.arrived(0, ipc.GroupDigest(turn=turn, digest=self._wire.digest))
+        if self._pause:
+            self._tape.flush()
+
+    def _turn(self) -> None:
+        self._engine.step()
+        self._pause = self._engine.pause  # asked here, as the window in which requests gather moves on with it
 
     def _told(self, frame: ipc.GroupFrame, work: Callable[[], None]) -> None:
         self._tape.begin()
@@ -214,12 +226,11 @@ def follow(engine: Steps, tape: Player, first: Connection, answers: RankAnswers,
         kind = frame.WhichOneof("body")
         if kind == "turn":
             engine.step()
+            _ = engine.pause
             digest = ipc.GroupDigest(turn=frame.turn, digest=wire.digest)
             first.send(ipc.GroupFrame(digest=digest))
         elif kind == "command":
             engine.handle(frame.command)
-        elif kind == "pause":
-            _ = engine.pause
         elif kind == "outcome":
             answers.act(frame.outcome)
         else:

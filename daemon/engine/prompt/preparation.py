@@ -264,7 +264,8 @@ def _max_tokens(request: pb.GenerateRequest, prompt: int, context: int) -> int:
         return DEFAULT_MAX_TOKENS if wanted is None else wanted
     least = 1 if wanted is None else wanted
     if prompt + least > context:
-        asked = f" plus max_tokens {wanted}" if wanted else ""
+        fewer = bool(wanted) and prompt < context  # whether a lower max_tokens would do
+        asked = f" plus max_tokens {wanted}" if fewer else ""
         raise SidecarError(
             Reason.CONTEXT_LENGTH_EXCEEDED,
             f"the prompt has {prompt} tokens{asked}, but the model's context holds {context}",
@@ -273,6 +274,6 @@ def _max_tokens(request: pb.GenerateRequest, prompt: int, context: int) -> int:
                 "max_tokens": str(least),
                 "context_length": str(context),
             },
-            field="max_tokens" if wanted else request.WhichOneof("prompt") or "prompt",
+            field="max_tokens" if fewer else request.WhichOneof("prompt") or "prompt",
         )
     return min(DEFAULT_MAX_TOKENS, context - prompt) if wanted is None else wanted

@@ -33,6 +33,7 @@ NAMES = {
     "chat": "messages",
     "chat.continue_final_message": "messages",
     "chat.tools": "tools",
+    "chat.tools[].parameters_json": "tools[].input_schema",
     "chat.required_tool": "tool_choice.name",
     "chat.tool_choice": "tool_choice",
     "chat.enable_thinking": "thinking.type",
@@ -73,8 +74,14 @@ class Failed(Problem):
 
     def __init__(self, found: Problem, request_id: str, message: str | None = None) -> None:
         text = found.message if message is None else message
-        super().__init__(found.status, text, code=found.code, field=found.field, retry_after=found.retry_after)
-        self.request_id = request_id
+        super().__init__(
+            found.status,
+            text,
+            code=found.code,
+            field=found.field,
+            retry_after=found.retry_after,
+            request_id=request_id,
+        )
 
 
 @contextmanager
@@ -127,8 +134,7 @@ def shape(problem: Problem) -> tuple[int, bytes]:
 
 def _body(problem: Problem, status: int) -> ErrorBody:
     kind = _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
-    request_id = problem.request_id if isinstance(problem, Failed) else None
-    return ErrorBody(error=ErrorDetail(type=kind, message=problem.message), request_id=request_id)
+    return ErrorBody(error=ErrorDetail(type=kind, message=problem.message), request_id=problem.request_id)
 
 
 def _piece(problem: Problem) -> bytes:

@@ -28,19 +28,13 @@ def line(piece: BaseModel) -> bytes:
     return piece.model_dump_json(exclude_unset=True).encode() + b"\n"
 
 
-def framing(alive: BaseModel | None) -> Framing:
-    """
-    Return the form of a stream.
-
-    Clients parse each line, an empty one too. So the sign of life is a piece of the answer that has nothing in it.
-    """
-    return Framing("application/x-ndjson", line(alive) if alive is not None else None, lambda one: _body(one) + b"\n")
-
-
 NAMES = {
     "chat": "messages",
     "chat.messages": "messages",
     "chat.tools": "tools",
+    "chat.messages[].tool_calls[].name": "messages[].tool_calls[].function.name",
+    "chat.tools[].name": "tools[].function.name",
+    "chat.tools[].parameters_json": "tools[].function.parameters",
     "chat.enable_thinking": "think",
     "chat.reasoning_effort": "think",
     "text": "prompt",
@@ -56,3 +50,13 @@ NAMES = {
     },
 }
 """The parameter for each field of the gRPC API that has another name here."""
+
+
+def framing(alive: BaseModel | None) -> Framing:
+    """
+    Return the form of a stream.
+
+    Clients parse each line, an empty one too. So the sign of life is a piece of the answer that has nothing in it.
+    """
+    sign = line(alive) if alive is not None else None
+    return Framing("application/x-ndjson", sign, lambda one: _body(one) + b"\n", NAMES)

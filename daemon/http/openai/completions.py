@@ -81,10 +81,8 @@ def _choice(request: CompletionRequest, index: int, prompt: int, answer: Answer)
 
 def _scores(request: CompletionRequest, echo: str, answer: Answer) -> PlainScores:
     prompt = answer.prompt_logprobs if request.echo else ()
-    offset = len(echo) - sum(len(one.text) for one in prompt)
-    return plain_scores(
-        [*prompt, *answer.logprobs], offset=max(0, offset), echo=bool(request.echo), top=bool(request.logprobs)
-    )
+    first = echo[: max(0, len(echo) - sum(len(one.text) for one in prompt))]
+    return plain_scores([*prompt, *answer.logprobs], first=first if request.echo else None, top=bool(request.logprobs))
 
 
 def answer_id(started: Started) -> str:
@@ -140,7 +138,7 @@ class CompletionStream:
         self, index: int, text: str, reason: str | None = None, logprobs: Sequence[TokenLogprob] = ()
     ) -> TextCompletion:
         top = bool(self._request.logprobs)
-        scores = plain_scores(logprobs, offset=0, echo=False, top=top) if logprobs else None
+        scores = plain_scores(logprobs, first=None, top=top) if logprobs else None
         return self._empty([CompletionChoice(index=index, text=text, logprobs=scores, finish_reason=reason)])
 
     def _empty(self, choices: list[CompletionChoice]) -> TextCompletion:

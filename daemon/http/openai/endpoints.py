@@ -77,8 +77,10 @@ async def _all(client: AsyncClient, asked: Sequence[Ask]) -> list[list[Answer]]:
 async def embed(request: Request, client: AsyncClient) -> Response:
     """Answer `POST /v1/embeddings`."""
     body = await read_body(request, EmbeddingRequest)
-    found = await until_gone(request, client.embed(body.model, body.input, **embeddings.options(body)))
-    return _json(embeddings.answer(body, found))
+    asked = Ask(body.model, "")  # for its name alone
+    options = embeddings.options(body) | {"request_id": asked.request_id}
+    found = await until_gone(request, client.embed(body.model, body.input, **options))
+    return _json(embeddings.answer(body, found), asked.headers())
 
 
 async def list_models(request: Request, client: AsyncClient) -> Response:

@@ -47,12 +47,6 @@ def _piece(problem: Problem) -> bytes:
     return event(_body(problem).model_dump_json())
 
 
-EVENTS = Framing(media_type="text/event-stream", alive=b": keep-alive\n\n", error=_piece)
-"""OpenAI's server-sent events. Comments keep a connection alive; SDKs skip them, and raise what has `error`."""
-
-DONE = event("[DONE]")
-"""The end of a stream."""
-
 NAMES = {
     "chat.messages": "messages",
     "chat.tools": "tools",
@@ -69,5 +63,15 @@ NAMES = {
     "text": "prompt",
     "tokens.ids": "prompt",
     "chat": "messages",
+    "chat.messages[].tool_calls[].name": "messages[].tool_calls[].function.name",
+    "chat.messages[].tool_calls[].arguments_json": "messages[].tool_calls[].function.arguments",
+    "chat.tools[].name": "tools[].function.name",
+    "chat.tools[].parameters_json": "tools[].function.parameters",
 }
 """The parameter for each field of the gRPC API that has another name here."""
+
+EVENTS = Framing(media_type="text/event-stream", alive=b": keep-alive\n\n", error=_piece, names=NAMES)
+"""OpenAI's server-sent events. Comments keep a connection alive; SDKs skip them, and raise what has `error`."""
+
+DONE = event("[DONE]")
+"""The end of a stream."""

@@ -59,23 +59,24 @@ def _finite(logprob: float) -> float:
     return max(logprob, UNLIKELY)
 
 
-def plain_scores(scored: Sequence[TokenLogprob], *, offset: int, echo: bool, top: bool) -> PlainScores:
+def plain_scores(scored: Sequence[TokenLogprob], *, first: str | None, top: bool) -> PlainScores:
     """
     Return the log-probabilities of a text's tokens.
 
     Args:
         scored: The tokens: those of the prompt but its first, if it is echoed, then those of the answer.
-        offset: Characters before the first of them.
-        echo: Whether the text begins with the prompt; its first token has no log-probability.
+        first: Text of the prompt's first token, which has no log-probability; None if no prompt is echoed.
         top: Whether others were asked for.
     """
+    echo = first is not None
+    offset = len(first or "")
     offsets = []
     for one in scored:
         offsets.append(offset)
         offset += len(one.text)
     likely = [{other.text: _finite(other.logprob) for other in one.top} for one in scored]
     return PlainScores(
-        tokens=[""] * echo + [one.text for one in scored],
+        tokens=[first or ""] * echo + [one.text for one in scored],
         token_logprobs=[None] * echo + [_finite(one.logprob) for one in scored],
         top_logprobs=[None] * echo + [*likely] if top else None,
         text_offset=[0] * echo + offsets,

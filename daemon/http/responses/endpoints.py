@@ -24,6 +24,19 @@ from mlx_sidecar import AsyncClient, GenerateEvent, InvalidArgument, Started
 MOST_ITEMS = 100
 """Most items of a page."""
 
+NAMES = {
+    "chat": "input",
+    "chat.messages": "input",
+    "chat.tools": "tools",
+    "chat.tools[].parameters_json": "tools[].parameters",
+    "chat.required_tool": "tool_choice.name",
+    "chat.reasoning_effort": "reasoning.effort",
+    "response_format.json_schema": "text.format.schema",
+    "max_tokens": "max_output_tokens",
+    "cache.keep": "prompt_cache_retention",
+}
+"""The parameter for each field of the gRPC API that has another name here."""
+
 _store = Store()
 
 
@@ -34,7 +47,7 @@ async def create(request: Request, client: AsyncClient) -> Response:
     asked = ask(body, conversation.before, conversation.given)
     answer = Answer(body, asked)
     if body.stream:
-        framing = Framing("text/event-stream", b": keep-alive\n\n", lambda problem: _sent(answer.failed(problem)))
+        framing = Framing("text/event-stream", b": keep-alive\n\n", lambda one: _sent(answer.failed(one)), NAMES)
         return await begin(request, _pieces(client, asked, answer, conversation), framing, asked.headers())
     warnings = await until_gone(request, _whole(client, asked, answer, conversation))
     return _json(answer.kept(), asked.headers(warnings))

@@ -39,14 +39,5 @@ ROUTES = Routes(
         Endpoint("GET", "/v1/responses/{name}/input_items", endpoints.input_items),
     ),
     shape=shape,
-    names={
-        "chat": "input",
-        "chat.messages": "input",
-        "chat.tools": "tools",
-        "chat.required_tool": "tool_choice.name",
-        "chat.reasoning_effort": "reasoning.effort",
-        "response_format.json_schema": "text.format.schema",
-        "max_tokens": "max_output_tokens",
-        "cache.keep": "prompt_cache_retention",
-    },
+    names=endpoints.NAMES,
 )

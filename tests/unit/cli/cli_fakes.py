@@ -137,6 +137,7 @@ class FakeClient:
         self.disk_tokens = 0
         self.warnings: tuple[str, ...] = ()
         self.deltas: list[Any] = ["Hel", "lo"]
+        self.reason = "stop"
         self.state = STATS
         self.dropped = Invalidated(("org/name",), 12, 3 * GIB, 0)
         self.streams: list[FakeStream] = []
@@ -159,9 +160,10 @@ class FakeClient:
         self._note("generate", model, prompt, **options)
         text = "".join(one for one in self.deltas if isinstance(one, str))
         events = [Delta(one, (), ()) if isinstance(one, str) else one for one in self.deltas]
-        begin, end = Started("r-1", model, 1426, 1408), Finished("stop", "", USAGE, TIMINGS)
-        said = {"miss": self.miss, "warnings": self.warnings, "disk_tokens": self.disk_tokens}
-        result = Completion(text, (1, 2), (), "stop", "", USAGE, TIMINGS, "r-1", model, **said)  # type: ignore[arg-type]
+        begin, end = Started("r-1", model, 1426, 1408), Finished(self.reason, "", USAGE, TIMINGS)
+        reasoning = "".join(one.reasoning for one in self.deltas if isinstance(one, Delta))
+        said = {"reasoning": reasoning, "miss": self.miss, "warnings": self.warnings, "disk_tokens": self.disk_tokens}
+        result = Completion(text, (1, 2), (), self.reason, "", USAGE, TIMINGS, "r-1", model, **said)  # type: ignore[arg-type]
         self.streams.append(self.answer or FakeStream([begin, *events, end], result))
         return self.streams[-1]
 

@@ -14,7 +14,7 @@ from daemon.cli import main
 from daemon.cli.session import Session
 from daemon.kv.disk.files import Files
 from mlx_sidecar import Client, DaemonNotRunning
-from tests.unit.cli.cli_fakes import FakeClient, client_fixture  # noqa: F401
+from tests.unit.cli.cli_fakes import FakeClient, client_fixture, run_cli  # noqa: F401
 from tests.unit.kv.disk.pieces import PARTS, PIECE
 
 
@@ -74,6 +74,35 @@ def test_one_model_is_removed_and_the_rest_told(folder: Path) -> None:
     assert all(text in result.output for text in TOLD)
     assert not (folder / PIECE.name).exists()
     assert (folder / "link.kv").is_symlink()
+
+
+@pytest.mark.parametrize("arguments", [("ls",), ("verify",), ("rm", "--all", "--yes")])
+def test_directory_that_cannot_be_read_is_told(client: FakeClient, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """In a sentence, with its path and what to do next; --json has it too."""
+    (tmp_path / ".mlx-sidecar").mkdir()
+    (tmp_path / ".mlx-sidecar" / "kv").touch()
+    result = run(*arguments, "--json")
+    assert result.exit_code == 1
+    assert (
+        f"{tmp_path}/.mlx-sidecar/kv cannot be read (Not a directory)" in json.loads(result.stdout)["error"]["message"]
+    )
+
+
+def test_removal_is_told_as_json(folder: Path) -> None:
+    """One document, with what is no piece."""
+    told = json.loads(run("rm", "org/model", "--yes", "--json").stdout)
+    assert (told["model"], told["dropped"], told["bytes_left"], told["bytes"] > 0) == ("org/model", True, 0, True)
+    assert len(told["notes"]) == len(TOLD)
+
+
+def test_removal_asks_the_daemon_that_is_named(folder: Path, client: FakeClient, tmp_path: Path) -> None:
+    """By --socket after the command."""
+    arguments = ["cache", "rm", "org/model", "--yes", "--socket", str(tmp_path / "other.sock")]
+    assert run_cli(client, *arguments).exit_code == 0
+    assert (client.socket, client.called("invalidate_model")) == (
+        tmp_path / "other.sock",
+        [(("org/model",), {"weights": False})],
+    )
 
 
 def test_disk_that_is_too_small_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,8 @@ def _broken(client: FakeClient, tmp_path: Path) -> Path:
 def test_json_error_has_the_documented_shape() -> None:
     """The documented example has the same keys as a real error."""
     (shown,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "operations.md").read_text(), re.DOTALL)
-    error = QueueFull("64 requests wait already, the most that max_queue allows", retry_after=1.0)
+    named = {"request_id": "req-088ff9d1aa34357c"}
+    error = QueueFull("64 requests wait already, the most that max_queue allows", retry_after=1.0, metadata=named)
     answer = exit_codes.explain(error)
     assert answer is not None
     assert json.loads(shown) == exit_codes.document(error, answer.text, answer.code)
@@ -96,6 +97,7 @@ def test_wrong_usage_is_json_for_commands_with_json(client: FakeClient, words: t
 @pytest.mark.parametrize("words", [words for words in WITH_JSON if words[0] not in ("service", *CALLS, "ls", "rm")])
 def test_wrong_configuration_is_a_json_error(client: FakeClient, broken: Path, words: tuple[str, ...]) -> None:
     """The message names the file and the probable key in one sentence."""
+    words += ("--all", "--yes") if words == ("cache", "rm") else ()
     assert (
         f"max_modles in {broken} is no setting; did you mean max_models?"
         in told(run_cli(client, *words, "--json"))["message"]

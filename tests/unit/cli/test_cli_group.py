@@ -126,3 +126,13 @@ def test_group_status_names_a_missing_rank(monkeypatch: pytest.MonkeyPatch, prob
     assert result.exit_code == status
     assert "10.0.0.3:2  mlx 1" in result.output
     assert problem in result.output
+
+
+def test_group_status_without_a_group_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script sees it by the exit status, with and without --json."""
+    client = SimpleNamespace(stats=lambda: SimpleNamespace(group=GroupStats()))
+    monkeypatch.setattr(Session, "client", lambda _: nullcontext(client))
+    for options in ([], ["--json"]):
+        result = CliRunner().invoke(main, ["group", "status", *options])
+        assert (result.exit_code, "set group_ranks" in result.stderr) == (1, True)
+    assert "set group_ranks" in json.loads(result.stdout)["error"]["message"]

@@ -9,6 +9,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from daemon.cli import main
+from daemon.shared import logs
+
+
+@pytest.fixture(autouse=True)
+def _logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the logs of this process alone: later tests read lines of the debug level."""
+    monkeypatch.setattr(logs, "configure", lambda level, file: None)
 
 
 def run(folder: Path, *arguments: str) -> Result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -159,6 +160,24 @@ def test_run_verbose_tells_memory_and_disk_apart(client: FakeClient, tokens: int
     lines = run_cli(client, "run", "m", "Hi", "--verbose").stderr.splitlines()
 
     assert f"prompt       1,426 tokens, 1,408 of them cached{told}" in lines
+
+
+@pytest.mark.parametrize(
+    ("options", "deltas", "reason", "told"),
+    [
+        (["--format", "json"], ['{"a'], "length", "no whole JSON; raise --max-tokens"),
+        ([], [Delta("", (), (), "Hm")], "length", "all of them reasoning"),
+        ([], ["Hel"], "length", ""),
+        (["--format", "json"], ["{}"], "stop", ""),
+    ],
+)
+def test_run_tells_of_an_answer_that_is_cut(
+    client: FakeClient, options: list[str], deltas: list[Any], reason: str, told: str
+) -> None:
+    """A pipe would get half of a document, or nothing, without a word. What --max-tokens may well cut is no trouble."""
+    client.deltas, client.reason = deltas, reason
+    result = run_cli(client, "run", "m", "Hi", *options)
+    assert (result.exit_code, told in result.stderr, bool(result.stderr)) == (0, True, bool(told))
 
 
 def test_run_sends_the_json_response_format(client: FakeClient, tmp_path: Path) -> None:

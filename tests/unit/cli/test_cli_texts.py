@@ -9,8 +9,12 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from daemon.cli import input as cli_input
+from daemon.cli import main
+from daemon.cli.session import Session
+from mlx_sidecar import Client
 from tests.unit.cli.cli_fakes import FakeClient, client_fixture, run_cli  # noqa: F401
 
 
@@ -79,6 +83,32 @@ def test_tokens_renders_conversations(client: FakeClient, tmp_path: Path) -> Non
     run_cli(client, "tokens", "m", "--messages", str(file))
     options = {"count_only": True, "tools": [{"name": "t"}]}
     assert client.called("tokenize")[-1] == (("m", [{"role": "user"}]), options)
+
+
+@pytest.mark.parametrize(
+    ("conversation", "words"),
+    [
+        ("[1, 2]", "has no messages"),
+        ("[]", "has no messages"),
+        ("5", "has no messages"),
+        ('{"message": []}', "has 'message'"),
+        ('{"messages": [{"role": "user"}], "tools": 5}', "tools of"),
+        ('[{"content": "Hi"}]', "chat.messages[0].role is missing"),
+        ('[{"role": "user", "text": "Hi"}]', "chat.messages[0] has the key 'text'"),
+        ('[{"role": "user", "content": [{"type": "text"}]}]', "chat.messages[0].content cannot have a value"),
+        ('[{"role": "user", "tool_calls": [{"type": "function"}]}]', "chat.messages[0].tool_calls[0] has the key"),
+        ('{"messages": [{"role": "user"}], "tools": [{"type": "function"}]}', "chat.tools[0] has the key 'type'"),
+    ],
+)
+def test_tokens_names_what_is_no_conversation(tmp_path: Path, conversation: str, words: str) -> None:
+    """Nothing of a file is left out, and none of it ends the command with a traceback."""
+    file = tmp_path / "talk.json"
+    file.write_text(conversation)
+    session = Session(lambda _: Client(tmp_path / "none"), lambda session, socket, ask: None)
+    result = CliRunner().invoke(main, ["tokens", "m", "--messages", str(file)], obj=session)
+    assert result.exit_code == 2, result.output
+    assert f"{file}" in result.stderr
+    assert words in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -52,18 +52,34 @@ def test_requests_of_similar_length_share_a_batch(harness: Harness, passes: list
     harness.settle()
 
 
+def test_tokens_of_a_pass_share_a_reading(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other ranks of a group wait for each reading of the clock, while the device has less and less to do."""
+    read: list[list[float]] = []
+    original = decoder.Decoder.step
+
+    def step(running: decoder.Decoder) -> Iterator[decoder.Read]:
+        tokens = list(original(running))
+        read.append([now for *_, now in tokens])
+        return iter(tokens)
+
+    monkeypatch.setattr(decoder.Decoder, "step", step)
+    together(harness, [generate(prompt, max_tokens=10, stop=STOP) for prompt in PROMPTS[:4]])
+    assert max(map(len, read)) == 4
+    assert all(len(set(times)) <= 1 for times in read)
+
+
 def test_first_token_is_sent_before_the_next_step(
     harness: Harness, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A busy device can take as long as a step to accept one; later tokens are read while it computes."""
     begun: list[int] = []
-    original = decoder._read
+    original = decoder._token
 
     def read(sequence: Any, sampled: Any) -> Any:
         begun.append(len(passes))
         return original(sequence, sampled)
 
-    monkeypatch.setattr(decoder, "_read", read)
+    monkeypatch.setattr(decoder, "_token", read)
     harness.run(generate("The", max_tokens=4, stop=STOP))
     assert begun == [0, 2, 3, 3]
 

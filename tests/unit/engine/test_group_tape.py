@@ -6,7 +6,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import count
 
 import pytest
 
@@ -16,9 +17,11 @@ from daemon.engine.group.digest import DigestingWire, NoWire
 from daemon.engine.group.lockstep import Lockstep
 from daemon.engine.group.tape import Diverged, Player, Recorder
 from daemon.engine.group.turns import Agreement, FirstRank, HeldWire, follow, listen
+from daemon.engine.outbox import Outbox
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.frames import FrameError
 from daemon.v1 import ipc_pb2 as ipc
+from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.daemons import wait_until
 
 Pair = tuple[Connection, Connection, list[str]]
@@ -66,7 +69,7 @@ class Deciding:
         self.read = read
         self.times = times
         self.decided: list[object] = []
-        self.pause = 0.0
+        self.pause = 1.0
         self.busy = True
         self._wire = wire
 
@@ -203,6 +206,66 @@ def test_what_was_told_is_sent_after_a_moment(pair: Pair, monkeypatch: pytest.Mo
     tape.end()  # so that its thread rests
 
 
+def test_turn_that_another_follows_is_told_with_it(pair: Pair) -> None:
+    """Each message wakes the other rank. It needs the rest of a turn for the next one alone."""
+    two, messages = Two(pair), list[int]()
+    send_all = pair[0].send_all
+
+    def counted(bodies: Sequence[bytes]) -> None:
+        messages.append(len(bodies))
+        send_all(bodies)
+
+    pair[0].send_all = counted  # type: ignore[method-assign]
+    two.engine.pause = two.other.pause = 0.0
+    two.rank.step()
+    two.rank.step()
+    assert messages == []
+    two.engine.pause = two.other.pause = 1.0
+    two.rank.step()  # waits until the first turn is agreed to
+    assert len(messages) == 2
+    wait_until(lambda: two.agreement.confirmed == 3, "all ranks have agreed")
+    assert two.engine.decided == two.other.decided
+
+
+def test_pause_is_asked_once_a_turn(pair: Pair) -> None:
+    """The window in which requests gather moves on when it is asked, so all ranks ask as often."""
+    asked: dict[int, int] = {}
+
+    class Asked(Deciding):
+        """An engine that counts how often it is asked for its pause."""
+
+        @property
+        def pause(self) -> float:
+            """Count."""
+            asked[id(self)] = asked.get(id(self), 0) + 1
+            return 1.0
+
+        @pause.setter
+        def pause(self, value: float) -> None:
+            """Keep nothing."""
+
+    two = Two(pair)
+    two.engine.__class__ = two.other.__class__ = Asked
+    assert two.rank.pause == 0.0
+    for _ in range(2):
+        two.rank.step()
+        assert two.rank.pause == two.rank.pause == 1.0
+    wait_until(lambda: two.agreement.confirmed == 2, "all ranks have agreed")
+    assert asked == {id(two.engine): 2, id(two.other): 2}
+
+
+def test_figures_are_made_for_a_reader_alone() -> None:
+    """Other ranks have none, and a snapshot takes milliseconds in which all of them wait."""
+    made = count()
+
+    def figures() -> pb.StatsResponse:
+        next(made)
+        return pb.StatsResponse()
+
+    Outbox(DigestingWire(NoWire(), print), figures).publish()
+    assert next(made) == 0
+
+
 def test_tape_runs_before_a_turn_is_told(pair: Pair) -> None:
     """Else what sends late could take the turn for over, and rest while this rank waits for the others."""
     two, runs = Two(pair), list[bool]()
@@ -237,6 +300,7 @@ def test_statistics_are_read_aside(pair: Pair) -> None:
     assert tape.aside(lambda: tape.told(5.0))() == 5.0
     assert tape.told(6.0) == 6.0
     tape.end()
+    tape.flush()
     assert list(pair[1].receive().readings.values) == [6.0]
 
 

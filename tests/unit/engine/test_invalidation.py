@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from daemon.engine.calls.invalidate import invalidate
+from daemon.shared.errors import Reason, SidecarError
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import copy_of_embedded
 from tests.unit.engine.harness import Answer, Harness, generate
@@ -69,3 +74,21 @@ def test_prefixes_of_a_deleted_model_can_be_dropped(harness: Harness, tmp_path: 
     never = pb.PrefixTarget(model="/never/seen", tokens=ids)
     assert harness.run(pb.InvalidateRequest(prefix=never)).failure.reason == "MODEL_NOT_FOUND"
     harness.settle()
+
+
+@pytest.mark.parametrize("reason", [Reason.MODEL_NOT_RESPONDING, Reason.MACHINE_EXHAUSTED, Reason.MACHINE_FAULT])
+def test_name_that_cannot_be_looked_up_is_an_error(reason: Reason) -> None:
+    """The disk may have its prefixes under another name; an answer of OK would promise that they are gone."""
+
+    def find(*_: object) -> Iterator[None]:
+        raise SidecarError(reason, "the disk hangs")
+        yield
+
+    catalog = SimpleNamespace(of_model=lambda name: ())
+    services: Any = SimpleNamespace(
+        disk=SimpleNamespace(opening=False, open=False, enabled=True, catalog=catalog),
+        names=SimpleNamespace(keys=lambda name: set()),
+        lookup=SimpleNamespace(find=find),
+    )
+    with pytest.raises(SidecarError, match="the disk hangs"):
+        list(invalidate(services, SimpleNamespace(), 1, MODEL))  # type: ignore[arg-type]

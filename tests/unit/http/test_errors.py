@@ -5,9 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
+from pydantic import ValidationError
 
-from daemon.http.errors import STATUSES, problem, retry_headers
+from daemon.http.anthropic.errors import shape as anthropic_shape
+from daemon.http.anthropic.request_types import MessagesRequest
+from daemon.http.errors import STATUSES, error_response, problem, retry_headers
+from daemon.http.openai.chat_types import ChatRequest
 from daemon.http.openai.errors import NAMES, shape
+from daemon.http.parameters import Parameters
+from daemon.http.responses.request_types import ResponseRequest
 from daemon.shared.errors import Reason
 from mlx_sidecar import (
     Cancelled,
@@ -59,10 +65,50 @@ def test_refused_field_has_the_name_of_the_api() -> None:
         ("sampling.top_p", "top_p"),
         ("chat.messages[3].role", "messages[3].role"),
         ("stop.strings[0]", "stop[0]"),
+        ("sampling.logit_bias[7]", "logit_bias[7]"),
+        ("chat.tools[2].name", "tools[2].function.name"),
+        (
+            "chat.messages[3].tool_calls[1].arguments_json",
+            "messages[3].tool_calls[1].function.arguments",
+        ),
     ):
         found = problem(InvalidArgument(f"{field} is wrong", field=field), NAMES)
         assert found is not None
         assert (found.field, found.message) == (name, f"{name} is wrong")
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        (ChatRequest, [{"type": "image_url", "image_url": {"url": "data:"}}]),
+        (ChatRequest, [{"type": "text", "text": "a"}, {"type": "input_audio"}]),
+        (ResponseRequest, [{"type": "input_image", "image_url": "data:"}]),
+        (MessagesRequest, [{"type": "image", "source": {}}]),
+        (MessagesRequest, [{"type": "tool_result", "tool_use_id": "c", "content": [{"type": "image"}]}]),
+    ],
+)
+def test_images_are_refused_for_what_they_are(kind: type[Parameters], content: list[dict[str, str]]) -> None:
+    """At their place, and not as an unknown word alone."""
+    turns = [{"role": "user", "content": content}]
+    turns_of = {"input": turns} if kind is ResponseRequest else {"messages": turns}
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate({"model": "m", "max_tokens": 1, **turns_of})
+    found = problem(caught.value)
+    assert found is not None
+    assert "models read text, and no images" in found.message
+    assert (found.field or "").endswith("].type")
+
+
+def test_failed_call_has_the_id_of_the_log() -> None:
+    """As a header, under the names that SDKs read; Anthropic's has it in the body as well."""
+    found = problem(QueueFull("full", metadata={"request_id": "http-1"}))
+    assert found is not None
+    headers = error_response(*shape(found), found).headers
+    assert headers["x-request-id"] == headers["request-id"] == "http-1"
+    assert json.loads(anthropic_shape(found)[1])["request_id"] == "http-1"
+    none = problem(QueueFull("full"))
+    assert none is not None
+    assert "x-request-id" not in error_response(*shape(none), none).headers
 
 
 def test_request_that_is_too_large_is_413() -> None:

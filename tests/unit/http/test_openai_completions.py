@@ -127,6 +127,15 @@ def test_scores_of_an_echoed_prompt_come_first() -> None:
     assert choice.logprobs.text_offset == [0, 0, 1, 2]
 
 
+def test_echoed_text_is_the_text_of_its_tokens() -> None:
+    """The first one too, whose text the daemon does not tell."""
+    asked = request("ab", echo=True, logprobs=0)
+    seen = [EVENTS[0], PromptLogprobs(1, (TokenLogprob(1, -1, (), "b"),)), Delta("c", (4,), ()), EVENTS[4]]
+    (choice,) = completion(asked, [collect_samples(seen)]).choices
+    assert choice.logprobs is not None
+    assert (choice.logprobs.tokens, choice.logprobs.text_offset) == (["a", "b"], [0, 1])
+
+
 def test_prompt_can_be_scored_without_an_answer() -> None:
     """The daemon refuses options of an answer then."""
     options = asks(request("a b", echo=True, logprobs=0, max_tokens=0, temperature=0, seed=1))[0].options

@@ -12,8 +12,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from daemon.http import streaming
 from daemon.http.errors import ClientGone, Problem
+from daemon.http.ollama import errors as ollama
+from daemon.http.openai import errors as openai
 from daemon.http.streaming import Framing, begin, event, until_gone
-from mlx_sidecar import EngineRestarted
+from mlx_sidecar import EngineRestarted, InvalidArgument
 from tests.support.asgi import Request
 
 FRAMING = Framing("text/event-stream", b": alive\n\n", lambda problem: event(problem.code, "error"))
@@ -46,13 +48,13 @@ class Source:
             self.closed.set()
 
 
-def streams(pieces: Callable[[], AsyncGenerator[bytes]]) -> ASGIApp:
+def streams(pieces: Callable[[], AsyncGenerator[bytes]], framing: Framing = FRAMING) -> ASGIApp:
     """Return an application that streams pieces."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         request = StarletteRequest(scope, receive)
         await request.body()
-        await (await begin(request, pieces(), FRAMING, {"x-note": "n"}))(scope, receive, send)
+        await (await begin(request, pieces(), framing, {"x-note": "n"}))(scope, receive, send)
 
     return app
 
@@ -107,6 +109,21 @@ async def test_failure_under_way_is_the_last_piece() -> None:
         source.put(error)
         response = await request.to(streams(source.pieces))
         assert response.pieces == [b"a", b"event: error\ndata: " + code + b"\n\n"]
+
+
+async def test_failure_under_way_has_the_names_of_the_api() -> None:
+    """A model that loads for long is refused its request after the status was sent."""
+    framing = Framing("text/event-stream", None, lambda problem: (problem.field or "").encode(), {"chat": "messages"})
+    source, request = Source(), Request("POST", "/")
+    source.put(b"a")
+    source.put(InvalidArgument("chat is wrong", field="chat"))
+    assert (await request.to(streams(source.pieces, framing))).pieces == [b"a", b"messages"]
+
+
+@pytest.mark.parametrize("framing", [openai.EVENTS, ollama.framing(None)])
+def test_streams_know_the_names_of_their_api(framing: Framing) -> None:
+    """Anthropic's stream gets errors that have them already."""
+    assert framing.names["chat.messages"] == "messages"
 
 
 async def test_slow_first_piece_gets_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,6 +163,21 @@ async def test_door_that_hangs_is_replaced(folder: Path, monkeypatch: pytest.Mon
     await door.stop()
 
 
+async def test_door_leaves_signals_to_the_parent(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C, a unit's stop, and a terminal that closes: the parent drains, and answers over HTTP end well."""
+    looks = count_looks(monkeypatch)
+    door = HttpDoor(config(folder), time.monotonic, http_door.door_command(config(folder)))
+    door.start()
+    await until(lambda: door.state is DoorState.SERVING)
+    pid = door.pid
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(pid, number)
+    seen = len(looks)
+    await until(lambda: len(looks) > seen + 1)
+    assert (door.pid, door.restarts) == (pid, 0)
+    await door.stop()
+
+
 def count_looks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Let the door be asked often, and return the list of its answers to come."""
     answers: list[bool] = []

@@ -12,6 +12,7 @@ import grpc
 import pytest
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
+from structlog.contextvars import bind_contextvars
 from structlog.testing import capture_logs
 
 from daemon.server.arrivals import Arrivals, Lane, Way
@@ -105,6 +106,21 @@ def raising(error: BaseException) -> Callable[..., AsyncIterator[str]]:
         raise error
 
     return behaviour
+
+
+@pytest.mark.parametrize(("given", "told"), [("req-1", "req-1"), ("two words", None), ("a" * 9000, None)])
+async def test_error_has_the_id_of_the_log(given: str, told: str | None) -> None:
+    """So that a caller that gave none can name the request; one that is no id is not given back."""
+
+    async def behaviour(_request: Any, _context: Any) -> AsyncIterator[str]:
+        bind_contextvars(request_id=given)
+        yield "first"
+        raise invalid("max_tokens", "is wrong")
+
+    context = FakeContext()
+    await serve(behaviour, context)
+    info = detail(context.rich(), error_details_pb2.ErrorInfo)
+    assert info.metadata.get("request_id") == told
 
 
 def detail(rich: status_pb2.Status, kind: Any) -> Any:

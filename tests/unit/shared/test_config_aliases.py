@@ -34,7 +34,7 @@ def test_alias_may_stand_for_another_alias(home: Path) -> None:
         ('a = "a"', "aliases.a leads back to itself"),
         ('a = "llama"', "aliases.a leads to 'llama', which is no Hub id, absolute directory, 'embedded' or alias"),
         ('"a/b" = "org/name"', "aliases.a/b is none"),
-        ('embedded = "org/name"', "aliases.embedded is none"),
+        ('embedded = "org/name"', "aliases.embedded is the name of the model that ships"),
         ("a = 3", "aliases.a leads to 3"),
     ],
 )
