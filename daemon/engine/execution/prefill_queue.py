@@ -43,6 +43,13 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class Postponed:
+    """A prompt could not begin: others have computed less of it than it was billed for, and the rest does not fit."""
+
+    sequence: Sequence
+
+
+@dataclass(frozen=True, slots=True)
 class Computed:
     """
     A part of a prompt was computed.
@@ -72,7 +79,7 @@ class Ready:
     caches: list[Any] | None = None
 
 
-Outcome = Begun | Failed | Computed | Ready
+Outcome = Begun | Failed | Postponed | Computed | Ready
 
 
 class PrefillQueue:
@@ -84,13 +91,22 @@ class PrefillQueue:
         sizer: Step times of the models; it learns from each pass.
         clock: Seconds that never go back.
         readers: The running sequences, as readers of prefixes that they have in common.
+        make_room: Frees memory for so many bytes beside those that are billed, and returns whether they fit now.
 
     Attributes:
         computed: Whether the last turn had a prompt to compute.
     """
 
-    def __init__(self, prefixes: PrefixCache, sizer: ChunkSizer, clock: Callable[[], float], readers: Readers) -> None:
+    def __init__(
+        self,
+        prefixes: PrefixCache,
+        sizer: ChunkSizer,
+        clock: Callable[[], float],
+        readers: Readers,
+        make_room: Callable[[int], bool],
+    ) -> None:
         self.computed = False
+        self._make_room = make_room
         self._readers = readers
         self._prefixes = prefixes
         self._sizer = sizer
@@ -198,8 +214,15 @@ class PrefillQueue:
         """
         Search the prefix cache for a prompt, right before its first chunk, and return whether that went well.
 
-        Not earlier: the prefill before it may compute the beginning that both have in common.
+        Not earlier: the prefill before it may compute the beginning that both have in common. A prompt that was billed
+        for that, and does not find it, waits again if it does not fit. Then it trusts in no other any more.
         """
+        if self._readers.settle(prefill.sequence) and not self._make_room(0):
+            self._expected[prefill.sequence] = self._prefills.pop(prefill.sequence)
+            self._readers.distrust(prefill.sequence)
+            self._readers.renew()
+            yield Postponed(prefill.sequence)
+            return False
         others = chain(self._prefills.values(), self._expected.values())
         waiting = [other.beginning for other in others if other.reads and other is not prefill and not other.begun]
         try:
