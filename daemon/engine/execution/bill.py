@@ -17,19 +17,22 @@ Copies follow from the code: a layer of all rows is copied at a time, and the la
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Rows
-from itertools import chain
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 from daemon.cache.identity import ModelKey
 from daemon.cache.mlx.loader import LoadedModel
+from daemon.engine.execution.prefill import SHORT
 from daemon.engine.execution.sampling import LEAST_VECTORS, row_vectors
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.execution.sequence_kv import SequenceKV
 from daemon.engine.execution.speculation import MOST_FED, most_guesses
 from daemon.engine.memory.memory_budget import DECODE_ROOM, SCORED_TOKENS, kv_need, scoring_need
 from daemon.engine.scheduling.policy import MIN_CHUNK, MIN_IDLE_CHUNK
+from daemon.engine.scheduling.prefill_plan import PASS_TOKENS
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx.layout import capacity_for
 from daemon.kv.mlx.shared_prefix import SharedPrefix
@@ -51,9 +54,6 @@ TAIL_ROWS = 65
 
 LEAST_FED = 8
 """Tokens that a step is billed at least: buffers of one token are rounded up, and masks and positions have one each."""
-
-_SHORT = 160
-"""Tokens of a prompt in a shared pass, with its padding."""
 
 
 class Bill(NamedTuple):
@@ -85,6 +85,9 @@ class BilledRow(NamedTuple):
         fed: Tokens that a step feeds: one, and guesses.
         grows: Whether it may need more room than it was given when it began.
         base: How many of the tokens that it holds are in arrays that it shares with other rows.
+        generated: How many of the tokens that it holds are its answer.
+        reused: Tokens of a prompt that were restored, or that others have computed or will.
+        done: Those, and those that are computed.
     """
 
     held: int
@@ -93,6 +96,9 @@ class BilledRow(NamedTuple):
     fed: int = 1
     grows: bool = False
     base: int = 0
+    generated: int = 0
+    reused: int = 0
+    done: int = 0
 
 
 def prompt_bill(models: Rows[LoadedModel], row: BilledRow, rows: int = 1, width: int = LEAST_WIDTH) -> Bill:
@@ -105,9 +111,12 @@ def prompt_bill(models: Rows[LoadedModel], row: BilledRow, rows: int = 1, width:
         rows: Samples.
         width: Tokens of a pass.
     """
-    wide = min(width + MIN_CHUNK, row.held)
+    # Few tokens are billed as more: a pass replaces the windows of a layer, whatever its width.
+    wide = min(width + MIN_CHUNK, row.held, max(LEAST_WIDTH + MIN_CHUNK, row.held - row.done))
+    chunk = min(width + MIN_CHUNK, row.held - row.reused)  # a window keeps its last one until the next
     end = _elsewhere(row, row.held + row.room)
-    computed = sum(kv_need(model.layout, row.held, row.room, wide) - model.layout.full_bytes(end) for model in models)
+    needs = [kv_need(model.layout, row.held, row.room, chunk, prompt=True) for model in models]
+    computed = sum(needs) - sum(model.layout.full_bytes(end) for model in models)
     decoding = _decoding(models, [row] * rows)
     tail = min(TAIL_ROWS, wide) * 4
     works = [model.work.bytes(wide, row.held - wide) + tail * model.vocab_size for model in models]
@@ -214,8 +223,12 @@ def _decoding(models: Rows[LoadedModel], rows: Rows[BilledRow]) -> Bill:
     fed = max(LEAST_FED, most * len(rows))
     passes = sum(model.work.bytes(fed, max(row.held + row.room for row in rows)) for model in models)
     sampled = sum(row.vectors * min(row.fed, each) for row in rows) * 4 * models[0].vocab_size
-    # The end of an answer is copied into the prefix cache, after the pass: windows, states and the last tokens.
-    stored = sum(model.layout.parts.tail_bytes(BLOCK_TOKENS, max(row.held for row in rows)) for model in models)
+    # The end of an answer is copied into the prefix cache, after the pass: windows, states and the last tokens. Of the
+    # windows only what was stored while it passed is replaced: that is behind the prompt, whose end is stored. A row of
+    # a batch has copies of its own of windows that have turned.
+    end = max(row.held for row in rows)
+    end = min(end, 2 * BLOCK_TOKENS + rows[0].generated + rows[0].room) if len(rows) == 1 else end
+    stored = sum(model.layout.parts.tail_bytes(BLOCK_TOKENS, end) for model in models)
     step = int(GROWN * states + (GROWN if grows else MOVED) * copies) + passes + sampled
     step += _undone(models, most, longest) * len(rows)
     return Bill(kv, max(step, int(MOVED * stored)))
@@ -241,11 +254,29 @@ def _joining(prompts: Rows[Sequence], batches: Iterable[Rows[Sequence]], width: 
         return 0
     rows = [_row(row) for row in (*prompts, *running)]
     layers = [loaded.layout.layer_bytes(row.held - row.base + row.room) for row in rows]
-    tokens = min(width, sum(min(len(prompt.prompt), _SHORT) for prompt in prompts))
-    shared = loaded.work.bytes(tokens, max(len(prompt.prompt) for prompt in prompts)) + int(
-        MOVED * sum(layers[: len(prompts)])
-    )
-    return max(shared, int(JOINED * sum(layers)))
+    joined = int(JOINED * sum(layers))
+    if not loaded.layout.parts.resumes_anywhere:
+        return joined  # windows and states share no pass
+    tokens = _most_together([min(SHORT, row.held - row.done) for row in rows[: len(prompts)]], width)
+    shared = loaded.work.bytes(tokens, max(len(prompt.prompt) for prompt in prompts))
+    return max(shared + int(MOVED * sum(layers[: len(prompts)])), joined)
+
+
+def _most_together(lengths: Rows[int], width: int) -> int:
+    """
+    Return the most tokens of a pass that prompts may share, padding included.
+
+    Args:
+        lengths: What each has left.
+        width: Most tokens of the pass, without padding.
+    """
+    ordered = sorted(lengths)
+    sums = list(accumulate(ordered))
+    most = 0
+    for longest in set(ordered):
+        others = min(bisect_right(ordered, longest) - 1, bisect_right(sums, width - longest))
+        most = max(most, longest * min(1 + others, max(1, width // max(1, longest - PASS_TOKENS))))
+    return most
 
 
 def _by_model(prompts: Iterable[Sequence]) -> Iterable[list[Sequence]]:
@@ -273,4 +304,7 @@ def _row(sequence: Sequence, *, alone: bool = True) -> BilledRow:
         request.max_tokens > DECODE_ROOM,
         # Of a draft and its model, each may read another prefix: what is apart for both is no memory of the row's.
         min(map(_apart, sequence.kvs)),
+        done,
+        min(kv.cached if kv.begun else kv.expected for kv in sequence.kvs),
+        min(max(kv.held, kv.expected) for kv in sequence.kvs),
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 from daemon.cache.identity import ModelKey
 from daemon.engine.execution.batched_prefill import PrefillBatch
-from daemon.engine.execution.bill import widest
+from daemon.engine.execution.bill import LEAST_WIDTH, widest
 from daemon.engine.execution.prefill import Prefill
 from daemon.engine.execution.readers import Readers
 from daemon.engine.execution.sequence import Sequence
@@ -217,12 +217,15 @@ class PrefillQueue:
         Not earlier: the prefill before it may compute the beginning that both have in common. A prompt that was billed
         for that, and does not find it, waits again if it does not fit. Then it trusts in no other any more.
         """
-        if self._readers.settle(prefill.sequence) and not self._make_room(0):
+        short = self._readers.settle(prefill.sequence)
+        if short and not self._make_room(0):
             self._expected[prefill.sequence] = self._prefills.pop(prefill.sequence)
             self._readers.distrust(prefill.sequence)
             self._readers.renew()
             yield Postponed(prefill.sequence)
             return False
+        if short:  # the passes of this turn were chosen for a bill with less of it to compute
+            self._sizer.limit(prefill.model_key, LEAST_WIDTH)
         others = chain(self._prefills.values(), self._expected.values())
         waiting = [other.beginning for other in others if other.reads and other is not prefill and not other.begun]
         try:

@@ -48,6 +48,22 @@ def test_bill_covers_rows_that_read_a_prefix_together(bench: Bench) -> None:
     assert phases["prefill"].ratio <= MOST
 
 
+@pytest.mark.parametrize("bench", ["cohere2"], indirect=True)
+def test_bill_covers_prompts_with_an_uncomputed_beginning(bench: Bench) -> None:
+    """The first of them computes what all of them have in common; a window keeps its last chunk beside it."""
+    phases = bench.run(1100, 4).phases
+    assert min(phase.least for phase in phases.values()) >= LEAST
+    assert phases["prefill"].ratio <= 1.6
+
+
+@pytest.mark.parametrize("bench", ["cohere2", "mamba2"], indirect=True)
+def test_windows_and_states_are_billed_as_they_are_held(bench: Bench) -> None:
+    """A short prompt fills no window, shares no pass with others, and a short answer replaces few stored tokens."""
+    short, one = bench.run(100, 4).phases, bench.run(500, 1).phases
+    assert min(phase.least for phase in (*short.values(), *one.values())) >= LEAST
+    assert max(short["prefill"].ratio, one["decode"].ratio) <= 1.25
+
+
 @pytest.mark.parametrize("bench", ["gpt_oss", "mamba2"], indirect=True)
 def test_bill_covers_an_answer_that_outgrows_its_room(bench: Bench) -> None:
     """A window that has turned is stored, and a state is kept at each end of a block: without a copy beside it."""
