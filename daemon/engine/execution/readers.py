@@ -72,14 +72,14 @@ class Readers:
         has alone. Whichever begins first, they take as much.
         """
         for kv in sequence.kvs:
-            kv.expected, kv.promised = 0, False
+            kv.expected = 0
             for other, before in self._alike(sequence, kv) if kv.reads and kv.loaded.shares else ():
                 common = _common_blocks(kv.sharable(sequence.prompt), before.sharable(other.prompt))
                 leased = self._leased(sequence, kv, other, before, common)
                 tokens = max(leased, common if self._to_come(kv, before, common) else 0)
                 readable = _readable(_stops(before), tokens) if tokens >= sharing.LEAST_SHARED else 0
-                if readable > kv.expected:
-                    kv.expected, kv.promised = readable, readable > leased
+                kv.expected = max(kv.expected, readable)
+                kv.promised = max(kv.promised, readable if readable > leased else 0)
 
     def settle(self, sequence: Sequence) -> bool:
         """
@@ -91,18 +91,18 @@ class Readers:
         short = False
         for kv in sequence.kvs:
             if kv.promised:
-                counted = kv.expected
                 kv.let_go()
                 kv.hold(sequence.request, self._prefixes)
                 best = self._best(kv, kv.sharable(sequence.prompt))
                 kv.expected = 0 if best is None else _readable(_stops(best[2]), best[0])
-                short = short or kv.expected < counted
+                short = short or kv.expected < kv.promised
         return short
 
     def forgo(self, sequence: Sequence) -> None:
         """Give back what a sequence has leased that does not begin now."""
         for kv in sequence.kvs:
             kv.let_go()
+            kv.promised = 0
 
     def distrust(self, sequence: Sequence) -> None:
         """Give back what a sequence has leased, and bill it only for what is certain: others fell short of the rest."""

@@ -63,10 +63,11 @@ def test_cold_prompts_that_start_together_are_billed_once(
     case.harness.settle()
 
 
+@pytest.mark.parametrize("fault", ["nothing is stored", "the first is invalidated"])
 def test_prompt_waits_again_if_others_fell_short(
-    engine: Callable[..., Harness], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: Callable[..., Harness], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    """What it was billed for was not stored, and all of it does not fit now: it is answered once the others end."""
+    """What it was billed for is not there, and all of it does not fit now: it is answered once the others end."""
     case = Case(engine(kv_cache_mb=64), write(tmp_path, Family("qwen3")))
     harness, prompts = case.harness, [[*LONG, number] for number in (6, 7, 8)]
     alone = [harness.run(greedy(case.path, prompt, 8, pb.CACHE_MODE_BYPASS)).ids for prompt in prompts]
@@ -77,7 +78,9 @@ def test_prompt_waits_again_if_others_fell_short(
     def seen(self: Runner, outcome: Outcome) -> None:
         prefilled(self, outcome)
         outcomes.append(outcome)
-        assert memory.budget.headroom(memory.use()) >= 0
+        groups = [rows for decoder in self._decoders.values() for rows in decoder.groups]
+        taken = bill([sequence for sequence in self._prefills if sequence.kv.begun], groups).total
+        assert memory.use().weights + taken <= memory.budget.limit
 
     def limited(self: PrefillQueue, sequence: Sequence) -> None:
         """Let memory be what the prompts are billed as long as they count on each other."""
@@ -85,10 +88,14 @@ def test_prompt_waits_again_if_others_fell_short(
         if len(self) == len(prompts) and not outcomes:
             used = memory.use()
             memory.budget = replace(memory.budget, limit=used.weights + bill(list(self), ()).total)
+            if fault == "the first is invalidated":
+                next(iter(self)).kv.writes = False
+                runner.readers.renew()
 
     monkeypatch.setattr(Runner, "_prefilled", seen)
     monkeypatch.setattr(PrefillQueue, "add", limited)
-    monkeypatch.setattr(PrefixCache, "store", lambda *_, **__: 0)
+    if fault == "nothing is stored":
+        monkeypatch.setattr(PrefixCache, "store", lambda *_, **__: 0)
     calls = [harness.begin(greedy(case.path, prompt, 8)) for prompt in prompts]
     answers = [Answer(harness.finish(call)) for call in calls]
     assert [answer.ids for answer in answers] == alone
