@@ -36,6 +36,7 @@ from daemon.engine.scheduling.prefill_plan import PASS_TOKENS
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx.layout import capacity_for
 from daemon.kv.mlx.shared_prefix import SharedPrefix
+from daemon.kv.mlx.workspace import PROBE
 
 LEAST_WIDTH = MIN_IDLE_CHUNK
 """Tokens of the passes that a request is admitted for."""
@@ -111,7 +112,7 @@ def prompt_bill(models: Rows[LoadedModel], row: BilledRow, rows: int = 1, width:
         rows: Samples.
         width: Tokens of a pass.
     """
-    # Few tokens are billed as more: a pass replaces the windows of a layer, whatever its width.
+    # Few tokens are billed as more: a pass replaces the windows of a layer even so.
     wide = min(width + MIN_CHUNK, row.held, max(LEAST_WIDTH + MIN_CHUNK, row.held - row.done))
     chunk = min(width + MIN_CHUNK, row.held - row.reused)  # a window keeps its last one until the next
     end = _elsewhere(row, row.held + row.room)
@@ -224,7 +225,7 @@ def _decoding(models: Rows[LoadedModel], rows: Rows[BilledRow]) -> Bill:
     passes = sum(model.work.bytes(fed, max(row.held + row.room for row in rows)) for model in models)
     sampled = sum(row.vectors * min(row.fed, each) for row in rows) * 4 * models[0].vocab_size
     # The end of an answer is copied into the prefix cache, after the pass: windows, states and the last tokens. Of the
-    # windows only what was stored while it passed is replaced: that is behind the prompt, whose end is stored. A row of
+    # windows only what was stored while it passed is replaced: that is behind the stored end of the prompt. A row of
     # a batch has copies of its own of windows that have turned.
     end = max(row.held for row in rows)
     end = min(end, 2 * BLOCK_TOKENS + rows[0].generated + rows[0].room) if len(rows) == 1 else end
@@ -258,8 +259,13 @@ def _joining(prompts: Rows[Sequence], batches: Iterable[Rows[Sequence]], width: 
     if not loaded.layout.parts.resumes_anywhere:
         return joined  # windows and states share no pass
     tokens = _most_together([min(SHORT, row.held - row.done) for row in rows[: len(prompts)]], width)
-    shared = loaded.work.bytes(tokens, max(len(prompt.prompt) for prompt in prompts))
-    return max(shared + int(MOVED * sum(layers[: len(prompts)])), joined)
+    context = max(len(prompt.prompt) for prompt in prompts)
+    shared = loaded.work.bytes(tokens, context) + int(MOVED * sum(layers[: len(prompts)]))
+    if loaded.layout.latent:
+        # A layer of each row is built as one array and expanded, however few tokens of the row are computed.
+        expanded = loaded.work.bytes(PROBE, context) - loaded.work.bytes(PROBE)
+        shared += sum(loaded.layout.layer_bytes(_apart(prompt.kv)) + expanded for prompt in prompts)
+    return max(shared, joined)
 
 
 def _most_together(lengths: Rows[int], width: int) -> int:

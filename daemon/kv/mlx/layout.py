@@ -17,6 +17,7 @@ from daemon.kv.mlx import checkpoints
 from daemon.kv.mlx.adapters import ADAPTERS, BATCH_ADAPTERS, BLOCK_ADAPTERS, STATE_ADAPTERS
 from daemon.kv.mlx.adapters.base import LayerShape
 from daemon.kv.mlx.adapters.cache_list import leaves
+from daemon.kv.mlx.adapters.kv_cache import KVShape
 from daemon.kv.mlx.growth import ROOM_STEP, Growth, measuring
 from daemon.kv.mlx.layerwise import forward_layerwise
 from daemon.kv.mlx.shared_prefix import SharedPrefix
@@ -88,6 +89,14 @@ class Layout:
     def _kinds(self) -> Counter[Growth]:
         """How many caches there are of each shape that is billed. Most models have one or two shapes."""
         return Counter(self.billed)
+
+    @cached_property
+    def latent(self) -> bool:
+        """Whether layers may keep latents, which a pass over several tokens expands: those of each row."""
+        return any(
+            isinstance(shape, KVShape) and shape.heads == 1 and shape.key_width > shape.value_width
+            for shape in self.shapes
+        )
 
     def layer_bytes(self, tokens: int, *, reserved: bool = False) -> int:
         """
