@@ -165,7 +165,7 @@ class Machine:
             from_disk = 0 if restore.in_memory is None else max(0, cached - restore.in_memory)
             if cached:
                 self._prefixes.restored(lease, from_disk)
-        for point in resume_points(prompt, cached, [fork], [1]):
+        for point in resume_points(prompt, cached, [fork], [1], len(prompt)):
             self.store(prompt[:point])
         self.row.turns += 1
         self.row.looked_up += len(prompt)

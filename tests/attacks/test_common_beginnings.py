@@ -117,7 +117,7 @@ def _chunk(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return size
 
 
-@pytest.mark.parametrize("tokens", [256, 1024], ids=lambda tokens: f"chunks of {tokens}")
+@pytest.mark.parametrize("tokens", [37, 256, 1024], ids=lambda tokens: f"chunks of {tokens}")
 def test_six_cold_clients_prefill_common_prefix_once(case: Case, chunk: list[int], tokens: int) -> None:
     """
     All but the first find all of it, and answer as they do alone.

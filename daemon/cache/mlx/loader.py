@@ -37,6 +37,7 @@ from daemon.cache.digests import SETTLED_NS, Stamp
 from daemon.cache.identity import ModelSource
 from daemon.cache.load import Loaded, Progress, Stage
 from daemon.cache.mlx.assembly import assembling, refuse_partial_adapter
+from daemon.cache.mlx.last_logits import LastLogits, viewing
 from daemon.cache.mlx.load_errors import load_errors
 from daemon.cache.mlx.measurements import Measurements
 from daemon.cache.mlx.module_size import arrays, nbytes
@@ -106,6 +107,7 @@ class LoadedModel:
         shares: Whether its sequences can read one copy of a prefix that they have in common.
         warmup_time: Seconds that the warm-up took; 0 if there was none.
         mtp: Its MTP head; why it has none otherwise.
+        last: Computes logits after the last token of a pass alone; None if that cannot be had.
     """
 
     source: ModelSource
@@ -120,6 +122,7 @@ class LoadedModel:
     shares: bool = False
     warmup_time: float = 0.0
     mtp: MtpHead | str = NO_HEAD
+    last: LastLogits | None = None
 
 
 _Slices = Generator[Progress, None, R]
@@ -302,12 +305,13 @@ def _tested(
         ahead = yield from slicer.run(trying(model, layout), progress)
         together = yield from slicer.run(trying_rows(model, ahead, joinable=joinable), progress)
         shares = yield from slicer.run(proving_shared(model, layout), progress)
+        last = yield from slicer.run(viewing(model, layout), progress)
         work = measured.find(source.key, layout)
         if work is None:
             work = yield from slicer.run(measuring(model, layout), progress)
             measured.keep(source.key, layout, work)
     size, joined = int(logits.shape[-1]), joinable and shares and layout.bills_own
-    return LoadedModel(source, model, layout, needed, size, joinable, ahead, together, work, joined)
+    return LoadedModel(source, model, layout, needed, size, joinable, ahead, together, work, joined, last=last)
 
 
 def _a_token(model: Any, layout: Layout) -> Pass:

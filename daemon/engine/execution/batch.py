@@ -42,6 +42,9 @@ from daemon.shared.readings import about_to_wait
 EVALUATE_STEPS = 256
 """Steps between evaluations of the caches. No token depends on some of their fields, so these stay lazy and grow."""
 
+LEAST_COMPLETED = 16
+"""Tokens of the shortest answer that is worth a pass for its last token alone; a next turn may go on behind that."""
+
 
 @dataclass(frozen=True, slots=True)
 class Given:
@@ -240,10 +243,11 @@ class Batch:
         """Begin to compute the next token of each row, and return the tokens before it; the device may be at them."""
         for row in self.rows:
             row.correct()
-        ended = all(row.ends for row in self.rows)
+        alone = len(self.rows) == 1
+        ended = all(row.ends and (alone or row.sequence.request.max_tokens < LEAST_COMPLETED) for row in self.rows)
         current = [(row.sequence, sampled) for row in self.rows if (sampled := _reported(row)) is not None]
         if ended:
-            return current  # a pass would compute tokens that no row may have
+            return current  # a pass would compute tokens that no row may have; `complete` feeds the last one
         again = self.rows[0].unfed if len(self.rows) == 1 else []
         about_to_wait()  # other ranks build the same graph meanwhile
         logits = self._forward_again(again) if again else forward(self.rows[0].sequence, self._fed(), self._caches)
@@ -258,6 +262,21 @@ class Batch:
         mx.async_eval(arrays(following))
         self._stepped()
         return current
+
+    def complete(self) -> None:
+        """
+        Feed the model what it lacks of the answer of the only row, so that a next turn goes on right behind it.
+
+        It lacks the last token that a limit allowed, and tokens that were guessed right. Those of a short answer are
+        left to its next turn.
+        """
+        sequence = self.rows[0].sequence
+        kv, layout = sequence.kv, sequence.loaded.layout
+        lacking = (sequence.prompt + sequence.generated)[kv.held :]
+        if lacking and kv.writes and layout.reusable and len(sequence.generated) >= LEAST_COMPLETED:
+            sequence.loaded.model(mx.array([lacking]), cache=list(self._caches))
+            layout.compact(self._caches)
+            kv.advanced(len(lacking), self._caches)
 
     def _stepped(self) -> None:
         self._steps += 1

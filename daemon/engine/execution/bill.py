@@ -51,7 +51,7 @@ JOINED = 2.0
 """The same while rows join: padded, and in one array."""
 
 TAIL_ROWS = 65
-"""Most tokens of a last chunk that computes logits too."""
+"""Most tokens of a last chunk that computes logits after all of them: `prefill.TAIL`."""
 
 LEAST_FED = 8
 """Tokens that a step is billed at least: buffers of one token are rounded up, and masks and positions have one each."""
@@ -119,8 +119,8 @@ def prompt_bill(models: Rows[LoadedModel], row: BilledRow, rows: int = 1, width:
     needs = [kv_need(model.layout, row.held, row.room, chunk, prompt=True) for model in models]
     computed = sum(needs) - sum(model.layout.full_bytes(end) for model in models)
     decoding = _decoding(models, [row] * rows)
-    tail = min(TAIL_ROWS, wide) * 4
-    works = [model.work.bytes(wide, row.held - wide) + tail * model.vocab_size for model in models]
+    tails = [min(TAIL_ROWS if model.last is None else 1, wide) * 4 * model.vocab_size for model in models]
+    works = [model.work.bytes(wide, row.held - wide) + tail for model, tail in zip(models, tails, strict=True)]
     kv = max(computed, decoding.kv)
     return Bill(kv, max(computed + max(works), decoding.total) - kv)
 

@@ -89,6 +89,12 @@ class Decoder:
             return
         self._place(Batch([self._first_row(sequence) for sequence in sequences], caches))
 
+    def complete(self, sequences: Collection[Sequence]) -> None:
+        """Compute what the KV of ended answers lacks at their ends; see `Batch.complete`."""
+        for batch in self._batches:
+            if len(batch) == 1 and batch.rows[0].sequence in sequences:
+                batch.complete()
+
     def leave(self, sequences: Collection[Sequence]) -> None:
         """Stop decoding sequences, which get their KV back; an unknown one is no error."""
         self._take_out(sequences)

@@ -55,7 +55,7 @@ class HeadKV:
     def __post_init__(self) -> None:
         self._cache = self.head.new_cache()
 
-    def compute(self, start: int, tokens: mx.array, cache: list[Any]) -> mx.array:
+    def compute(self, start: int, tokens: mx.array, cache: list[Any], *, last: bool = False) -> mx.array:
         """
         Run tokens of the sequence through the model, and note their states; not those of several rows.
 
@@ -63,6 +63,7 @@ class HeadKV:
             start: Tokens of the sequence before them.
             tokens: The tokens, shape [rows, tokens].
             cache: The model's caches.
+            last: Whether to return the logits after the last token alone.
 
         Returns:
             The model's logits, with the same bits as without a head.
@@ -75,7 +76,7 @@ class HeadKV:
                 self._read()
             else:
                 self._drop()
-        return self.head.output(states)
+        return self.head.output(states[:, -1:] if last else states)
 
     def keep(self, tokens: int) -> None:
         """Forget the states behind the first tokens of the sequence: they were computed for wrong guesses."""

@@ -5,12 +5,14 @@ Prefills one prompt: restores its cached prefix, computes the rest chunk by chun
     |--restored--|----computed, stored at---|---------remaining----------|-last token-|
                       the marked points
 
-A chunk ends where the allowance of the turn ends, or at a *resume point* before that. Layers with windows or recurrent
-states cannot be resumed just anywhere, so the state at these points is stored: at the ends of messages, where a cached
-prompt branched off, and where waiting prompts diverge from this one (`daemon/kv/forks.py`, ADR 11).
+Layers with windows or recurrent states cannot be resumed just anywhere, so what they hold at *resume points* is stored:
+at the ends of messages and of the prompt, where a cached prompt branched off, and where waiting prompts diverge from
+this one (`daemon/kv/forks.py`, ADR 11). A chunk ends where the allowance of the turn ends. With recurrent states it
+also ends at a resume point before that.
 
-The last token is left to the decoder, so that a prompt can join a batch as a row with a token to feed. A short last
-chunk takes it along, which saves a pass. A draft model's prefill comes first: both have to hold the same tokens.
+The last chunk takes the last token along, which saves a pass. Prompts that share a pass leave it to the decoder: they
+join a batch as rows with a token to feed. So do those with a draft model. Its prefill comes first: both have to hold
+the same tokens.
 """
 
 from __future__ import annotations
@@ -38,10 +40,7 @@ from daemon.shared.failpoints import failpoint
 from daemon.shared.readings import about_to_wait
 
 TAIL = 64
-"""
-A last chunk of fewer tokens takes the prompt's last token along, which saves a forward pass. A longer one would compute
-logits for all its tokens, a row of the vocabulary's width each.
-"""
+"""A pass that computes logits after all its tokens, a row of the vocabulary's width each, has fewer than this."""
 
 SHORT = 128
 """
@@ -67,6 +66,7 @@ class Prefill:
     Attributes:
         sequence: The request.
         beginning: The part of its prompt that others may share.
+        stored: Prompt tokens that were reused, or handed to the prefix cache since.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Prefill:
         self._prefixes = prefixes
         self._sizer = sizer
         self._clock = clock
-        self._stored = 0
+        self.stored = 0
         self._points: list[int] = []
         self._forks: list[int] = []
         self.beginning = Beginning(self._kv.namespace, self._kv.sharable(sequence.prompt))
@@ -100,11 +100,6 @@ class Prefill:
     def done(self) -> int:
         """Prompt tokens in the cache."""
         return self._kv.held
-
-    @property
-    def stored(self) -> int:
-        """Prompt tokens that were reused, or handed to the prefix cache since."""
-        return self._stored
 
     @property
     def begun(self) -> bool:
@@ -210,7 +205,7 @@ class Prefill:
             kv.restore(self.sequence.request, self._prefixes, room, common)
         if kv.cache is None:
             kv.cache = kv.loaded.layout.new_cache(kv.loaded.model, room)
-        self._stored = kv.held = kv.cached
+        self.stored = kv.held = kv.cached
         self._points = self._resume_points(waiting)
         times.lookup = looked_up - began
         times.restore = self._clock() - looked_up
@@ -228,18 +223,17 @@ class Prefill:
         size = self._next_step(allowance)
         failpoint("prefill.chunk")
         began = self._clock()
-        at_point = self._points[:1] == [self.done + size]
-        last = self._whole and size == self._left and size < TAIL and not at_point
+        last = size == self._left and self._stop != self.done + size and self._takes_last(size)
         self._compute(size + last, logits=last)
         self._sizer.measured(self._speed, size, self._clock() - began)
-        self._store(at_point=at_point)
+        self._store()
         self._complete()
         return size
 
     def store_computed(self) -> None:
         """Store the blocks that were computed since the last store."""
         self._store_blocks(Resume.NO)
-        self._stored = self.done
+        self.stored = self.done
 
     def prepare_for(self, follower: Beginning) -> None:
         """
@@ -281,7 +275,7 @@ class Prefill:
             return
         assert kv.cache is not None
         chunk = mx.array([sequence.prompt[self.done : self.done + tokens]])
-        after = sequence.module(kv)(chunk, cache=kv.cache)
+        after = sequence.module(kv, last=not self._scored)(chunk, cache=kv.cache)
         if self._scored:
             score_prompt(sequence, self.done, after.squeeze(0))  # a view; an index would copy all logits
         if sequence.pooled is not None:
@@ -303,15 +297,25 @@ class Prefill:
         """
         Return the number of tokens of the next chunk: up to the next resume point at most.
 
-        It ends at the resume point, or before it with a whole block. A rest below `MIN_CHUNK` tokens is taken along.
+        It ends at the resume point, or before it with a whole block: a recurrent state cannot go back to it. Windows
+        that a pass leaves hold what any position in it sees, in whole blocks if it began with one. A rest below
+        `MIN_CHUNK` tokens is taken along.
         """
+        most = min(self._left, (self._stop or self.length) - self.done)
         size = self._size(allowance)
-        size = self._left if self._left < size + MIN_CHUNK and not self._scored else min(size, self._left)
-        if self._points:
-            to_point = self._points[0] - self.done
-            beyond_block = (self.done + size) % BLOCK_TOKENS if size < to_point else 0
-            size = min(size, to_point) - (beyond_block if beyond_block < size else 0)
-        return size
+        if size >= most or (self._left < size + MIN_CHUNK and not self._scored):
+            return most
+        beyond_block = (self.done + size) % BLOCK_TOKENS if self._points else 0
+        return size - beyond_block if beyond_block < size else size
+
+    @property
+    def _stop(self) -> int | None:
+        """The resume point that the next chunk may not pass; None if it may pass all."""
+        return self._points[0] if self._points and self._kv.loaded.layout.states else None
+
+    def _takes_last(self, tokens: int) -> bool:
+        """Whether a pass over so many tokens, up to the last one of the prompt, computes that too, with its logits."""
+        return self._whole and (tokens < TAIL or (self._kv.loaded.last is not None and not self._scored))
 
     @property
     def _beyond(self) -> int:
@@ -326,16 +330,21 @@ class Prefill:
         branch = kv.prefix.branch if kv.prefix is not None else 0
         self._forks = forks(self.beginning, waiting, self._beyond)
         request = self.sequence.request
-        return resume_points(request.prompt, kv.cached, [branch, *self._forks], request.message_ends)
+        last = self.length if self._takes_last(self.length) else self.sequence.prefill_end
+        return resume_points(request.prompt, kv.cached, [branch, *self._forks], request.message_ends, last)
 
     def _store_blocks(self, resume: Resume, caches: list[Any] | None = None, *, first: int | None = None) -> None:
         kv, name = self._kv, self.sequence.request.request_id
         kv.store(self.sequence.tokens_in(kv), self._prefixes, resume, name, caches, first=first)
 
-    def _store(self, *, at_point: bool) -> None:
+    def _store(self) -> None:
         """Store the blocks computed since the last store: at resume points, a full extent at a time, and at the end."""
-        if at_point:
-            self._points.pop(0)
-        if at_point or self._left == 0 or self.done - self._stored >= EXTENT_BLOCKS * BLOCK_TOKENS:
-            self._store_blocks(Resume.YES if at_point else Resume.NO)
-            self._stored = self.done
+        reached = [point for point in self._points if point <= self.done]
+        del self._points[: len(reached)]
+        for point in reached:
+            self._store_blocks(Resume.YES, first=point if point < self.done else None)
+        if not (reached or self._left == 0 or self.done - self.stored >= EXTENT_BLOCKS * BLOCK_TOKENS):
+            return
+        if self.done not in reached:
+            self._store_blocks(Resume.NO)
+        self.stored = self.done

@@ -279,6 +279,7 @@ class Runner:
                 if end is not None:
                     ended[sequence] = end
             self._replies.flush()
+        decoder.complete([sequence for sequence, end in ended.items() if isinstance(end, FinishReason)])
         decoder.leave(ended)  # in one call: each call copies the KV of the rows that stay
         errors = {sequence.call_id: sequence for sequence, end in ended.items() if isinstance(end, SidecarError)}
         while ended:

@@ -177,11 +177,19 @@ class Sequence:
         """Tokens of the prompt that prefill computes: all but the last, which the decoder feeds, if there is one."""
         return len(self.prompt) - (self.pooled is None)
 
-    def module(self, kv: SequenceKV) -> Any:
-        """Return what computes one of its KVs: the model, or the part of it that computes hidden states."""
+    def module(self, kv: SequenceKV, *, last: bool = False) -> Any:
+        """
+        Return what computes one of its KVs: the model, or the part of it that computes hidden states.
+
+        Args:
+            kv: The KV.
+            last: Whether only the logits after the last token are wanted. There may be more.
+        """
         if self.head is not None and kv is self.kv:
-            return partial(self.head.compute, kv.held)
-        return kv.loaded.model if self.pooled is None else trunk(kv.loaded.model)
+            return partial(self.head.compute, kv.held, last=last)
+        if self.pooled is not None:
+            return trunk(kv.loaded.model)
+        return kv.loaded.last if last and kv.loaded.last is not None else kv.loaded.model
 
     def tokens_in(self, kv: SequenceKV) -> list[int]:
         """Return exactly the tokens that one of its KVs holds."""

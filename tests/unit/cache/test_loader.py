@@ -89,8 +89,8 @@ def test_oversized_array_is_one_load_slice(path: Path, monkeypatch: pytest.Monke
 
 def test_first_pass_is_sliced_by_layer_beside_streams(path: Path) -> None:
     """
-    The self-tests take 51 passes: six of layout and vocabulary, ten of a batch, ten of a shared prefix, 14 of guesses
-    alone, and eleven of guesses in a batch.
+    The self-tests take 53 passes: six of layout and vocabulary, ten of a batch, ten of a shared prefix, 14 of guesses
+    alone, eleven of guesses in a batch, and two of logits after the last token.
 
     The six are a pass for the layout, two blocks, the token after them twice, and a token for the vocabulary.
     """
@@ -102,7 +102,7 @@ def test_first_pass_is_sliced_by_layer_beside_streams(path: Path) -> None:
 
     passes = [step for step in progress if step.stage is Stage.LOADING and step.bytes_done == loaded.nbytes]
     # Of each pass the graph is a piece, and the work before it ends a slice.
-    assert len(passes) == 1 + (6 + 10 + 10 + 14 + 11) * (layers + 2)
+    assert len(passes) == 1 + (6 + 10 + 10 + 14 + 11 + 2) * (layers + 2)
     warmup = [step for step in progress if step.stage is Stage.WARMING_UP]
     assert len(warmup) == 1 + 2 * (layers + 3)
 

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from daemon.kv.disk import write_behind
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import embedding_model, random_model
-from tests.unit.engine.families import CHECKPOINTS, EXACT, Family, write
+from tests.unit.engine.families import EXACT, Family, write
 from tests.unit.engine.harness import Answer, Harness, generate
 from tests.unit.engine.test_embedding import CLOSE as CLOSE_VECTORS
 from tests.unit.engine.test_embedding import Vectors, embed
@@ -64,7 +64,7 @@ def test_prefix_is_exact_after_a_restart(engine: Callable[..., Harness], tmp_pat
     longer = [*prompt, *ids(20, 3)]
     warm = ask(harness, path, longer, pb.CACHE_MODE_READ_ONLY)
     cold = ask(harness, path, longer, pb.CACHE_MODE_BYPASS)
-    assert warm.started.disk_tokens == warm.cached == (len(prompt) - 1 if family in CHECKPOINTS else 288)
+    assert warm.started.disk_tokens == warm.cached == 288
     assert (cold.cached, cold.started.disk_tokens) == (0, 0)
     assert warm.ids == cold.ids
     difference = [abs(a.logprob - b.logprob) for a, b in zip(warm.logprobs, cold.logprobs, strict=True)]
