@@ -112,15 +112,17 @@ def prompt_bill(models: Rows[LoadedModel], row: BilledRow, rows: int = 1, width:
         rows: Samples.
         width: Tokens of a pass.
     """
-    # Few tokens are billed as more: a pass replaces the windows of a layer even so.
-    wide = min(width + MIN_CHUNK, row.held, max(LEAST_WIDTH + MIN_CHUNK, row.held - row.done))
+    wide = min(width + MIN_CHUNK, row.held, max(LEAST_WIDTH, row.held - row.done) + MIN_CHUNK)
     chunk = min(width + MIN_CHUNK, row.held - row.reused)  # a window keeps its last one until the next
     end = _elsewhere(row, row.held + row.room)
     needs = [kv_need(model.layout, row.held, row.room, chunk, prompt=True) for model in models]
     computed = sum(needs) - sum(model.layout.full_bytes(end) for model in models)
     decoding = _decoding(models, [row] * rows)
     tails = [min(TAIL_ROWS if model.last is None else 1, wide) * 4 * model.vocab_size for model in models]
-    works = [model.work.bytes(wide, row.held - wide) + tail for model, tail in zip(models, tails, strict=True)]
+    # A pass writes the windows of a layer anew, beside those before it.
+    anew = [int(JOINED * model.layout.layer_bytes(row.held, reserved=True)) for model in models]
+    passes = [model.work.bytes(wide, row.held - wide) for model in models]
+    works = list(map(sum, zip(passes, tails, anew, strict=True)))
     kv = max(computed, decoding.kv)
     return Bill(kv, max(computed + max(works), decoding.total) - kv)
 
