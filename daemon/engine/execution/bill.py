@@ -257,7 +257,7 @@ def _joining(prompts: Rows[Sequence], batches: Iterable[Rows[Sequence]], width: 
         return 0
     rows = [_row(row) for row in (*prompts, *running)]
     layers = [loaded.layout.layer_bytes(row.held - row.base + row.room) for row in rows]
-    joined = int(JOINED * sum(layers))
+    joined = max(int(JOINED * sum(layers)), _decoding([loaded], rows).work)  # and what their steps take then
     if not loaded.layout.parts.resumes_anywhere:
         return joined  # windows and states share no pass
     tokens = _most_together([min(SHORT, row.held - row.done) for row in rows[: len(prompts)]], width)

@@ -57,11 +57,19 @@ def test_bill_covers_prompts_with_an_uncomputed_beginning(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("bench", ["cohere2", "mamba2"], indirect=True)
-def test_windows_and_states_are_billed_as_they_are_held(bench: Bench) -> None:
-    """A short prompt fills no window, shares no pass with others, and a short answer replaces few stored tokens."""
-    short, one = bench.run(100, 4).phases, bench.run(500, 1).phases
-    assert min(phase.least for phase in (*short.values(), *one.values())) >= LEAST
-    assert max(short["prefill"].ratio, one["decode"].ratio) <= 1.25
+def test_short_prompts_are_billed_as_they_are_held(bench: Bench) -> None:
+    """They fill no window, and share no pass where a layer has a window or a state."""
+    phases = bench.run(100, 4).phases
+    assert min(phase.least for phase in phases.values()) >= LEAST
+    assert LEAST <= phases["prefill"].ratio <= 1.3
+
+
+@pytest.mark.parametrize("bench", ["cohere2"], indirect=True)
+def test_short_answer_is_billed_few_stored_tokens(bench: Bench) -> None:
+    """What it stored of its windows in passing is all that its end replaces."""
+    phases = bench.run(500, 1).phases
+    assert min(phase.least for phase in phases.values()) >= LEAST
+    assert phases["decode"].ratio <= 1.25
 
 
 @pytest.mark.parametrize("bench", ["gpt_oss", "mamba2"], indirect=True)
