@@ -112,27 +112,22 @@ DRAFTED = ("llama", "qwen3", "qwen3_moe", "deepseek_v3")
 @dataclass
 class Phase:
     """
-    The largest peak of a phase, and the largest bill in it.
+    The largest bill of a phase, and the largest peak from its beginning to the end of the requests.
 
     Attributes:
-        peak: Bytes beyond those of the idle engine.
         bill: Bytes billed.
-        least: The least multiple of its peak that a step of the phase was billed.
+        peak: Bytes beyond those of the idle engine.
+        least: The least multiple of its own peak that a step of the phase was billed.
     """
 
-    peak: int = 0
     bill: int = 0
+    peak: int = 0
     least: float = math.inf
 
     @property
     def ratio(self) -> float:
         """How many times the peak is billed."""
         return self.bill / max(1, self.peak)
-
-    def add(self, bill: int, peak: int) -> None:
-        """Count a step."""
-        self.bill, self.peak = max(self.bill, bill), max(self.peak, peak)
-        self.least = min(self.least, bill / max(1, peak))
 
 
 @dataclass
@@ -149,6 +144,21 @@ class Case:
     length: int
     batch: int
     phases: dict[str, Phase] = field(default_factory=dict)
+
+
+Step = tuple[str, int, int]
+"""The phase of a step of the engine, its bill, and its peak."""
+
+
+def phases_of(steps: list[Step]) -> dict[str, Phase]:
+    """Return the phases of requests that came together. A bill is a reservation up to their end, so peaks count on."""
+    phases: dict[str, Phase] = {}
+    for name, billed, taken in steps:
+        phase = phases.setdefault(name, Phase())
+        phase.bill, phase.least = max(phase.bill, billed), min(phase.least, billed / max(1, taken))
+        for begun in phases.values():
+            begun.peak = max(begun.peak, taken)
+    return phases
 
 
 class Bench:
@@ -205,14 +215,14 @@ class Bench:
         first.CopyFrom(requests[0])
         first.tokens.ids[:] = [3] * BLOCK_TOKENS
         self.requests([first])
-        whole = Phase()
-        for phase in self.requests(requests).values():
-            whole.add(phase.bill, phase.peak)
-            whole.least = min(whole.least, phase.least)
-        return Case(SHARED // 2, len(requests), {name: whole})
+        steps = [(name, bill, peak) for _, bill, peak in self._steps(requests)]
+        return Case(SHARED // 2, len(requests), phases_of(steps))
 
     def requests(self, asked: list[pb.GenerateRequest]) -> dict[str, Phase]:
         """Run requests to their end, and return each phase."""
+        return phases_of(self._steps(asked))
+
+    def _steps(self, asked: list[pb.GenerateRequest]) -> list[Step]:
         harness = self.harness
         harness.settle()
         gc.collect()
@@ -221,7 +231,7 @@ class Bench:
         for request in asked:
             request.model = self.path
         calls = [harness.begin(request) for request in asked]
-        phases: dict[str, Phase] = {}
+        steps: list[Step] = []
         while not all(map(self._ended, calls)):
             self._peak = self._promised = 0
             peak.reset()
@@ -229,9 +239,9 @@ class Bench:
             harness.flush()
             self._taken(self._stored)
             if self._promised:
-                phase = phases.setdefault("prefill" if self.runner._prefills.computed else "decode", Phase())
-                phase.add(self._promised, self._peak)
-        return phases
+                phase = "prefill" if self.runner._prefills.computed else "decode"
+                steps.append((phase, self._promised, self._peak))
+        return steps
 
     @property
     def guesses(self) -> bool:

@@ -1,25 +1,38 @@
-"""Workload "guesses": tokens guessed ahead from n-grams, on texts that repeat themselves much, in part, and little."""
+"""
+Workload "guesses": tokens guessed ahead from n-grams, on texts that repeat themselves much, in part, and little.
+
+The speed of a machine drifts by more than guessing may lose. So short requests of both sides alternate in one engine,
+in blocks of four (with, without, without, with; the next block the other way round): a drift that is even within a
+block slows both sides alike. Each block gives one ratio, and the median of many blocks has an interval.
+
+Where another program takes turns at the processors, that interval is still wider than what is looked for. So steps are
+compared as well: each counts as the median of its kind on its side, which pauses do not change.
+"""
 
 from __future__ import annotations
 
+import gc
 import json
 import random
+import sys
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from unittest.mock import patch
 
 import mlx.core as mx
 from tokenizers import Tokenizer
 
-from benchmarks.bench import Bench, Figures
-from benchmarks.figures import MORE, OURS, SPEED, Metric, Result
+from benchmarks.bench import Bench
+from benchmarks.figures import MORE, OURS, SPEED, Metric, Result, Row
 from daemon.cache.resolver import EMBEDDED_PATH
 from daemon.engine.outbox import ends_call
 from daemon.engine.prompt.preparation import PreparedRequest
-from daemon.engine.scheduling.governor import Check, Governor
+from daemon.engine.scheduling.governor import Check, Governor, Governors
 from daemon.engine.structured_output.constraint import Drawn
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine.harness import Answer, Harness
@@ -27,10 +40,13 @@ from tests.unit.engine.harness import Answer, Harness
 AUTO, OFF = OURS, "without guesses"
 SPECULATIONS = {AUTO: pb.SPECULATION_AUTO, OFF: pb.SPECULATION_OFF}
 TOKENS_A_PASS = Metric("tokens a pass", "tokens", MORE)
-BESIDE = Metric("throughput beside that of its own passes without guesses", "x", MORE)
-"""Of one turn: another program that slows a turn down does not change it."""
-LEAST_PLAIN = 32
-"""Passes without guesses that tell what they take."""
+BESIDE = Metric("beside no guesses, median and its 95 % interval", "x", MORE)
+TYPICAL = Metric("beside no guesses, in steps of a typical time", "x", MORE)
+LEAST_BLOCKS = 4
+SECONDS_A_ROUND = 1.6
+"""How long a case is measured for each round of the run."""
+RESAMPLED = 2000
+"""Samples of the bootstrap that gives the interval of a median."""
 PARKED = "hybrid-mtp"
 """A head of random weights guesses nothing right: this shows only what it costs that it is there, and tried."""
 SHAPES = ("small", "hybrid", "window", PARKED)
@@ -66,7 +82,7 @@ class Written:
 def guesses(bench: Bench) -> Result:
     """W15: a model writes files with a few changes, which are its prompts, JSON of a list, and prose."""
     result = Result("Tokens guessed ahead, one request and four at once")
-    tokens = bench.size(320, 24)
+    tokens = bench.size(96, 24)
     harness = Harness(guesses=True, kv_disk_mb=0)
     try:
         models = {shape: bench.model(shape) for shape in bench.size(SHAPES, SHAPES[:1])}
@@ -94,14 +110,107 @@ def compare(bench: Bench, result: Result, harness: Harness, what: tuple[str, Pat
     tokenizer = Tokenizer.from_file(str(EMBEDDED_PATH / "tokenizer.json"))
     for streams, share in STREAMS.items():
         case = f"{shape}, {name}" + f", {streams} at once" * (streams > 1)
-        written = Text(TEXTS[name], tokenizer, int(tokens * share), streams)
-        sides: dict[str, Callable[[str], Figures]] = {
-            side: partial(_written, harness, model, written, side) for side in SPECULATIONS
-        }
-        result.rows += bench.take_turns(case, sides)
-        result.aim(f"{case}: {AUTO} / {OFF}", result.ratios(case, SPEED, AUTO, OFF), 0.97, MORE)
-        if beside := result.find(case, BESIDE, AUTO):
-            result.aim(f"{case}: {BESIDE.name}", beside.values, 0.97, MORE)
+        sides = Sides(harness, model, Text(TEXTS[name], tokenizer, int(tokens * share), streams))
+        ratios = sides.ratios(case, bench.size(SECONDS_A_ROUND * bench.rounds, 0))
+        result.rows += [Row(case, metric, side, tuple(values)) for (metric, side), values in sides.figures.items()]
+        found = interval(ratios)
+        said = f"{found[1]:.2f} ({found[0]:.2f} to {found[2]:.2f}), typical steps {sides.typical:.3f}"
+        print(f"  {case}: {said}", file=sys.stderr, flush=True)
+        result.rows += [Row(case, BESIDE, AUTO, found), Row(case, TYPICAL, AUTO, (sides.typical,))]
+        result.aim(f"{case}: {AUTO} / {OFF}, typical steps", [sides.typical], 0.97, MORE)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the median of values, between the ends of its 95 % interval: that of medians of values drawn again."""
+    source = random.Random(1)
+    medians = sorted(median(source.choices(values, k=len(values))) for _ in range(RESAMPLED))
+    return medians[RESAMPLED // 40], median(values), medians[-RESAMPLED // 40]
+
+
+@dataclass
+class Sides:
+    """
+    Answers with and without guesses, in turn.
+
+    Each side has governors of its own: passes of answers without guesses would tell the other side what passes take.
+
+    Attributes:
+        harness: The engine.
+        model: The model.
+        text: What it writes.
+        figures: Values of each block, by metric and side.
+        steps: Seconds of the steps of each side, by their kind.
+    """
+
+    harness: Harness
+    model: Path
+    text: Text
+    figures: dict[tuple[Metric, str], list[float]] = field(default_factory=lambda: defaultdict(list))
+    steps: dict[str, Steps] = field(default_factory=lambda: {AUTO: defaultdict(list), OFF: defaultdict(list)})
+    _governors: dict[str, Governors] = field(default_factory=lambda: {AUTO: Governors(), OFF: Governors()})
+
+    def ratios(self, case: str, seconds: float) -> list[float]:
+        """Return how often the time with guesses fits into that without, of blocks: for so many seconds, or a few."""
+        for side in SPECULATIONS:
+            self._written(side, f"{case}/warm")
+        for steps in self.steps.values():
+            steps.clear()
+        ratios: list[float] = []
+        end = time.monotonic() + seconds
+        while len(ratios) < LEAST_BLOCKS or time.monotonic() < end:
+            gc.collect()
+            ratios.append(self._block(f"{case}/{len(ratios)}", [AUTO, OFF] if len(ratios) % 2 else [OFF, AUTO]))
+        return ratios
+
+    @property
+    def typical(self) -> float:
+        """How often the time with guesses fits into that without, if each step took the median of its kind."""
+        seconds = {side: sum(len(took) * median(took) for took in steps.values()) for side, steps in self.steps.items()}
+        return seconds[OFF] / seconds[AUTO]
+
+    def _block(self, seed: str, order: list[str]) -> float:
+        taken, tokens, accepted = (dict.fromkeys(SPECULATIONS, 0.0) for _ in range(3))
+        for half, sides in enumerate((order, order[::-1])):
+            for side in sides:
+                seconds, written, right = self._written(side, f"{seed}/{half}")
+                taken[side] += seconds
+                tokens[side] += written
+                accepted[side] += right
+        for side in SPECULATIONS:
+            self.figures[SPEED, side].append(tokens[side] / taken[side])
+            self.figures[TOKENS_A_PASS, side].append(tokens[side] / (tokens[side] - accepted[side]))
+        return taken[OFF] / taken[AUTO]
+
+    def _written(self, side: str, seed: str) -> tuple[float, int, int]:
+        """
+        Let a model write texts. A file is changed from its beginning on; a longer one is cut.
+
+        Returns:
+            Seconds from the requests to the end of their answers, tokens, and how many of them were guessed.
+        """
+        texts, harness = self.text.of(seed), self.harness
+        harness.events.clear()
+        harness.engine._runner.governors = self._governors[side]
+        asked = [self._request(prompt, side) for prompt, _ in texts]
+        with _writing([answer for _, answer in texts]), _measured(self.steps[side]):
+            began = time.perf_counter()
+            calls = [harness.begin(request) for request in asked]
+            _finish(harness, len(calls))
+            seconds = time.perf_counter() - began
+        used = [Answer(harness.of(call)).finished.usage for call in calls]
+        right = sum(one.accepted for usage in used for one in usage.guesses)
+        return seconds, sum(usage.completion_tokens for usage in used), right
+
+    def _request(self, prompt: list[int], side: str) -> pb.GenerateRequest:
+        return pb.GenerateRequest(
+            model=str(self.model),
+            tokens=pb.TokenIds(ids=prompt),
+            max_tokens=self.text.tokens,
+            stop=pb.Stop(ignore_eos=True),
+            sampling=pb.Sampling(temperature=1.0, seed=1),  # a greedy token without a mask would be the argmax
+            speculation=SPECULATIONS[side],
+            cache=pb.CacheOptions(mode=pb.CACHE_MODE_BYPASS),
+        )
 
 
 def _edit(seed: str) -> tuple[str, str]:
@@ -156,39 +265,6 @@ class Text:
         return [token % 500 for token in self.tokenizer.encode(text).ids]
 
 
-def _written(harness: Harness, model: Path, text: Text, side: str, seed: str) -> Figures:
-    """Let a model write texts. A file is changed from its beginning on; a longer one is cut."""
-    texts = text.of(seed)
-    harness.events.clear()
-    asked = [
-        pb.GenerateRequest(
-            model=str(model),
-            tokens=pb.TokenIds(ids=prompt),
-            max_tokens=text.tokens,
-            stop=pb.Stop(ignore_eos=True),
-            sampling=pb.Sampling(temperature=1.0, seed=1),  # a greedy token without a mask would be the argmax
-            speculation=SPECULATIONS[side],
-            cache=pb.CacheOptions(mode=pb.CACHE_MODE_BYPASS),
-        )
-        for prompt, _ in texts
-    ]
-    with _writing([answer for _, answer in texts]), _measured() as steps:
-        calls = [harness.begin(request) for request in asked]
-        _finish(harness, len(calls))
-    ends = [Answer(harness.of(call)).finished for call in calls]
-    counts = [end.usage.completion_tokens for end in ends]
-    accepted = sum(one.accepted for end in ends for one in end.usage.guesses)
-    seconds = [end.timings.decode.seconds + end.timings.decode.nanos / 1e9 for end in ends]
-    plain = [step.seconds for step in steps if step.plain]
-    usual = sum(plain) / max(len(plain), 1) * sum(step.tokens for step in steps)
-    beside = {BESIDE: usual / sum(step.seconds for step in steps)} if len(plain) >= LEAST_PLAIN and side == AUTO else {}
-    return {
-        **beside,
-        SPEED: sum((count - 1) / took for count, took in zip(counts, seconds, strict=True)),
-        TOKENS_A_PASS: sum(counts) / (sum(counts) - accepted),
-    }
-
-
 def _finish(harness: Harness, calls: int) -> None:
     """Step until so many calls have ended, which began just now; each event is looked at once."""
     looked_at = len(harness.events)
@@ -198,36 +274,23 @@ def _finish(harness: Harness, calls: int) -> None:
         looked_at = len(harness.events)
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """
-    A step of the decoder.
-
-    Attributes:
-        seconds: How long it took.
-        tokens: Tokens that it brought of each row.
-        plain: Whether it guessed nothing, and neither did the one before it.
-    """
-
-    seconds: float
-    tokens: float
-    plain: bool
+Steps = dict[tuple[int, int, bool], list[float]]
+"""Seconds of steps, by rows, guesses of the widest row, and whether the step before guessed or waited for a guess."""
 
 
 @contextmanager
-def _measured() -> Iterator[list[Step]]:
+def _measured(steps: Steps) -> Iterator[None]:
     """Collect the steps that governors are told of."""
-    steps: list[Step] = []
     told, guessed = Governor.stepped, False
 
     def stepped(governor: Governor, seconds: float, rows: int, checks: Sequence[Check], tokens: int) -> None:
         nonlocal guessed
-        steps.append(Step(seconds, tokens / rows, not checks and not guessed))
+        steps[rows, max((check.guessed for check in checks), default=-1), guessed].append(seconds)
         guessed = bool(checks)
         told(governor, seconds, rows, checks, tokens)
 
     with patch.object(Governor, "stepped", stepped):
-        yield steps
+        yield
 
 
 @contextmanager

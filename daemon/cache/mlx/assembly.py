@@ -33,7 +33,7 @@ from mlx_lm.utils import _get_classes, load_adapters, load_config, load_model
 
 from daemon.cache.identity import ModelSource
 from daemon.cache.mlx.module_size import bounded_modules
-from daemon.cache.mlx.mtp import TakenHead
+from daemon.cache.mlx.mtp_checkpoints import TakenHead
 from daemon.cache.mlx.weights import Reading
 from daemon.cache.model_files import private_folder
 from daemon.shared.slices import SHORT, Sliced

@@ -41,7 +41,8 @@ from daemon.cache.mlx.last_logits import LastLogits, viewing
 from daemon.cache.mlx.load_errors import load_errors
 from daemon.cache.mlx.measurements import Measurements
 from daemon.cache.mlx.module_size import arrays, nbytes
-from daemon.cache.mlx.mtp import NO_HEAD, Head, MtpHead, TakenHead, head_or_reason, tried_head
+from daemon.cache.mlx.mtp import NO_HEAD, Head, MtpHead, tried_head
+from daemon.cache.mlx.mtp_checkpoints import TakenHead, head_or_reason
 from daemon.cache.mlx.shard import WHOLE, Shard
 from daemon.cache.mlx.warm_up import WarmUp, warm_up
 from daemon.cache.mlx.weights import FileDigest, Reading

@@ -23,7 +23,7 @@ padded on the left so that all rows end at the same position. Joining and leavin
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ import mlx.core as mx
 from daemon.engine.execution.sampling import Sampled, Sampler, arrays, ids, sample
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.execution.speculation import Guesser, most_guesses
-from daemon.engine.execution.together import check, feed_again, guess
+from daemon.engine.execution.together import check, feed_again, forward, guess
 from daemon.engine.memory.memory_budget import DECODE_ROOM
 from daemon.engine.scheduling.governor import Governor
 from daemon.engine.scheduling.padding import fits
@@ -250,7 +250,7 @@ class Batch:
             return current  # a pass would compute tokens that no row may have; `complete` feeds the last one
         again = self.rows[0].unfed if len(self.rows) == 1 else []
         about_to_wait()  # other ranks build the same graph meanwhile
-        logits = self._forward_again(again) if again else forward(self.rows[0].sequence, self._fed(), self._caches)
+        logits = self._forward_again(again) if again else self._forward()
         if any(row.sampler.constrained for row in self.rows):
             mx.async_eval(logits)  # the device computes while the host makes the token masks
         following = sample([row.sampler for row in self.rows], logits)
@@ -291,6 +291,10 @@ class Batch:
             return ids(sampled)
         return mx.concatenate([given.token for given in pending])
 
+    def _forward(self) -> mx.array:
+        """Run the pending token of each row through the model; return the logits after them, [rows, vocab]."""
+        return forward(self.rows, self._fed()[:, None], self._caches, [1] * len(self.rows))[:, -1]
+
     def _forward_again(self, again: list[int]) -> mx.array:
         """Run the pending token of a single row through the model, and before it what the caches lack."""
         fed = mx.concatenate([mx.array(again), self._fed()])[None]
@@ -322,19 +326,3 @@ def _reported(row: Row) -> Sampled | None:
     """Return a row's unreported token, which is reported from now on."""
     sampled, row.reported = row.unreported, True
     return sampled
-
-
-def forward(sequence: Sequence, tokens: mx.array, caches: Iterable[Any]) -> mx.array:
-    """
-    Run one token of each row through a model.
-
-    Args:
-        sequence: A sequence of the model.
-        tokens: The tokens, shape [rows].
-        caches: One cache for each layer, with a row for each token.
-
-    Returns:
-        The logits after them, shape [rows, vocab].
-    """
-    logits: mx.array = sequence.module(sequence.kv)(tokens[:, None], cache=list(caches))
-    return logits[:, -1]

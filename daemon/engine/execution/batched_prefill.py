@@ -11,6 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from daemon.engine.execution.head_kv import View, compute
 from daemon.engine.execution.prefill import Prefill
 from daemon.engine.memory.memory_budget import DECODE_ROOM
 from daemon.kv.mlx.batch_cache import merge_caches, to_single
@@ -42,7 +43,11 @@ class PrefillBatch:
         caches = merge_caches([sequence.kv.take() for sequence in sequences], ends, width, room)
         fed = [sequence.prompt[max(0, end - width) : end] for sequence, end in zip(sequences, ends, strict=True)]
         rows = mx.array([[0] * (width - len(ids)) + ids for ids in fed])
-        after = sequences[0].module(sequences[0].kv)(rows, cache=list(caches))
+        views = [
+            View(sequence.head, end - len(ids), slice(width - len(ids), None))
+            for sequence, end, ids in zip(sequences, ends, fed, strict=True)
+        ]
+        after = compute(sequences[0].module(sequences[0].kv), rows, caches, views)
         about_to_wait()
         mx.eval([cache.state for cache in caches])
         for index, prefill in enumerate(self.prefills):

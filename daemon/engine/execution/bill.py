@@ -17,22 +17,26 @@ Copies follow from the code: a layer of all rows is copied at a time, and the la
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Rows
-from itertools import chain
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 from daemon.cache.identity import ModelKey
 from daemon.cache.mlx.loader import LoadedModel
+from daemon.engine.execution.prefill import SHORT
 from daemon.engine.execution.sampling import LEAST_VECTORS, row_vectors
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.execution.sequence_kv import SequenceKV
 from daemon.engine.execution.speculation import MOST_FED, most_guesses
 from daemon.engine.memory.memory_budget import DECODE_ROOM, SCORED_TOKENS, kv_need, scoring_need
 from daemon.engine.scheduling.policy import MIN_CHUNK, MIN_IDLE_CHUNK
+from daemon.engine.scheduling.prefill_plan import PASS_TOKENS
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx.layout import capacity_for
 from daemon.kv.mlx.shared_prefix import SharedPrefix
+from daemon.kv.mlx.workspace import PROBE
 
 LEAST_WIDTH = MIN_IDLE_CHUNK
 """Tokens of the passes that a request is admitted for."""
@@ -51,9 +55,6 @@ TAIL_ROWS = 65
 
 LEAST_FED = 8
 """Tokens that a step is billed at least: buffers of one token are rounded up, and masks and positions have one each."""
-
-_SHORT = 160
-"""Tokens of a prompt in a shared pass, with its padding."""
 
 
 class Bill(NamedTuple):
@@ -85,6 +86,9 @@ class BilledRow(NamedTuple):
         fed: Tokens that a step feeds: one, and guesses.
         grows: Whether it may need more room than it was given when it began.
         base: How many of the tokens that it holds are in arrays that it shares with other rows.
+        generated: How many of the tokens that it holds are its answer.
+        reused: Tokens of a prompt that were restored, or that others have computed or will.
+        done: Those, and those that are computed.
     """
 
     held: int
@@ -93,6 +97,9 @@ class BilledRow(NamedTuple):
     fed: int = 1
     grows: bool = False
     base: int = 0
+    generated: int = 0
+    reused: int = 0
+    done: int = 0
 
 
 def prompt_bill(models: Rows[LoadedModel], row: BilledRow, rows: int = 1, width: int = LEAST_WIDTH) -> Bill:
@@ -105,12 +112,17 @@ def prompt_bill(models: Rows[LoadedModel], row: BilledRow, rows: int = 1, width:
         rows: Samples.
         width: Tokens of a pass.
     """
-    wide = min(width + MIN_CHUNK, row.held)
+    wide = min(width + MIN_CHUNK, row.held, max(LEAST_WIDTH, row.held - row.done) + MIN_CHUNK)
+    chunk = min(width + MIN_CHUNK, row.held - row.reused)  # a window keeps its last one until the next
     end = _elsewhere(row, row.held + row.room)
-    computed = sum(kv_need(model.layout, row.held, row.room, wide) - model.layout.full_bytes(end) for model in models)
+    needs = [kv_need(model.layout, row.held, row.room, chunk, prompt=True) for model in models]
+    computed = sum(needs) - sum(model.layout.full_bytes(end) for model in models)
     decoding = _decoding(models, [row] * rows)
     tails = [min(TAIL_ROWS if model.last is None else 1, wide) * 4 * model.vocab_size for model in models]
-    works = [model.work.bytes(wide, row.held - wide) + tail for model, tail in zip(models, tails, strict=True)]
+    # A pass writes the windows of a layer anew, beside those before it.
+    anew = [int(JOINED * model.layout.layer_bytes(row.held, reserved=True)) for model in models]
+    passes = [model.work.bytes(wide, row.held - wide) for model in models]
+    works = list(map(sum, zip(passes, tails, anew, strict=True)))
     kv = max(computed, decoding.kv)
     return Bill(kv, max(computed + max(works), decoding.total) - kv)
 
@@ -214,8 +226,12 @@ def _decoding(models: Rows[LoadedModel], rows: Rows[BilledRow]) -> Bill:
     fed = max(LEAST_FED, most * len(rows))
     passes = sum(model.work.bytes(fed, max(row.held + row.room for row in rows)) for model in models)
     sampled = sum(row.vectors * min(row.fed, each) for row in rows) * 4 * models[0].vocab_size
-    # The end of an answer is copied into the prefix cache, after the pass: windows, states and the last tokens.
-    stored = sum(model.layout.parts.tail_bytes(BLOCK_TOKENS, max(row.held for row in rows)) for model in models)
+    # The end of an answer is copied into the prefix cache, after the pass: windows, states and the last tokens. Of the
+    # windows only what was stored while it passed is replaced: that is behind the stored end of the prompt. A row of
+    # a batch has copies of its own of windows that have turned.
+    end = max(row.held for row in rows)
+    end = min(end, 2 * BLOCK_TOKENS + rows[0].generated + rows[0].room) if len(rows) == 1 else end
+    stored = sum(model.layout.parts.tail_bytes(BLOCK_TOKENS, end) for model in models)
     step = int(GROWN * states + (GROWN if grows else MOVED) * copies) + passes + sampled
     step += _undone(models, most, longest) * len(rows)
     return Bill(kv, max(step, int(MOVED * stored)))
@@ -241,11 +257,34 @@ def _joining(prompts: Rows[Sequence], batches: Iterable[Rows[Sequence]], width: 
         return 0
     rows = [_row(row) for row in (*prompts, *running)]
     layers = [loaded.layout.layer_bytes(row.held - row.base + row.room) for row in rows]
-    tokens = min(width, sum(min(len(prompt.prompt), _SHORT) for prompt in prompts))
-    shared = loaded.work.bytes(tokens, max(len(prompt.prompt) for prompt in prompts)) + int(
-        MOVED * sum(layers[: len(prompts)])
-    )
-    return max(shared, int(JOINED * sum(layers)))
+    joined = max(int(JOINED * sum(layers)), _decoding([loaded], rows).work)  # and what their steps take then
+    if not loaded.layout.parts.resumes_anywhere:
+        return joined  # windows and states share no pass
+    tokens = _most_together([min(SHORT, row.held - row.done) for row in rows[: len(prompts)]], width)
+    context = max(len(prompt.prompt) for prompt in prompts)
+    shared = loaded.work.bytes(tokens, context) + int(MOVED * sum(layers[: len(prompts)]))
+    if loaded.layout.latent:
+        # A layer of each row is built as one array and expanded, however few tokens of the row are computed.
+        expanded = loaded.work.bytes(PROBE, context) - loaded.work.bytes(PROBE)
+        shared += sum(loaded.layout.layer_bytes(_apart(prompt.kv)) + expanded for prompt in prompts)
+    return max(shared, joined)
+
+
+def _most_together(lengths: Rows[int], width: int) -> int:
+    """
+    Return the most tokens of a pass that prompts may share, padding included.
+
+    Args:
+        lengths: What each has left.
+        width: Most tokens of the pass, without padding.
+    """
+    ordered = sorted(lengths)
+    sums = list(accumulate(ordered))
+    most = 0
+    for longest in set(ordered):
+        others = min(bisect_right(ordered, longest) - 1, bisect_right(sums, width - longest))
+        most = max(most, longest * min(1 + others, max(1, width // max(1, longest - PASS_TOKENS))))
+    return most
 
 
 def _by_model(prompts: Iterable[Sequence]) -> Iterable[list[Sequence]]:
@@ -273,4 +312,7 @@ def _row(sequence: Sequence, *, alone: bool = True) -> BilledRow:
         request.max_tokens > DECODE_ROOM,
         # Of a draft and its model, each may read another prefix: what is apart for both is no memory of the row's.
         min(map(_apart, sequence.kvs)),
+        done,
+        min(kv.cached if kv.begun else kv.expected for kv in sequence.kvs),
+        min(max(kv.held, kv.expected) for kv in sequence.kvs),
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 from daemon.cache.identity import ModelKey
 from daemon.engine.execution.batched_prefill import PrefillBatch
-from daemon.engine.execution.bill import widest
+from daemon.engine.execution.bill import LEAST_WIDTH, widest
 from daemon.engine.execution.prefill import Prefill
 from daemon.engine.execution.readers import Readers
 from daemon.engine.execution.sequence import Sequence
@@ -40,6 +40,13 @@ class Failed:
 
     sequence: Sequence
     error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Postponed:
+    """A prompt could not begin: others have computed less of it than it was billed for, and the rest does not fit."""
+
+    sequence: Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,7 @@ class Ready:
     caches: list[Any] | None = None
 
 
-Outcome = Begun | Failed | Computed | Ready
+Outcome = Begun | Failed | Postponed | Computed | Ready
 
 
 class PrefillQueue:
@@ -84,13 +91,22 @@ class PrefillQueue:
         sizer: Step times of the models; it learns from each pass.
         clock: Seconds that never go back.
         readers: The running sequences, as readers of prefixes that they have in common.
+        make_room: Frees memory for so many bytes beside those that are billed, and returns whether they fit now.
 
     Attributes:
         computed: Whether the last turn had a prompt to compute.
     """
 
-    def __init__(self, prefixes: PrefixCache, sizer: ChunkSizer, clock: Callable[[], float], readers: Readers) -> None:
+    def __init__(
+        self,
+        prefixes: PrefixCache,
+        sizer: ChunkSizer,
+        clock: Callable[[], float],
+        readers: Readers,
+        make_room: Callable[[int], bool],
+    ) -> None:
         self.computed = False
+        self._make_room = make_room
         self._readers = readers
         self._prefixes = prefixes
         self._sizer = sizer
@@ -198,8 +214,18 @@ class PrefillQueue:
         """
         Search the prefix cache for a prompt, right before its first chunk, and return whether that went well.
 
-        Not earlier: the prefill before it may compute the beginning that both have in common.
+        Not earlier: the prefill before it may compute the beginning that both have in common. A prompt that was billed
+        for that, and does not find it, waits again if it does not fit. Then it trusts in no other any more.
         """
+        short = self._readers.settle(prefill.sequence)
+        if short and not self._make_room(0):
+            self._expected[prefill.sequence] = self._prefills.pop(prefill.sequence)
+            self._readers.distrust(prefill.sequence)
+            self._readers.renew()
+            yield Postponed(prefill.sequence)
+            return False
+        if short:  # the passes of this turn were chosen for a bill with less of it to compute
+            self._sizer.limit(prefill.model_key, LEAST_WIDTH)
         others = chain(self._prefills.values(), self._expected.values())
         waiting = [other.beginning for other in others if other.reads and other is not prefill and not other.begun]
         try:

@@ -67,16 +67,48 @@ class Readers:
         """
         Note what a sequence that is to begin will not have to copy, for its bill.
 
-        Only what is leased counts, by it and by another: nothing evicts that before the sequence is looked up. Of two
-        that are to begin, the later is billed what it has alone. Whichever begins first, they take as much.
+        What is leased counts, by it and by another: nothing evicts that before the sequence is looked up. What another
+        is still to compute counts as well; `settle` checks that. Of two that are to begin, the later is billed what it
+        has alone. Whichever begins first, they take as much.
         """
         for kv in sequence.kvs:
-            kv.expected = max(self._expected(sequence, kv), default=0) if kv.reads and kv.loaded.shares else 0
+            kv.expected = 0
+            for other, before in self._alike(sequence, kv) if kv.reads and kv.loaded.shares else ():
+                common = _common_blocks(kv.sharable(sequence.prompt), before.sharable(other.prompt))
+                leased = self._leased(sequence, kv, other, before, common)
+                tokens = max(leased, common if self._to_come(kv, before, common) else 0)
+                readable = _readable(_stops(before), tokens) if tokens >= sharing.LEAST_SHARED else 0
+                kv.expected = max(kv.expected, readable)
+                kv.promised = max(kv.promised, readable if readable > leased else 0)
+
+    def settle(self, sequence: Sequence) -> bool:
+        """
+        Bill a sequence that begins now what it has alone indeed, where others were to compute the rest before.
+
+        Returns:
+            Whether they have computed less than was counted on.
+        """
+        short = False
+        for kv in sequence.kvs:
+            if kv.promised:
+                kv.let_go()
+                kv.hold(sequence.request, self._prefixes)
+                best = self._best(kv, kv.sharable(sequence.prompt))
+                kv.expected = 0 if best is None else _readable(_stops(best[2]), best[0])
+                short = short or kv.expected < kv.promised
+        return short
 
     def forgo(self, sequence: Sequence) -> None:
         """Give back what a sequence has leased that does not begin now."""
         for kv in sequence.kvs:
             kv.let_go()
+            kv.promised = 0
+
+    def distrust(self, sequence: Sequence) -> None:
+        """Give back what a sequence has leased, and bill it only for what is certain: others fell short of the rest."""
+        for kv in sequence.kvs:
+            kv.trusts = False
+        self.forgo(sequence)
 
     def renew(self) -> None:
         """Note anew what sequences that are to begin will not have to copy: another one has begun, or has ended."""
@@ -92,28 +124,40 @@ class Readers:
             kv: The prompt's KV, which has leased what it can reuse.
             prompt: The tokens that it may share.
         """
-        if not kv.loaded.shares or kv.prefix is None or kv.prefix.tokens < sharing.LEAST_SHARED:
-            return None
-        reusable = prompt[: kv.prefix.tokens]
-        best = max(self._holding(kv, reusable), key=lambda found: (found[0], found[2].base), default=None)
-        if best is None or best[0] < sharing.LEAST_SHARED:
+        best = self._best(kv, prompt)
+        if best is None:
             return None
         tokens, sequence, holder = best
         return self._shared(sequence, holder, tokens)
 
-    def _expected(self, sequence: Sequence, kv: SequenceKV) -> Iterator[int]:
-        """Yield the tokens that a KV which is to begin can read together with each that is before it."""
+    def _best(self, kv: SequenceKV, prompt: list[int]) -> tuple[int, Sequence, SequenceKV] | None:
+        """Return the running sequence with the most of a prompt's match, and how much; None if none has enough."""
+        if not kv.loaded.shares or kv.prefix is None or kv.prefix.tokens < sharing.LEAST_SHARED:
+            return None
+        holding = self._holding(kv, prompt[: kv.prefix.tokens])
+        best = max(holding, key=lambda found: (found[0], found[2].base), default=None)
+        return None if best is None or best[0] < sharing.LEAST_SHARED else best
+
+    def _alike(self, sequence: Sequence, kv: SequenceKV) -> Iterator[tuple[Sequence, SequenceKV]]:
+        """Yield each KV before one that is to begin which has a beginning in common with it."""
         beginning = sequence.prompt[: sharing.LEAST_SHARED]
         for other, before in self._before(sequence, kv):
             if other.prompt[: sharing.LEAST_SHARED] == beginning and before.reads:
-                kv.hold(sequence.request, self._prefixes)
-                if not before.begun:
-                    before.hold(other.request, self._prefixes)
-                if kv.prefix is not None and before.prefix is not None:
-                    tokens = kv.prefix.in_common(before.prefix)
-                    tokens = min(tokens, before.sharing_limit) if before.begun else tokens
-                    if tokens >= sharing.LEAST_SHARED:
-                        yield _readable(_stops(before), tokens)
+                yield other, before
+
+    def _leased(self, sequence: Sequence, kv: SequenceKV, other: Sequence, before: SequenceKV, common: int) -> int:
+        """Return how many tokens in common with another KV are stored, and leased from now on."""
+        kv.hold(sequence.request, self._prefixes)
+        if before.begun:
+            return 0 if kv.prefix is None else min(kv.prefix.tokens, common, before.sharing_limit)
+        before.hold(other.request, self._prefixes)
+        return 0 if kv.prefix is None or before.prefix is None else kv.prefix.in_common(before.prefix)
+
+    def _to_come(self, kv: SequenceKV, before: SequenceKV, common: int) -> bool:
+        """Whether a KV waits until another one has computed, and stored, what both have in common."""
+        if not (kv.trusts and before.writes and self._prefixes.enabled) or common < self._prefixes.min_prefix_len:
+            return False
+        return common > before.held or kv.loaded.layout.parts.resumes_anywhere
 
     def _before(self, sequence: Sequence, kv: SequenceKV) -> Iterator[tuple[Sequence, SequenceKV]]:
         """Yield each other KV of the namespace that has begun, or is to begin and came before a sequence."""
@@ -171,6 +215,11 @@ def _readable(stops: Iterable[int], tokens: int) -> int:
     """Return how many of the tokens in common with a KV can be read: behind an end of a prefix, few are copied."""
     read = max((stop for stop in stops if stop <= tokens), default=0)
     return tokens if tokens - read >= sharing.LEAST_SHARED else read
+
+
+def _common_blocks(prompt: list[int], other: list[int]) -> int:
+    """Return the tokens of the whole blocks that two prompts have in common; the last token of a prompt is in none."""
+    return _in_common(prompt[:-1], other[:-1]) // BLOCK_TOKENS * BLOCK_TOKENS
 
 
 def _in_common(tokens: list[int], others: list[int]) -> int:

@@ -20,7 +20,7 @@ from daemon.engine.background.background import as_sidecar_error
 from daemon.engine.execution.bill import Bill, bill
 from daemon.engine.execution.decoder import Decoder
 from daemon.engine.execution.events import Delta, FinishReason
-from daemon.engine.execution.prefill_queue import Begun, Computed, Failed, Outcome, PrefillQueue, Ready
+from daemon.engine.execution.prefill_queue import Begun, Computed, Failed, Outcome, Postponed, PrefillQueue, Ready
 from daemon.engine.execution.readers import Readers
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.outbox import Outbox
@@ -88,7 +88,7 @@ class Runner:
         """The calls that there were when a start was last tried in vain; None if something was being computed."""
         self._decoders: dict[ModelKey, Decoder] = {}
         self.readers = Readers(self._holders, self._decoders, prefixes)
-        self._prefills = PrefillQueue(prefixes, self._times, clock, self.readers)
+        self._prefills = PrefillQueue(prefixes, self._times, clock, self.readers, make_room)
 
     @property
     def waiting(self) -> int:
@@ -206,6 +206,8 @@ class Runner:
                     self._replies.generate(sequence.call_id, sequence.started())
             case Failed(sequence, error):
                 self._fail(sequence, as_sidecar_error(error))
+            case Postponed(sequence):
+                self._waiting.put_back(sequence)
             case Computed(sequence, tokens, done):
                 self.totals.prompt_tokens += tokens
                 if (scores := sequence.take_scores()) is not None:

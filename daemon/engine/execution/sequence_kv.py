@@ -62,6 +62,8 @@ class SequenceKV:
         shared: Leading tokens that may be reused and stored; None for all.
         common: The last prefix that it reads together with other sequences; None if all of it is its own.
         expected: Tokens that it will read so, as far as is known before it is looked up.
+        promised: The most tokens of those that it was billed for while others were still to compute some of them.
+        trusts: Whether its bill may count on that: no more once it was in vain.
     """
 
     model: ModelLease[LoadedModel]
@@ -79,6 +81,8 @@ class SequenceKV:
     shared: int | None = None
     common: SharedPrefix | None = None
     expected: int = 0
+    promised: int = 0
+    trusts: bool = True
 
     @property
     def loaded(self) -> LoadedModel:
@@ -148,7 +152,7 @@ class SequenceKV:
             explained: Whether to find out why no more of it can be reused.
         """
         parts, prompt = self.loaded.layout.parts, self.sharable(request.prompt)
-        held, self.prefix, self.expected = self.prefix, None, 0
+        held, self.prefix, self.expected, self.promised = self.prefix, None, 0, 0
         try:
             self.prefix = prefixes.lookup(self.namespace, prompt, parts)
             if prefixes.enabled and explained:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from daemon.engine.execution.head_kv import View, compute
 from daemon.engine.execution.sampling import Sampled, draw_likeliest, sample_ahead
 from daemon.engine.execution.speculation import MOST_FED
 from daemon.engine.scheduling.governor import Governor
@@ -55,7 +56,7 @@ def check(rows: Rows[Row], guesses: Rows[list[int]], caches: list[Any]) -> list[
     before = [len(row.unfed) for row in rows]
     fed = [[*row.unfed, row.pending.id, *own] for row, own in zip(rows, guesses, strict=True)]
     undo, tokens = RowsUndo(caches, list(map(len, fed))), padded(fed)
-    logits: mx.array = rows[0].sequence.loaded.model(tokens, cache=list(caches))
+    logits = forward(rows, tokens, caches, list(map(len, fed)))
     logits = logits.reshape(-1, logits.shape[-1])
     about_to_wait()
     drawn, sampled = draw_likeliest(logits), []
@@ -65,12 +66,33 @@ def check(rows: Rows[Row], guesses: Rows[list[int]], caches: list[Any]) -> list[
         sampled.append(following)
     known = [count + len(following) for count, following in zip(before, sampled, strict=True)]
     for index, (row, kept) in enumerate(zip(rows, undo.keep(known), strict=True)):
+        if row.sequence.head is not None:
+            row.sequence.head.keep(row.sequence.kv.held + known[index])
         row.sequence.kv.advanced(kept, caches, index)
         row.pending, row.reported = sampled[index][-1], True
         if row.guesser is not None:
             row.guesser.unfed = fed[index][kept : known[index]]
             row.guesser.found(len(sampled[index]) - 1)
     return sampled
+
+
+def forward(rows: Rows[Row], tokens: mx.array, caches: list[Any], counts: Rows[int]) -> mx.array:
+    """
+    Run tokens of rows through their model.
+
+    Args:
+        rows: The rows.
+        tokens: Their tokens, shape [rows, tokens].
+        caches: One cache for each layer, with a row for each of `rows`.
+        counts: Tokens of each row; those behind are padding.
+
+    Returns:
+        The logits, shape [rows, tokens, vocab].
+    """
+    views = [
+        View(row.sequence.head, row.sequence.kv.held, slice(count)) for row, count in zip(rows, counts, strict=True)
+    ]
+    return compute(rows[0].sequence.loaded.model, tokens, caches, views)
 
 
 def feed_again(rows: Rows[Row], caches: list[Any]) -> None:

@@ -67,11 +67,15 @@ class Costs(Protocol):
     def state_bytes(self) -> int:
         """Bytes of the states of all recurrent layers."""
 
-    def live_bytes(self, tokens: int, chunk: int) -> int:
-        """Return the bytes of a cache with room for `tokens`, of which at most `chunk` are computed at a time."""
+    def live_bytes(self, tokens: int, chunk: int, held: int | None = None) -> int:
+        """
+        Return the bytes of a cache with room for `tokens`, of which at most `chunk` are computed at a time.
+
+        It holds `held` tokens at most, if that is given.
+        """
 
 
-def kv_need(costs: Costs, held: int, left: int, chunk: int) -> int:
+def kv_need(costs: Costs, held: int, left: int, chunk: int, *, prompt: bool = False) -> int:
     """
     Return the KV bytes of a request: its cache, and the states at its last end of a block, which it keeps as well.
 
@@ -83,8 +87,10 @@ def kv_need(costs: Costs, held: int, left: int, chunk: int) -> int:
         held: Tokens of the prompt and tokens generated so far.
         left: Tokens that may still be generated.
         chunk: Most tokens computed at a time.
+        prompt: Whether it is still a prompt, with no token generated.
     """
-    return costs.live_bytes(held + min(left, DECODE_ROOM), chunk) + costs.state_bytes
+    room = held + min(left, DECODE_ROOM)
+    return costs.live_bytes(room, chunk, held if prompt else None) + costs.state_bytes
 
 
 def scoring_need(vocab: int) -> int:

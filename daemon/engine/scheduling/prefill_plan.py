@@ -16,7 +16,8 @@ A prefill turn goes through these states. `PrefillTurn` decides, and `execution/
     PICK       all are in the group                the group is computed                       PICK
     PICK       no prefill, no group                                                            END
     CANDIDATE  is in the group (it is a leader)    the group is computed; its follower waits   PICK
-    CANDIDATE  has not begun                       it begins; an error drops it                CANDIDATE, or PICK
+    CANDIDATE  has not begun                       it begins; an error drops it, and it waits  CANDIDATE, or PICK
+                                                   for a slot again if it does not fit
     CANDIDATE  costs more than is left             it keeps its place for the next turn        END
     CANDIDATE  cannot share the group's pass       the group is computed; it starts a new one  PICK
     CANDIDATE  can share the pass                  it joins the group                          PICK
@@ -30,6 +31,7 @@ Why costs. Each prefill is billed the seconds of its pass before the pass, by th
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
@@ -83,6 +85,10 @@ class WaitingList(Generic[W]):
     def add(self, request: W) -> None:
         """Append a request."""
         self._requests.append(request)
+
+    def put_back(self, request: W) -> None:
+        """Take a request that had a slot and did not begin; it keeps its place in the order of arrival."""
+        insort(self._requests, request, key=lambda one: one.arrived)
 
     def remove(self, request: W) -> None:
         """Remove a request; an unknown one is no error."""

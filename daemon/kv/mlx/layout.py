@@ -17,6 +17,7 @@ from daemon.kv.mlx import checkpoints
 from daemon.kv.mlx.adapters import ADAPTERS, BATCH_ADAPTERS, BLOCK_ADAPTERS, STATE_ADAPTERS
 from daemon.kv.mlx.adapters.base import LayerShape
 from daemon.kv.mlx.adapters.cache_list import leaves
+from daemon.kv.mlx.adapters.kv_cache import KVShape
 from daemon.kv.mlx.growth import ROOM_STEP, Growth, measuring
 from daemon.kv.mlx.layerwise import forward_layerwise
 from daemon.kv.mlx.shared_prefix import SharedPrefix
@@ -89,6 +90,14 @@ class Layout:
         """How many caches there are of each shape that is billed. Most models have one or two shapes."""
         return Counter(self.billed)
 
+    @cached_property
+    def latent(self) -> bool:
+        """Whether layers may keep latents, which a pass over several tokens expands: those of each row."""
+        return any(
+            isinstance(shape, KVShape) and shape.heads == 1 and shape.key_width > shape.value_width
+            for shape in self.shapes
+        )
+
     def layer_bytes(self, tokens: int, *, reserved: bool = False) -> int:
         """
         Return the bytes of the largest layer with room for `tokens` tokens.
@@ -103,7 +112,7 @@ class Layout:
             shapes = {shape for shape in self.shapes if shape.window is not None or shape.state_bytes}
         return max((shape.live_bytes(room, 1) for shape in shapes), default=0)
 
-    def live_bytes(self, tokens: int, chunk: int) -> int:
+    def live_bytes(self, tokens: int, chunk: int, held: int | None = None) -> int:
         """
         Return the bytes of a sequence's cache with room for `tokens` tokens.
 
@@ -113,11 +122,14 @@ class Layout:
         Args:
             tokens: Tokens of the prompt and those reserved for the answer.
             chunk: Most tokens computed at a time.
+            held: Tokens of a prompt that is computed: a window has no room beyond them. None if tokens are generated.
         """
         room = capacity_for(tokens)
         if not self.billed:
             return room * self.bytes_per_token
-        return sum(count * shape.live_bytes(room, chunk) for shape, count in self._kinds.items())
+        most = room if held is None else held
+        kinds = self._kinds.items()
+        return sum(count * shape.live_bytes(most if _windowed(shape) else room, chunk) for shape, count in kinds)
 
     def undo_bytes(self, tokens: int) -> int:
         """Return the bytes of the states and windows of a sequence with room for `tokens` tokens."""
@@ -298,6 +310,10 @@ def describing(model: Any) -> Sliced[Layout]:
         states=tuple(index for index, cache in enumerate(flat) if type(cache) in STATE_ADAPTERS),
         billed=shapes,
     )
+
+
+def _windowed(shape: Growth) -> bool:
+    return getattr(shape, "window", None) is not None
 
 
 def _describe(cache: Any) -> LayerShape | None:

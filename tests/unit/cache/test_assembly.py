@@ -18,7 +18,7 @@ from mlx_lm.utils import load_model
 
 from daemon.cache.identity import identify
 from daemon.cache.mlx.assembly import assembling
-from daemon.cache.mlx.mtp import TakenHead
+from daemon.cache.mlx.mtp_checkpoints import TakenHead
 from daemon.cache.mlx.weights import Reading
 from daemon.cache.pace import Pace
 from daemon.shared.slices import Sliced

@@ -17,148 +17,14 @@ from daemon.cache.identity import identify
 from daemon.cache.mlx.loader import load
 from daemon.cache.mlx.module_size import arrays as arrays_of
 from daemon.cache.mlx.module_size import nbytes
-from daemon.cache.mlx.mtp import NO_HEAD, MtpHead, TakenHead, Unbuilt, trying_head
+from daemon.cache.mlx.mtp import NO_HEAD, MtpHead, Unbuilt, trying_head
+from daemon.cache.mlx.mtp_checkpoints import TakenHead
 from daemon.cache.mlx.shard import WHOLE
+from daemon.shared.slices import drain
 from tests.support.heads import CONFIGS, head_arrays, model_with_head
 from tests.support.models import TINY
+from tests.unit.cache.head_formula import states_of
 from tests.unit.cache.loads import run, start
-
-Array = np.ndarray[Any, np.dtype[Any]]
-
-EPS = 1e-5
-SIZE = 16
-
-
-def rms(x: Array, weight: Array, eps: float = EPS) -> Array:
-    """Return RMSNorm."""
-    return np.asarray(x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight)
-
-
-def rotated(x: Array, dims: int, *, pairs: bool = False) -> Array:
-    """Rotate the first dimensions of [heads, tokens, size] by position; neighbours together, or the two halves."""
-    angles = np.arange(x.shape[1])[:, None] / 10000.0 ** (np.arange(0, dims, 2) / dims)
-    cos, sin = np.cos(angles), np.sin(angles)
-    first, second = (slice(0, dims, 2), slice(1, dims, 2)) if pairs else (slice(dims // 2), slice(dims // 2, dims))
-    out = x.copy()
-    out[..., first] = x[..., first] * cos - x[..., second] * sin
-    out[..., second] = x[..., first] * sin + x[..., second] * cos
-    return out
-
-
-def attended(q: Array, k: Array, v: Array) -> Array:
-    """Return causal attention of [heads, tokens, size], as [tokens, heads * size]."""
-    k, v = (np.repeat(x, len(q) // len(x), axis=0) for x in (k, v))
-    scores = q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1])
-    scores[:, np.triu(np.ones(scores.shape[1:], bool), 1)] = -np.inf
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    out: Array = (weights / weights.sum(-1, keepdims=True)) @ v
-    return np.concatenate(list(out), axis=-1)
-
-
-def sigmoid(x: Array) -> Array:
-    """Return the logistic function."""
-    return np.asarray(1 / (1 + np.exp(-x)))
-
-
-class Layer:
-    """
-    A decoder layer in numpy, with the arrays of a checkpoint.
-
-    Args:
-        family: The family.
-        arrays: Its arrays, by their names in the layer.
-    """
-
-    def __init__(self, family: str, arrays: dict[str, Array]) -> None:
-        self.family = family
-        self.arrays = arrays
-
-    def __call__(self, x: Array) -> Array:
-        """Return its output, [tokens, width]."""
-        attend = self._latent if self.family in ("deepseek_v3", "glm4_moe_lite") else self._heads
-        x = x + attend(rms(x, self.arrays["input_layernorm.weight"]))
-        inner = rms(x, self.arrays["post_attention_layernorm.weight"])
-        if self.family in ("glm4_moe", "glm4_moe_lite", "deepseek_v3"):
-            return x + self._experts(inner)
-        return x + (self._qwen_experts(inner) if self.family == "qwen3_5_moe" else self._mlp("mlp", inner))
-
-    def _linear(self, name: str, x: Array) -> Array:
-        out: Array = x @ self.arrays[f"{name}.weight"].T + self.arrays.get(f"{name}.bias", np.zeros(1))
-        return out
-
-    def _mlp(self, name: str, x: Array) -> Array:
-        gate, up = self._linear(f"{name}.gate_proj", x), self._linear(f"{name}.up_proj", x)
-        return self._linear(f"{name}.down_proj", gate * sigmoid(gate) * up)
-
-    def _split(self, name: str, x: Array) -> Array:
-        out = self._linear(f"self_attn.{name}_proj", x)
-        return out.reshape(len(x), -1, SIZE).swapaxes(0, 1)
-
-    def _heads(self, x: Array) -> Array:
-        gate: Array = np.zeros(0)
-        if self.family.startswith("qwen"):
-            both = self._linear("self_attn.q_proj", x).reshape(len(x), -1, 2 * SIZE)
-            q, gate = both[..., :SIZE].swapaxes(0, 1), both[..., SIZE:].reshape(len(x), -1)
-        else:
-            q = self._split("q", x)
-        k, v = self._split("k", x), self._split("v", x)
-        if "self_attn.q_norm.weight" in self.arrays:
-            q, k = (rms(y, self.arrays[f"self_attn.{name}_norm.weight"]) for name, y in (("q", q), ("k", k)))
-        dims = SIZE if self.family == "mimo" else SIZE // 2
-        out = attended(rotated(q, dims), rotated(k, dims), v)
-        return self._linear("self_attn.o_proj", out * sigmoid(gate) if gate.size else out)
-
-    def _latent(self, x: Array) -> Array:
-        """Multi-head latent attention, without its short cuts: keys and values are unfolded."""
-        eps = 1e-6 if self.family == "deepseek_v3" else EPS
-        low = rms(self._linear("self_attn.q_a_proj", x), self.arrays["self_attn.q_a_layernorm.weight"], eps)
-        q = self._linear("self_attn.q_b_proj", low).reshape(len(x), 2, 16).swapaxes(0, 1)
-        both = self._linear("self_attn.kv_a_proj_with_mqa", x)
-        latent = rms(both[:, :16], self.arrays["self_attn.kv_a_layernorm.weight"], eps)
-        place = rotated(both[None, :, 16:], 8, pairs=True)
-        unfolded = self._linear("self_attn.kv_b_proj", latent).reshape(len(x), 2, 20).swapaxes(0, 1)
-        q = np.concatenate([q[..., :8], rotated(q[..., 8:], 8, pairs=True)], axis=-1)
-        k = np.concatenate([unfolded[..., :8], np.repeat(place, 2, axis=0)], axis=-1)
-        return self._linear("self_attn.o_proj", attended(q, k, unfolded[..., 8:]))
-
-    def _experts(self, x: Array) -> Array:
-        """Experts that a sigmoid chooses with a correction; two of them with a factor, or one."""
-        scores = sigmoid(self._linear("mlp.gate", x))
-        count, factor = {"glm4_moe": (2, 1.5), "glm4_moe_lite": (2, 1.8)}.get(self.family, (1, 1.0))
-        out = self._mlp("mlp.shared_experts", x)
-        for row, chosen in enumerate(np.argsort(-scores - self.arrays["mlp.gate.e_score_correction_bias"])[:, :count]):
-            total = scores[row, chosen].sum() if count > 1 else 1.0
-            for expert in chosen:
-                part = self._mlp(f"mlp.experts.{expert}", x[row : row + 1])[0]
-                out[row] += factor * scores[row, expert] / total * part
-        return out
-
-    def _qwen_experts(self, x: Array) -> Array:
-        logits = self._linear("mlp.gate", x)
-        out = sigmoid(self._linear("mlp.shared_expert_gate", x)) * self._mlp("mlp.shared_expert", x)
-        both, down = self.arrays["mlp.experts.gate_up_proj"], self.arrays["mlp.experts.down_proj"]
-        for row, chosen in enumerate(np.argsort(-logits)[:, :2]):
-            weights = np.exp(logits[row, chosen])
-            for expert, weight in zip(chosen, weights / weights.sum(), strict=True):
-                gate, up = np.split(both[expert] @ x[row], 2)
-                out[row] += weight * (down[expert] @ (gate * sigmoid(gate) * up))
-        return out
-
-
-def states_of(family: str, arrays: dict[str, Array], states: Array, embedded: Array) -> Array:
-    """Return the states of a head by the formula: normalise both, put them together, a layer, normalise."""
-    at, inner, mix, of_token, of_state, last, tokens_first = {
-        "mimo": ("model.mtp_layers.0.", "", "input_proj", "token_layernorm", "hidden_layernorm", "final_layernorm", 0),
-        "glm4_moe": ("model.layers.2.", "", "eh_proj", "enorm", "hnorm", "shared_head.norm", 1),
-    }.get(
-        {"deepseek_v3": "glm4_moe", "glm4_moe_lite": "glm4_moe"}.get(family, family),
-        ("mtp.", "layers.0.", "fc", "pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm", 1),
-    )
-    own = {name.removeprefix(str(at)): array.astype(np.float64) for name, array in arrays.items()}
-    layer = {name.removeprefix(str(inner)): array for name, array in own.items()}
-    parts = [rms(embedded, own[f"{of_token}.weight"]), rms(states, own[f"{of_state}.weight"])]
-    mixed = np.concatenate(parts if tokens_first else parts[::-1], axis=-1) @ own[f"{mix}.weight"].T
-    return rms(Layer(family, layer)(mixed), own[f"{last}.weight"])
 
 
 def built(family: str, arrays: dict[str, Any], **others: Any) -> Any:
@@ -207,6 +73,32 @@ def test_norms_of_a_published_checkpoint_are_stored_less_one(family: str) -> Non
     one, other = built(family, arrays), built(family, less, **convolution)
     given = [mx.random.normal((1, 5, 64)) for _ in range(2)]
     assert mx.allclose(one(*given, None), other(*given, None), atol=1e-5).item()
+
+
+def tried(family: str) -> MtpHead:
+    """Return a tried head beside its model."""
+    return drain(trying_head(built(family, head_arrays(family)), model_of(family)))
+
+
+def test_head_with_a_window_keeps_no_more_than_it_sees() -> None:
+    """Two heads of 16 numbers a key and 12 a value; the indexer of another one has keys beside those of attention."""
+    assert tried("mimo_v2_flash").kv_bytes(5000) == (6 + 1) * 2 * (16 + 12) * 4
+    assert tried("deepseek_v32").kv_bytes(256) == 256 * (16 + 8 + 2 * 16) * 4
+
+
+@pytest.mark.parametrize("spelling", [{}, {"mtp_hybrid_override_pattern": "*E"}, {"mtp_layers_block_type": None}])
+def test_blocks_of_a_head_are_named_in_two_ways(monkeypatch: pytest.MonkeyPatch, spelling: dict[str, Any]) -> None:
+    """As a list, as a text, and not at all where they are the usual ones."""
+    config = {**CONFIGS["nemotron_h"], "mtp_layers_block_type": None} if spelling else CONFIGS["nemotron_h"]
+    monkeypatch.setitem(CONFIGS, "nemotron_h", {**config, **spelling})
+    assert [block.block_type for block in built("nemotron_h", head_arrays("nemotron_h")).blocks] == ["*", "E"]
+
+
+def test_head_with_a_recurrent_block_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state could not go back to before a guess."""
+    monkeypatch.setitem(CONFIGS, "nemotron_h", {**CONFIGS["nemotron_h"], "mtp_hybrid_override_pattern": "ME"})
+    with pytest.raises(Unbuilt, match="keeps no keys and values of single tokens"):
+        built("nemotron_h", head_arrays("nemotron_h"))
 
 
 @pytest.mark.parametrize("bits", [4, 8])

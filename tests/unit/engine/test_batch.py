@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from daemon.engine.execution import batch, decoder
+from daemon.engine.execution.together import forward
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.engine.scheduling.padding import FREE_PADDING, fits
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -26,13 +27,12 @@ PROMPTS = [example.completion() for example in islice(corpus.held_out(seed=80, t
 def _passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return the numbers of rows of the forward passes of batches, as they happen."""
     seen: list[int] = []
-    original = batch.forward
 
-    def forward(sequence: Any, tokens: mx.array, caches: Any) -> mx.array:
+    def counted(rows: Any, tokens: mx.array, *given: Any) -> mx.array:
         seen.append(tokens.shape[0])
-        return original(sequence, tokens, caches)
+        return forward(rows, tokens, *given)
 
-    monkeypatch.setattr(batch, "forward", forward)
+    monkeypatch.setattr(batch, "forward", counted)
     return seen
 
 

@@ -48,6 +48,30 @@ def test_bill_covers_rows_that_read_a_prefix_together(bench: Bench) -> None:
     assert phases["prefill"].ratio <= MOST
 
 
+@pytest.mark.parametrize("bench", ["cohere2", "deepseek_v3"], indirect=True)
+def test_bill_covers_prompts_with_an_uncomputed_beginning(bench: Bench) -> None:
+    """The first computes what all have in common; a window keeps its last chunk, and latents are expanded by row."""
+    phases = bench.run(1100, 4).phases
+    assert min(phase.least for phase in phases.values()) >= LEAST
+    assert phases["prefill"].ratio <= 2
+
+
+@pytest.mark.parametrize("bench", ["cohere2", "mamba2"], indirect=True)
+def test_short_prompts_are_billed_as_they_are_held(bench: Bench) -> None:
+    """They fill no window, and share no pass where a layer has a window or a state."""
+    phases = bench.run(100, 4).phases
+    assert min(phase.least for phase in phases.values()) >= LEAST
+    assert phases["prefill"].ratio <= 1.3
+
+
+@pytest.mark.parametrize("bench", ["cohere2"], indirect=True)
+def test_short_answer_is_billed_few_stored_tokens(bench: Bench) -> None:
+    """What it stored of its windows in passing is all that its end replaces."""
+    decode = bench.run(500, 1).phases["decode"]
+    assert decode.least >= LEAST
+    assert decode.ratio <= 1.25
+
+
 @pytest.mark.parametrize("bench", ["gpt_oss", "mamba2"], indirect=True)
 def test_bill_covers_an_answer_that_outgrows_its_room(bench: Bench) -> None:
     """A window that has turned is stored, and a state is kept at each end of a block: without a copy beside it."""

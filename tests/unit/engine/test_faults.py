@@ -16,6 +16,7 @@ from daemon.engine.calls import generate as calls_module
 from daemon.engine.execution import batch
 from daemon.engine.execution.prefill import Prefill
 from daemon.engine.execution.runner import Runner
+from daemon.engine.execution.together import forward
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.shared.errors import Reason, SidecarError
 from daemon.v1 import ipc_pb2 as ipc
@@ -153,7 +154,7 @@ def test_nan_logits_forget_the_ends_of_messages(
 
     ask([*ids[:32], 3])
     with monkeypatch.context() as patch:
-        patch.setattr(batch, "forward", lambda *_: mx.full((1, 1024), mx.nan))
+        patch.setattr(batch, "forward", lambda *_: mx.full((1, 1, 1024), mx.nan))
         assert ask(ids).failure.reason == "NAN_LOGITS"
     assert ask(ids).cached == 32
 
@@ -169,8 +170,7 @@ def test_nan_logits_end_one_row_of_a_batch(
     harness.until(lambda: all(map(harness.decoding, calls)))
     (decoder,) = harness.engine._runner._decoders.values()
     (together,) = decoder._batches
-    spoiled = mx.array([[row.sequence.call_id == calls[1]] for row in together.rows])
-    forward = batch.forward
+    spoiled = mx.array([[[row.sequence.call_id == calls[1]]] for row in together.rows])
 
     def spoil(*given: Any) -> mx.array:
         monkeypatch.setattr(batch, "forward", forward)

@@ -32,7 +32,7 @@ SEEDED = pb.Sampling(temperature=1.0, seed=11)
 CLOSE = 1e-3
 """Passes of other widths have other last bits: of two guesses that are as likely, either may come."""
 PENALISED = pb.Sampling(temperature=1.0, seed=4, presence_penalty=0.1, repetition_penalty=1.1)
-LATENT = ("deepseek_v3", "glm4_moe_lite")
+LATENT = ("deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa")
 """Latent attention over several tokens has other last bits than over one."""
 asked = partial(shared_guesses.asked, max_tokens=40)
 
@@ -146,7 +146,7 @@ def test_calls_keep_to_their_grammar_when_a_head_guesses(harness: Harness, tmp_p
 
 @pytest.mark.parametrize("family", ["mimo", "qwen3_next"])
 def test_head_goes_on_after_neighbours_and_holds(harness: Harness, tmp_path: Path, family: str) -> None:
-    """Passes that it shares leave a gap, behind which the head begins anew."""
+    """It gets the states of the passes that it shares as well."""
     path = str(model_with_head(tmp_path, family, right=True))
     plain = harness.run(asked(path, OFF, sampling=SEEDED, max_tokens=90))
     fields: dict[str, Any] = {"sampling": SEEDED, "max_tokens": 9, "tokens": pb.TokenIds(ids=range(60, 75))}
@@ -161,6 +161,57 @@ def test_head_goes_on_after_neighbours_and_holds(harness: Harness, tmp_path: Pat
     answer = Answer(harness.finish(call))
     assert answer.content == plain.content
     assert guesses(answer)[1] > 10
+    harness.settle()
+
+
+def go_on_together(harness: Harness, calls: list[int]) -> None:
+    """Hold each call at its first tokens until all have come so far, and let all go on with the same step."""
+    held = set[int]()
+
+    def all_held() -> bool:
+        for call in calls:
+            if call not in held and harness.decoding(call):
+                harness.engine._runner.hold(call, held=True)
+                held.add(call)
+        return len(held) == len(calls)
+
+    harness.until(all_held)
+    for call in calls:
+        harness.engine._runner.hold(call, held=False)
+
+
+@pytest.mark.parametrize("right", [False, True])
+@pytest.mark.parametrize("family", ["mimo", "mimo_v2_flash", "nemotron_h", "qwen3_next"])
+def test_heads_guess_for_rows_that_share_passes(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, right: bool
+) -> None:
+    """Each guesses what it guesses after a single pass over its row, and no answer is another one."""
+    path = str(model_with_head(tmp_path, family, right=right))
+    requests: list[dict[str, Any]] = [
+        {
+            "tokens": pb.TokenIds(ids=range(20 + 90 * row, 30 + 91 * row)),
+            "sampling": pb.Sampling(temperature=1.0, seed=row),
+        }
+        for row in range(3)
+    ]
+    plain = [harness.run(asked(path, OFF, **one)) for one in requests]
+    model, guessing, shared = loaded(harness, path), HeadKV.guess, list[int]()
+
+    def checked(self: HeadKV, pending: int, count: int, vocab: int) -> list[int]:
+        known = [*self.prompt, *self.generated][: self.end]
+        found = guessing(self, pending, count, vocab)
+        shared.append(harness.engine._runner._active)
+        assert short_of_best(model, [], [*known, pending], found[0]) < CLOSE
+        return found
+
+    monkeypatch.setattr(HeadKV, "guess", checked)
+    calls = [harness.begin(asked(path, MTP, **one)) for one in requests]
+    go_on_together(harness, calls)
+    answers = [Answer(harness.finish(call)) for call in calls]
+    assert [answer.ids for answer in answers] == [answer.ids for answer in plain]
+    assert shared.count(3) >= 6
+    if right:
+        assert all(guesses(answer)[1] > 10 for answer in answers)
     harness.settle()
 
 
@@ -222,7 +273,7 @@ def test_weights_and_kv_of_a_head_are_counted_and_freed(harness: Harness, tmp_pa
     assert gone() is None
 
 
-@pytest.mark.parametrize("family", ["mimo", "deepseek_v3", "qwen3_next"])
+@pytest.mark.parametrize("family", ["mimo", "deepseek_v3", "mimo_v2_flash", "nemotron_h", "qwen3_next"])
 def test_guesses_do_not_depend_on_what_was_taken_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:

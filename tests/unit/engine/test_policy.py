@@ -274,7 +274,7 @@ def test_kv_need_counts_prompt_and_decode_room() -> None:
     class Costs:
         state_bytes = 7
 
-        def live_bytes(self, tokens: int, chunk: int) -> int:
+        def live_bytes(self, tokens: int, chunk: int, held: int | None = None) -> int:
             assert chunk == MIN_IDLE_CHUNK
             return 8 * tokens
 
