@@ -45,7 +45,7 @@ def ask(request: ResponseRequest, before: Sequence[Item], given: Sequence[Item])
 
 
 def counted(request: CountRequest, before: Sequence[Item], given: Sequence[Item]) -> Ask:
-    """Return the call whose prompt is to be counted, see `ask`. Its options are those of a prompt."""
+    """Return the call with the prompt that is to be counted, see `ask`. It has the options of a prompt."""
     options = GenerateOptions()
     _add_tools(options, request)
     _add_reasoning(options, request.reasoning)
