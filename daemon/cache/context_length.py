@@ -34,6 +34,8 @@ _ORIGINAL = "original_max_position_embeddings"
 _NESTED = ("text_config", "language_config", "llm_config")
 """Where models with images keep the configuration of their language model."""
 _SCALINGS = ("rope_scaling", "rope_parameters")
+_LEARNED = ("gpt2", "gpt_bigcode")
+"""Architectures of mlx-lm with a table of positions. Beyond its end, MLX would read whatever is there."""
 _STATED_BEFORE = ("linear", "dynamic")
 _STATED_AFTER = ("llama3", "longrope", "su")
 
@@ -46,6 +48,11 @@ def context_length(config: Config) -> int:
             scaled = [_scaled(stated, part, scalings) for part in (scope, *scopes) for scalings in _scalings(part)]
             return min(max(scaled, default=stated), MOST)
     return 0
+
+
+def most_positions(config: Config) -> int | None:
+    """Return how many positions a model has learned, one vector for each; None if its positions have no end."""
+    return _length(config.get("n_positions")) or None if config.get("model_type") in _LEARNED else None
 
 
 def _scalings(scope: Config) -> Iterator[Config]:

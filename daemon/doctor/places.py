@@ -9,7 +9,7 @@ from pathlib import Path
 from daemon.doctor.finding import Finding, failed, ok, skipped, warning
 from daemon.kv.disk.limits import RESERVE, Space, budget
 from daemon.kv.disk.piece import SUFFIX
-from daemon.kv.disk.troubles import MEND_SMALL, small, too_small
+from daemon.kv.disk.troubles import mend_small, small, too_small
 from daemon.server.socket_path import MAX_SOCKET_BYTES, SocketPathError, check_name, check_vacant, prepare_directory
 from daemon.shared.logs import MAX_FILE_BYTES
 from daemon.shared.wording import size
@@ -85,7 +85,7 @@ def prefixes(folder: Path, wanted: int | None) -> Finding:
     if most <= used and space.free < space.total // RESERVE:
         return warning(check, f"{found}, less than a tenth: nothing is written", "make room on the disk")
     if too_small(wanted, most):
-        return warning(check, f"{found}; {small(most)}", MEND_SMALL)
+        return warning(check, f"{found}; {small(wanted, most)}", mend_small(wanted))
     return ok(check, found)
 
 

@@ -26,6 +26,8 @@ if __name__ == "__main__":
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    # The parent holds them back until here; children of this process get them as usual.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
 # Before any library reads it: requests are tokenised one at a time, and the tokenizer's threads would compete with MLX.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

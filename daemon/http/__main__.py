@@ -12,6 +12,7 @@ if __name__ == "__main__":
     # They are for the parent, which drains first, or for the tool: the door ends with either.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))  # held back until here
     # What imports make stays. A look for garbage in between takes as long as a fifth of them.
     gc.disable()
     from daemon.http.kept_out import keep_out

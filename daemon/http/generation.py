@@ -7,8 +7,9 @@ lowered to what the context holds; and a request for one tool call at most ends 
 
 from __future__ import annotations
 
+import re
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import cast
@@ -26,6 +27,7 @@ from mlx_sidecar import (
     PromptLogprobs,
     Started,
     Timings,
+    TokenizeOptions,
     TokenLogprob,
     Usage,
 )
@@ -45,6 +47,8 @@ class Ask:
         options: Options of the call.
         one_call: Whether the answer ends with its first tool call.
         notes: What the request has that has no effect and its sender may miss, such as a kind of tool. Header values.
+        places: What the caller calls parts of the call that have another place in its request, by the daemon's name:
+            "chat.messages[1]" may be "input[3]". Parts of a part may have places of their own.
         request_id: Name of the request in the daemon's log.
     """
 
@@ -53,6 +57,7 @@ class Ask:
     options: GenerateOptions = field(default_factory=GenerateOptions)
     one_call: bool = False
     notes: Sequence[str] = ()
+    places: Mapping[str, str] = field(default_factory=dict)
     request_id: str = field(default_factory=lambda: f"http-{secrets.token_hex(8)}")
 
     def headers(self, warnings: Sequence[str] = ()) -> dict[str, str]:
@@ -84,10 +89,47 @@ async def events(client: AsyncClient, ask: Ask) -> AsyncGenerator[GenerateEvent]
         except InvalidArgument as error:
             fitting = None if begun else _fitting(options, error)
             if fitting is None:
-                raise
+                raise _placed(error, ask.places) from error
             options = fitting
         else:
             return
+
+
+async def count(client: AsyncClient, ask: Ask) -> int:
+    """
+    Return the number of tokens of a prompt; the options are those of Tokenize.
+
+    Raises:
+        SidecarError: If the call failed.
+    """
+    try:
+        options = cast("TokenizeOptions", ask.options)
+        return (await client.tokenize(ask.model, ask.prompt, count_only=True, **options)).count
+    except InvalidArgument as error:
+        raise _placed(error, ask.places) from error
+
+
+def _placed(error: InvalidArgument, places: Mapping[str, str]) -> InvalidArgument:
+    """Return an error of the daemon with the caller's place of the part that it names; itself if that has no other."""
+    name = error.field or ""
+    part = max((one for one in places if re.match(rf"{re.escape(one)}($|[.\[])", name)), key=len, default=None)
+    if part is None:
+        return error
+    found = places[part] + name.removeprefix(part)
+    return type(error)(
+        str(error).replace(name, found),
+        code=error.code,
+        reason=error.reason,
+        metadata=error.metadata,
+        retry_after=error.retry_after,
+        field=found,
+        error_id=error.error_id,
+    )
+
+
+def tool_places(indexes: Sequence[int]) -> dict[str, str]:
+    """Return the places of tools, see `Ask.places`; `indexes` are the caller's own, of those that the model knows."""
+    return {f"chat.tools[{told}]": f"chat.tools[{index}]" for told, index in enumerate(indexes) if told != index}
 
 
 def _fitting(options: GenerateOptions, error: InvalidArgument) -> GenerateOptions | None:

@@ -53,6 +53,24 @@ def with_previous(client: openai.OpenAI, model: str) -> dict[str, Any]:
     return {**_turns(first, second), "items": [one.type for one in items]}
 
 
+def counts(client: openai.OpenAI, model: str) -> dict[str, Any]:
+    """Count a conversation before it is answered, and one that goes on from its answer."""
+    count = client.responses.input_tokens.count
+    prompt: Any = {"model": model, "instructions": "Be brief.", "input": "Does it rain?", "tools": [TOOL]}
+    wish: Any = {"parallel_tool_calls": False, "truncation": "disabled", "reasoning": {"effort": "high"}}
+    first = client.responses.create(**prompt)
+    (call,) = [one for one in first.output if one.type == "function_call"]
+    output: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "wet"}
+    turn: Any = {"model": model, "previous_response_id": first.id, "input": [output], "tools": [TOOL]}
+    return {
+        "object": count(**prompt).object,
+        "counted": [count(**prompt, **wish).input_tokens, count(**turn).input_tokens],
+        "used": [one.usage.input_tokens for one in (first, client.responses.create(**turn)) if one.usage],
+        "without_tools": count(model=model, input="Does it rain?").input_tokens,
+        "no_input": refused(lambda: count(model=model)),
+    }
+
+
 def with_items(client: openai.OpenAI, model: str, **more: Any) -> dict[str, Any]:
     """Answer a tool call, the conversation kept by the client: with the items that came back."""
     history: list[Any] = [{"role": "user", "content": f"{LONG}Does it rain?"}]
@@ -109,6 +127,7 @@ def main() -> None:
             "streamed": streamed(client, model),
             "summary": streamed(client, model, reasoning={"summary": "auto", "effort": "high"}),
             "with_previous": with_previous(client, model),
+            "counts": counts(client, model),
             "with_items": with_items(client, model),
             "with_encrypted": with_items(
                 client, model, include=["reasoning.encrypted_content"], reasoning={"summary": "auto"}

@@ -58,6 +58,15 @@ def test_sdk_answers_a_call_by_previous_response(seen: dict[str, Any]) -> None:
     assert turns["items"] == ["message", "reasoning", "message", "function_call", "function_call_output"]
 
 
+def test_sdk_counts_the_tokens_of_a_prompt(seen: dict[str, Any]) -> None:
+    """As many as the answers used, with tools, with instructions, and for a conversation that is kept."""
+    counts = seen["counts"]
+    assert counts["object"] == "response.input_tokens"
+    assert counts["counted"] == counts["used"]
+    assert 0 < counts["without_tools"] < counts["counted"][0]
+    assert (counts["no_input"]["status"], counts["no_input"]["body"]["param"]) == (400, "input")
+
+
 @pytest.mark.parametrize("form", ["with_items", "with_encrypted"])
 def test_sdk_answers_a_call_by_items(seen: dict[str, Any], form: str) -> None:
     """The conversation is the client's; the items that came back are accepted as they are, nulls included."""

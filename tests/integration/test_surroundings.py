@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from daemon.server.supervision.spawning import GROUP_SIGNALS
 from mlx_sidecar import Finished
 from tests.support.daemons import END_SECONDS, RunningDaemon, environment, wait_until
 
@@ -49,12 +50,21 @@ def test_children_ignore_group_signals_before_imports(tmp_path: Path, process: s
         "import signal\n"
         "ignored = {signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}\n"
         "assert ignored == {signal.SIG_IGN}\n"
+        "assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()\n"
         "raise SystemExit('ignored')\n"
     )
     command = [sys.executable, "-m", process, "--fd", "0", "--config", "{}"]
-    ended = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=END_SECONDS
-    )
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)  # as the parent starts them
+    try:
+        ended = subprocess.run(
+            command,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=END_SECONDS,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
     assert ended.stderr == "ignored\n"
 
 

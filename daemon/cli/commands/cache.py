@@ -195,11 +195,11 @@ def _no_pieces(files: Files) -> dict[str, str]:
 def _small(session: Session, files: Files, used: int) -> Iterator[str]:
     """Yield a sentence if the budget is too small to write anything."""
     from daemon.kv.disk.limits import budget
-    from daemon.kv.disk.troubles import MEND_SMALL, small, too_small
+    from daemon.kv.disk.troubles import mend_small, small, too_small
 
     wanted = session.config().kv_disk_bytes
-    if wanted is None and files.folder.is_dir() and too_small(wanted, most := budget(wanted, used, files.space())):
-        yield f"{small(most)}: {MEND_SMALL}."
+    if files.folder.is_dir() and too_small(wanted, most := budget(wanted, used, files.space())):
+        yield f"{small(wanted, most)}: {mend_small(wanted)}."
 
 
 def _is_directory(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from daemon.cache.context_length import most_positions
 from daemon.cache.identity import ModelSource
 from daemon.cache.load import Progress, Ticket
 from daemon.cache.mlx.loader import LoadedModel
@@ -22,7 +23,8 @@ def load(services: Services, call_id: int, request: pb.GetOrLoadRequest) -> Call
     Serve a GetOrLoad call: `progress` events, then `ready`.
 
     Raises:
-        SidecarError: INVALID_ARGUMENT at `pin` if no model stays in memory; or why the model cannot be had.
+        SidecarError: INVALID_ARGUMENT at `pin` if no model stays in memory, or at `context_length` if the model has
+            fewer positions; or why the model cannot be had.
     """
     began = services.clock()
     source, result = yield from searched(lambda: _find_and_load(services, call_id, request))
@@ -51,9 +53,17 @@ def _find_and_load(
     found = yield from services.lookup.find(wanted, partial(already, request.model), report)
     if isinstance(found, int):
         return None, model_info.planned(request.model, found)
+    _check_length(request.context_length, most_positions(found.config))
     if request.estimate_only:
         return found, model_info.estimated(services.limited(found, request.adapter))
     return found, (yield from leased(_begin(services, request, found), report))
+
+
+def _check_length(wanted: int, most: int | None) -> None:
+    if most is not None and wanted > most:
+        raise invalid(
+            "context_length", f"is {wanted}, and the model has learned {most} positions; choose at most {most}"
+        )
 
 
 def _begin(services: Services, request: pb.GetOrLoadRequest, source: ModelSource) -> Ticket[LoadedModel]:

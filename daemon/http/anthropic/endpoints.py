@@ -12,7 +12,6 @@ from starlette.responses import Response
 from daemon.http.anthropic import messages, models, wishes
 from daemon.http.anthropic.answers import MessageStream, message
 from daemon.http.anthropic.errors import EVENTS, told
-from daemon.http.anthropic.messages import Asked
 from daemon.http.anthropic.request_types import CountRequest, MessagesRequest
 from daemon.http.bodies import read_body
 from daemon.http.generation import Ask
@@ -25,18 +24,18 @@ async def create_message(request: Request, client: AsyncClient) -> Response:
     body = await read_body(request, MessagesRequest)
     asked = messages.asked(body)
     omitted = body.thinking is not None and body.thinking.display == "omitted"
-    kept = asked.ask.options.get("keep")
+    kept = asked.options.get("keep")
     if body.stream:
         stream = MessageStream(kept=kept, omitted=omitted)
-        return await begin(request, _pieces(client, asked, stream), EVENTS, _headers(asked.ask))
+        return await begin(request, _pieces(client, asked, stream), EVENTS, _headers(asked))
     seen = await until_gone(request, _all(client, asked))
     warnings = [text for one in seen if isinstance(one, Started) for text in one.warnings]
-    return _json(message(seen, kept=kept, omitted=omitted), _headers(asked.ask, warnings))
+    return _json(message(seen, kept=kept, omitted=omitted), _headers(asked, warnings))
 
 
-async def _pieces(client: AsyncClient, asked: Asked, stream: MessageStream) -> AsyncGenerator[bytes]:
-    with told(asked.ask.request_id, asked.places):
-        async with aclosing(wishes.events(client, asked.ask)) as seen:
+async def _pieces(client: AsyncClient, asked: Ask, stream: MessageStream) -> AsyncGenerator[bytes]:
+    with told(asked.request_id):
+        async with aclosing(wishes.events(client, asked)) as seen:
             async for one in seen:
                 if isinstance(one, Started):
                     for warning in one.warnings:
@@ -45,18 +44,18 @@ async def _pieces(client: AsyncClient, asked: Asked, stream: MessageStream) -> A
                     yield event(each.model_dump_json(), each.type)
 
 
-async def _all(client: AsyncClient, asked: Asked) -> list[GenerateEvent]:
-    with told(asked.ask.request_id, asked.places):
-        async with aclosing(wishes.events(client, asked.ask)) as seen:
+async def _all(client: AsyncClient, asked: Ask) -> list[GenerateEvent]:
+    with told(asked.request_id):
+        async with aclosing(wishes.events(client, asked)) as seen:
             return [one async for one in seen]
 
 
 async def count_tokens(request: Request, client: AsyncClient) -> Response:
     """Answer `POST /v1/messages/count_tokens`."""
     asked = messages.counted(await read_body(request, CountRequest))
-    with told(asked.ask.request_id, asked.places):
-        tokens, left = await until_gone(request, wishes.count(client, asked.ask))
-    return _json(models.Count(input_tokens=tokens), _headers(asked.ask, left))
+    with told(asked.request_id):
+        tokens, left = await until_gone(request, wishes.count(client, asked))
+    return _json(models.Count(input_tokens=tokens), _headers(asked, left))
 
 
 async def list_models(request: Request, client: AsyncClient) -> Response:

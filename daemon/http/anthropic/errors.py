@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -11,7 +10,7 @@ from pydantic import BaseModel
 
 from daemon.http.errors import Problem, problem
 from daemon.http.streaming import Framing, event
-from mlx_sidecar import ContextLengthExceeded, InvalidArgument, SidecarError
+from mlx_sidecar import ContextLengthExceeded, SidecarError
 
 OVERLOADED = 529
 """Status of a server that has too much to do."""
@@ -85,13 +84,12 @@ class Failed(Problem):
 
 
 @contextmanager
-def told(request_id: str, places: Sequence[str]) -> Iterator[None]:
+def told(request_id: str) -> Iterator[None]:
     """
     Turn errors of the daemon into problems with the request's id and its own names.
 
     Args:
         request_id: Name of the request.
-        places: The part of the request that each turn of the prompt comes from.
 
     Raises:
         Failed: Instead of SidecarError.
@@ -99,20 +97,9 @@ def told(request_id: str, places: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except SidecarError as error:
-        found = problem(_placed(error, places), NAMES)
+        found = problem(error, NAMES)
         assert found is not None
         raise Failed(found, request_id, _too_long(error)) from error
-
-
-def _placed(error: SidecarError, places: Sequence[str]) -> SidecarError:
-    """Return an error with the request's turn for a turn of the prompt, which has others besides."""
-    turn = re.match(r"chat\.messages\[(\d+)\]", error.field or "")
-    if not isinstance(error, InvalidArgument) or turn is None or int(turn[1]) >= len(places):
-        return error
-    place = places[int(turn[1])]
-    return InvalidArgument(
-        str(error).replace(turn[0], place), reason=error.reason, field=place + (error.field or "")[turn.end() :]
-    )
 
 
 def _too_long(error: SidecarError) -> str | None:

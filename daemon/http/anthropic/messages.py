@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 from daemon.http.anthropic.blocks import CacheControl
 from daemon.http.anthropic.conversation import turns
@@ -19,7 +18,7 @@ from daemon.http.anthropic.request_types import (
     ToolChoice,
 )
 from daemon.http.errors import invalid
-from daemon.http.generation import Ask
+from daemon.http.generation import Ask, tool_places
 from daemon.http.parameters import objects
 from mlx_sidecar import GenerateOptions, Tool
 
@@ -27,21 +26,7 @@ _KEPT_SECONDS = {None: 300.0, "5m": 300.0, "1h": 3600.0}
 """How long a mark keeps a prefix, by its `ttl`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """
-    A request, translated.
-
-    Attributes:
-        ask: The call to the daemon.
-        places: The part of the request that each turn of the prompt comes from.
-    """
-
-    ask: Ask
-    places: Sequence[str]
-
-
-def asked(request: MessagesRequest) -> Asked:
+def asked(request: MessagesRequest) -> Ask:
     """
     Return the call that a request asks for.
 
@@ -65,7 +50,7 @@ def asked(request: MessagesRequest) -> Asked:
     return _asked(request, options)
 
 
-def counted(request: CountRequest) -> Asked:
+def counted(request: CountRequest) -> Ask:
     """
     Return the call with the prompt that is to be counted.
 
@@ -75,7 +60,7 @@ def counted(request: CountRequest) -> Asked:
     return _asked(request, GenerateOptions())
 
 
-def _asked(request: Conversation, options: GenerateOptions) -> Asked:
+def _asked(request: Conversation, options: GenerateOptions) -> Ask:
     found = turns(request)
     _add_tools(options, request)
     _add_choice(options, request.tool_choice)
@@ -84,7 +69,9 @@ def _asked(request: Conversation, options: GenerateOptions) -> Asked:
         options["continue_final_message"] = True
     one_call = request.tool_choice is not None and request.tool_choice.disable_parallel_tool_use is True
     notes = [*_left_out(request), *found.notes]
-    return Asked(Ask(request.model, found.turns, options, one_call=one_call, notes=notes), found.places)
+    told = [index for index, tool in enumerate(request.tools or ()) if isinstance(tool, CustomTool)]
+    places = tool_places(told) | {f"chat.messages[{index}]": place for index, place in enumerate(found.places)}
+    return Ask(request.model, found.turns, options, one_call=one_call, notes=notes, places=places)
 
 
 def _kept(request: MessagesRequest) -> float | None:

@@ -15,7 +15,7 @@ from typing import cast
 
 from daemon.http import generation
 from daemon.http.generation import Ask
-from mlx_sidecar import AsyncClient, GenerateEvent, GenerateOptions, InvalidArgument, Started, TokenizeOptions
+from mlx_sidecar import AsyncClient, GenerateEvent, GenerateOptions, InvalidArgument, Started
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,7 @@ async def count(client: AsyncClient, ask: Ask) -> tuple[int, list[str]]:
     left: list[str] = []
     while True:
         try:
-            options = cast("TokenizeOptions", ask.options)
-            return (await client.tokenize(ask.model, ask.prompt, count_only=True, **options)).count, left
+            return await generation.count(client, ask), left
         except InvalidArgument as error:
             ask, text = _without(ask, error)
             left.append(text)

@@ -13,6 +13,15 @@ from daemon.http.ollama.names import daemon_name
 from daemon.http.ollama.sampling import generation
 from mlx_sidecar import Delta, Finished, GenerateEvent, Message, Prompt, Started
 
+_NO_SYSTEM = {"chat.messages[0]": "prompt", "chat.messages[0].content": "prompt"}
+_SYSTEM = {
+    "chat.messages[0]": "system",
+    "chat.messages[0].content": "system",
+    "chat.messages[1]": "prompt",
+    "chat.messages[1].content": "prompt",
+}
+"""Parameters that the turns of a prompt come from."""
+
 
 def ask(request: GenerateRequest) -> Ask:
     """
@@ -27,7 +36,7 @@ def ask(request: GenerateRequest) -> Ask:
             raise invalid("think", "is for prompts that the chat template renders; leave it out, or `raw`")
         if request.system:
             raise invalid("system", "is for prompts that the chat template renders; leave it out, or `raw`")
-    return Ask(daemon_name(request.model), _prompt(request), options)
+    return Ask(daemon_name(request.model), _prompt(request), options, places=_SYSTEM if request.system else _NO_SYSTEM)
 
 
 def _prompt(request: GenerateRequest) -> Prompt:

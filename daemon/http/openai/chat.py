@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from daemon.http.errors import invalid
-from daemon.http.generation import Answer, Ask
+from daemon.http.generation import Answer, Ask, tool_places
 from daemon.http.openai.chat_types import (
     AnsweredCall,
     AnsweredFunction,
@@ -58,6 +58,7 @@ def ask(request: ChatRequest) -> Ask:
         options,
         one_call=request.parallel_tool_calls is False,
         notes=_left_out(request.tools or ()),
+        places=tool_places([index for index, one in enumerate(request.tools or ()) if one.type == "function"]),
     )
 
 

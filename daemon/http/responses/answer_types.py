@@ -167,6 +167,13 @@ class Event(BaseModel):
     message: str | None = None
 
 
+class Count(BaseModel):
+    """The tokens of a prompt."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int
+
+
 class Deleted(BaseModel):
     """An answer that is kept no more."""
 

@@ -7,10 +7,12 @@ from dataclasses import replace
 from typing import Any, cast
 
 from daemon.http.errors import invalid
-from daemon.http.generation import Ask
+from daemon.http.generation import Ask, tool_places
 from daemon.http.responses.item_types import Item
 from daemon.http.responses.request_types import (
     AnyTool,
+    Asked,
+    CountRequest,
     CustomTool,
     FunctionTool,
     ReasoningOptions,
@@ -37,6 +39,27 @@ def ask(request: ResponseRequest, before: Sequence[Item], given: Sequence[Item])
     Raises:
         Problem: If parameters contradict each other, or there is no prompt.
     """
+    if request.stream_options is not None and not request.stream:
+        raise invalid("stream_options", "is only for requests with `stream`")
+    return _asked(request, before, given, _options(request), one_call=request.parallel_tool_calls is False)
+
+
+def counted(request: CountRequest, before: Sequence[Item], given: Sequence[Item]) -> Ask:
+    """Return the call with the prompt that is to be counted, see `ask`. It has the options of a prompt."""
+    options = GenerateOptions()
+    _add_tools(options, request)
+    _add_reasoning(options, request.reasoning)
+    _add_format(GenerateOptions(), request.text.format if request.text is not None else None)  # it has to be whole
+    return _asked(request, before, given, options)
+
+
+def _asked(
+    request: Asked,
+    before: Sequence[Item],
+    given: Sequence[Item],
+    options: GenerateOptions,
+    one_call: bool = False,
+) -> Ask:
     turns = Turns()
     for item in before:
         turns.add(item, "previous_response_id")
@@ -44,12 +67,14 @@ def ask(request: ResponseRequest, before: Sequence[Item], given: Sequence[Item])
         turns.add(item, f"input[{index}]")
     system = [Message("system", request.instructions)] if request.instructions else []
     prompt = [*system, *turns.finished()]
+    told = [index for index, tool in enumerate(request.tools or ()) if isinstance(tool, FunctionTool | CustomTool)]
+    places = tool_places(told) | turns.places(len(system))
+    if system:
+        places |= dict.fromkeys(("chat.messages[0]", "chat.messages[0].content"), "instructions")
     if not prompt:
         raise invalid("input", "is empty, and so is the conversation before it")
-    if request.stream_options is not None and not request.stream:
-        raise invalid("stream_options", "is only for requests with `stream`")
     notes = [*_left_out(request.tools or ()), *turns.notes]
-    return Ask(request.model, prompt, _options(request), one_call=request.parallel_tool_calls is False, notes=notes)
+    return Ask(request.model, prompt, options, one_call=one_call, notes=notes, places=places)
 
 
 def _options(request: ResponseRequest) -> GenerateOptions:
@@ -68,7 +93,7 @@ def _options(request: ResponseRequest) -> GenerateOptions:
     return options
 
 
-def _add_tools(options: GenerateOptions, request: ResponseRequest) -> None:
+def _add_tools(options: GenerateOptions, request: Asked) -> None:
     tools = [told for tool in request.tools or () if (told := _told(tool)) is not None]
     if tools:
         options["tools"] = tools

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from daemon.http.errors import Problem
 from daemon.http.responses.answer_types import Deleted, ItemList, Response
 from daemon.http.responses.item_types import Item
-from daemon.http.responses.request_types import ResponseRequest
+from daemon.http.responses.request_types import Asked, ResponseRequest
 from daemon.http.responses.store import Kept, Store
 from daemon.http.responses.turns import resolved
 
@@ -34,9 +34,9 @@ class Conversation:
         Problem: If the answer that it goes on from, or an item, is not kept.
     """
 
-    def __init__(self, request: ResponseRequest, store: Store) -> None:
+    def __init__(self, request: Asked, store: Store) -> None:
         self._store = store
-        self._keep = request.store is not False
+        self._keep = isinstance(request, ResponseRequest) and request.store is not False
         self._before = _before(request, store)
         self.before = [_ITEM.validate_json(item) for item in self._before]
         self.given = resolved(request.input, self._item)
@@ -57,7 +57,7 @@ class Conversation:
         self._store.put(answer.id, kept, [item.id for item in answer.output])
 
 
-def _before(request: ResponseRequest, store: Store) -> tuple[bytes, ...]:
+def _before(request: Asked, store: Store) -> tuple[bytes, ...]:
     name = request.previous_response_id
     if name is None:
         return ()

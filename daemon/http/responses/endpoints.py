@@ -11,12 +11,12 @@ from starlette.responses import Response
 
 from daemon.http.bodies import read_body
 from daemon.http.errors import Problem, invalid
-from daemon.http.generation import Ask, events
-from daemon.http.responses.answer_types import Event
+from daemon.http.generation import Ask, count, events
+from daemon.http.responses.answer_types import Count, Event
 from daemon.http.responses.answering import Answer
-from daemon.http.responses.asking import EFFORT_FIELDS, ask, without_effort
+from daemon.http.responses.asking import EFFORT_FIELDS, ask, counted, without_effort
 from daemon.http.responses.conversation import Conversation, deleted, found, page
-from daemon.http.responses.request_types import ResponseRequest
+from daemon.http.responses.request_types import CountRequest, ResponseRequest
 from daemon.http.responses.store import Store
 from daemon.http.streaming import Framing, begin, event, until_gone
 from mlx_sidecar import AsyncClient, GenerateEvent, InvalidArgument, Started
@@ -29,6 +29,7 @@ NAMES = {
     "chat.messages": "input",
     "chat.tools": "tools",
     "chat.tools[].parameters_json": "tools[].parameters",
+    "input[].arguments_json": "input[].arguments",
     "chat.required_tool": "tool_choice.name",
     "chat.reasoning_effort": "reasoning.effort",
     "response_format.json_schema": "text.format.schema",
@@ -97,6 +98,25 @@ async def _events(client: AsyncClient, asked: Ask, answer: Answer) -> AsyncGener
 
 def _sent(made: Iterable[Event]) -> bytes:
     return b"".join(event(one.model_dump_json(exclude_unset=True, by_alias=True), one.type) for one in made)
+
+
+async def count_tokens(request: Request, client: AsyncClient) -> Response:
+    """Answer `POST /v1/responses/input_tokens`."""
+    body = await read_body(request, CountRequest)
+    conversation = Conversation(body, _store)
+    asked = counted(body, conversation.before, conversation.given)
+    tokens = await until_gone(request, _count(client, asked))
+    return _json(Count(object="response.input_tokens", input_tokens=tokens), asked.headers())
+
+
+async def _count(client: AsyncClient, asked: Ask) -> int:
+    """Return the tokens of a prompt; of a model that has no effort, without one, as an answer is made."""
+    try:
+        return await count(client, asked)
+    except InvalidArgument as error:
+        if error.field not in EFFORT_FIELDS:
+            raise
+    return await count(client, without_effort(asked))
 
 
 async def retrieve(request: Request, client: AsyncClient) -> Response:

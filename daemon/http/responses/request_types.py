@@ -141,8 +141,8 @@ Include = Literal[
 ]
 
 
-class ResponseRequest(Parameters):
-    """The body of `POST /v1/responses`."""
+class Asked(Parameters):
+    """What is asked."""
 
     model: str = Field(min_length=1, description='Hub id, alias, absolute directory, or "embedded"')
     input: Annotated[list[Item], BeforeValidator(_items)] = Field(
@@ -150,18 +150,29 @@ class ResponseRequest(Parameters):
     )
     instructions: str | None = Field(None, description="a system message before all others, for this request alone")
     previous_response_id: str | None = Field(None, description="the conversation so far, if that answer is kept")
+    tools: list[AnyTool] | None = Field(None, description="functions and custom tools that the model may call")
+    tool_choice: Annotated[ToolChoice | None, BeforeValidator(_choice)] = Field(
+        None, description="`none`, `auto`, `required`, or an object that names one tool"
+    )
+    text: TextOptions | None = Field(None, description="the form of the answer")
+    reasoning: ReasoningOptions | None = Field(None, description="how much of it, and in which form it comes")
+
+    refused: ClassVar[Mapping[str, Refusal]] = {
+        "conversation": Refusal("use `previous_response_id`"),
+        "prompt": Refusal("give the prompt itself"),
+        "truncation": Refusal("leave out turns in the client", ("disabled",)),
+    }
+
+
+class ResponseRequest(Asked):
+    """The body of `POST /v1/responses`."""
+
     store: bool | None = Field(
         None, description="unset is true: the answer is kept in the door's memory, see [What is kept](#what-is-kept)"
     )
     stream: bool | None = Field(None, description="the answer comes piece by piece, as server-sent events")
     stream_options: StreamOptions | None = Field(None, description="only with `stream`")
-    tools: list[AnyTool] | None = Field(None, description="functions and custom tools that the model may call")
-    tool_choice: Annotated[ToolChoice | None, BeforeValidator(_choice)] = Field(
-        None, description="`none`, `auto`, `required`, or an object that names one tool"
-    )
     parallel_tool_calls: bool | None = Field(None, description="false ends the answer with its first call")
-    text: TextOptions | None = Field(None, description="the form of the answer")
-    reasoning: ReasoningOptions | None = Field(None, description="how much of it, and in which form it comes")
     include: list[Include] | None = Field(
         None,
         description="`reasoning.encrypted_content`: the reasoning in a form that can be given back; "
@@ -190,10 +201,18 @@ class ResponseRequest(Parameters):
         "max_tool_calls": "it is about tools that a server runs, and none are",
     }
     refused: ClassVar[Mapping[str, Refusal]] = {
+        **Asked.refused,
         "background": Refusal("keep the connection open", (False,)),
-        "conversation": Refusal("use `previous_response_id`"),
-        "prompt": Refusal("give the prompt itself"),
-        "truncation": Refusal("leave out turns in the client", ("disabled",)),
         "context_management": Refusal("leave out turns in the client", ([],)),
         "moderation": Refusal("nothing is moderated"),
+    }
+
+
+class CountRequest(Asked):
+    """The body of `POST /v1/responses/input_tokens`."""
+
+    harmless: ClassVar[Mapping[str, str]] = {"parallel_tool_calls": "the prompt is the same with one call or several"}
+    refused: ClassVar[Mapping[str, Refusal]] = {
+        **Asked.refused,
+        "personality": Refusal("write it into `instructions`"),
     }

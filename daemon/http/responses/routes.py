@@ -33,6 +33,9 @@ ROUTES = Routes(
                 "`stream_options`": request_types.StreamOptions,
             },
         ),
+        Endpoint(
+            "POST", "/v1/responses/input_tokens", endpoints.count_tokens, {"the body": request_types.CountRequest}
+        ),
         Endpoint("GET", "/v1/responses/{name}", endpoints.retrieve),
         Endpoint("DELETE", "/v1/responses/{name}", endpoints.delete),
         Endpoint("POST", "/v1/responses/{name}/cancel", endpoints.cancel),

@@ -37,11 +37,13 @@ CUSTOM_PARAMETER = "input"
 
 @dataclass(slots=True)
 class _Turn:
-    """An assistant's turn that is being joined."""
+    """An assistant's turn that is being joined; its names are those of the items that it, and its calls, come from."""
 
     reasoning: str = ""
     content: str = ""
     calls: list[ToolCall] = field(default_factory=list)
+    name: str = ""
+    call_names: list[str] = field(default_factory=list)
     after_message: bool = False
 
     def is_reasoning(self) -> bool:
@@ -62,6 +64,7 @@ class Turns:
         self.done: list[Message] = []
         self.notes: list[str] = []
         self._open: _Turn | None = None
+        self._places: list[tuple[str, list[str]]] = []
 
     def add(self, item: Item, name: str) -> None:
         """
@@ -76,18 +79,18 @@ class Turns:
         """
         match item:
             case MessageItem(role="assistant"):
-                self._message(_text(item.content))
+                self._message(_text(item.content), name)
             case MessageItem():
-                self._whole(Message(item.role, _text(item.content)))
+                self._whole(Message(item.role, _text(item.content)), name)
             case FunctionCallItem():
-                self._call(ToolCall(item.call_id, item.name, _arguments(item, name)))
+                self._call(ToolCall(item.call_id, item.name, _arguments(item, name)), name)
             case CustomCallItem():
-                self._call(ToolCall(item.call_id, item.name, json.dumps({CUSTOM_PARAMETER: item.input})))
+                self._call(ToolCall(item.call_id, item.name, json.dumps({CUSTOM_PARAMETER: item.input})), name)
             case FunctionOutputItem(call_id=None):
                 text = _text(item.output)
-                self._whole(Message("user", f"{item.name}: {text}" if item.name else text))
+                self._whole(Message("user", f"{item.name}: {text}" if item.name else text), name)
             case FunctionOutputItem() | CustomOutputItem():
-                self._whole(Message("tool", _text(item.output), tool_call_id=item.call_id or ""))
+                self._whole(Message("tool", _text(item.output), tool_call_id=item.call_id or ""), name)
             case ReasoningItem():
                 self._reasoning(item, name)
             case _:
@@ -98,20 +101,30 @@ class Turns:
         self._close()
         return self.done
 
-    def _whole(self, turn: Message) -> None:
+    def places(self, before: int) -> dict[str, str]:
+        """Return which items finished turns come from, see `Ask.places`; so many turns are put before them."""
+        found = {}
+        for index, (name, calls) in enumerate(self._places, before):
+            found[f"chat.messages[{index}]"] = name
+            found |= {f"chat.messages[{index}].tool_calls[{number}]": call for number, call in enumerate(calls)}
+        return found
+
+    def _whole(self, turn: Message, name: str) -> None:
         self._close()
+        self._places.append((name, []))
         self.done.append(turn)
 
-    def _message(self, text: str) -> None:
+    def _message(self, text: str, name: str) -> None:
         if self._open is not None and self._open.after_message:
             self._close()
-        turn = self._turn()
+        turn = self._turn(name)
         turn.content += text
         turn.after_message = True
 
-    def _call(self, call: ToolCall) -> None:
-        turn = self._turn()
+    def _call(self, call: ToolCall, name: str) -> None:
+        turn = self._turn(name)
         turn.calls.append(call)
+        turn.call_names.append(name)
         turn.after_message = False
 
     def _reasoning(self, item: ReasoningItem, name: str) -> None:
@@ -121,16 +134,17 @@ class Turns:
             return
         if self._open is not None and not self._open.is_reasoning():
             self._close()
-        self._turn().reasoning += text
+        self._turn(name).reasoning += text
 
-    def _turn(self) -> _Turn:
-        """Return the assistant's turn that is open; one begins if none is."""
+    def _turn(self, name: str) -> _Turn:
+        """Return the assistant's turn that is open; one begins with the item of that name if none is."""
         if self._open is None:
-            self._open = _Turn()
+            self._open = _Turn(name=name)
         return self._open
 
     def _close(self) -> None:
         if (turn := self._open) is not None:
+            self._places.append((turn.name, turn.call_names))
             self.done.append(Message("assistant", turn.content, turn.reasoning, turn.calls))
         self._open = None
 

@@ -3,7 +3,8 @@ The files of the disk tier: opened, scanned, written, read and removed. It block
 
 The directory is this user's alone (0700), its files are 0600, and a lock keeps a second daemon out. A file is written
 under a private name, synced and renamed. A file that is damaged, torn, old or not this user's is removed at the scan,
-or when it is read; files with names that the tier does not write are left alone.
+or when it is read; files with names that the tier does not write are left alone. A file that cannot be opened may be
+sound: it is left out until the next scan, and goes with the next lasting removal, which may have been meant for it.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class Found:
         space: The disk.
         removed: Files that were removed because they are damaged or old.
         read: Headers that were read because the index did not have them.
+        trouble: Why a file could not be opened, the first that could not; None if all could.
     """
 
     pieces: list[tuple[Piece, float]] = field(default_factory=list)
@@ -68,6 +70,7 @@ class Found:
     space: Space = field(default_factory=lambda: Space(0, 0))
     removed: int = 0
     read: int = 0
+    trouble: OSError | None = None
 
 
 class Files:
@@ -79,11 +82,13 @@ class Files:
 
     Attributes:
         buffers: What pieces are read into.
+        left: Names of files that the last scan could not open.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.buffers = ReadBuffers()
+        self.left: set[str] = set()
         self._lock: int | None = None
 
     def open(self) -> None:
@@ -131,6 +136,7 @@ class Files:
             now: The time, in seconds since 1970; no file counts as used later.
         """
         found = Found()
+        self.left.clear()
         known: dict[str, Piece] = {}
         with suppress(OSError, DamagedError):
             pieces, found.hours = decode_index(bytes(self._whole(INDEX, _MOST_INDEX)))
@@ -182,6 +188,7 @@ class Files:
         space = self.space()
         if space.free - size < space.total // RESERVE:
             raise UnusableError("less than a tenth of the disk is free, and the tier leaves that to others")
+        self.left.discard(piece.name)
         with self._published(piece.name) as file:
             failpoint("disk.write")
             _write(file, header)
@@ -217,9 +224,10 @@ class Files:
         Raises:
             OSError: If one cannot be removed.
         """
-        for name in names:
+        for name in [*names, *(self.left if lasting else ())]:
             failpoint("disk.remove")
             (self.folder / name).unlink(missing_ok=True)
+            self.left.discard(name)
             liveness.moved()
         if lasting:
             sync(self.folder)
@@ -266,7 +274,7 @@ class Files:
         failpoint("disk.renamed")
 
     def _look(self, item: os.DirEntry[str], known: dict[str, Piece], found: Found, now: float) -> None:
-        """Add the piece of one file to what was found, or remove the file."""
+        """Add the piece of one file to what was found, remove the file if it is none, or leave it out."""
         try:
             about = item.stat(follow_symlinks=False)
             piece = known.get(item.name)
@@ -277,8 +285,14 @@ class Files:
                 found.read += 1
                 if piece.name != item.name:
                     raise DamagedError("a piece under another name")
-        except (OSError, DamagedError):
+        except DamagedError:
             found.removed += self._discard(item.name)
+            return
+        except FileNotFoundError:
+            return  # gone meanwhile
+        except OSError as error:  # too many open files, or a fault of the disk that may pass
+            self.left.add(item.name)
+            found.trouble = found.trouble or error
             return
         found.pieces.append((piece, min(about.st_mtime, now)))
 

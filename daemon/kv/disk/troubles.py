@@ -9,23 +9,30 @@ from pathlib import Path
 from daemon.kv.disk.codec import PIECE_BYTES
 from daemon.shared.wording import size
 
-MEND_SMALL = "make room on the disk, set kv_disk_dir to a larger one, or set kv_disk_mb"
-
 
 def too_small(wanted: int | None, most: int) -> bool:
     """
-    Tell whether `auto` came to a budget that a piece of usual size does not fit in.
+    Tell whether the disk leaves a budget that a piece of usual size does not fit in.
 
     Args:
-        wanted: The configured bytes; None for `auto`. A number that was set is meant.
+        wanted: The configured bytes; None for `auto`. A number that is small by itself is meant.
         most: The budget that it came to, in bytes.
     """
-    return wanted is None and most < PIECE_BYTES
+    return most < (PIECE_BYTES if wanted is None else min(wanted, PIECE_BYTES))
 
 
-def small(most: int) -> str:
-    """Return the sentence about a budget that is too small."""
-    return f"kv_disk_mb = auto comes to {size(most)}, and a piece of a prefix takes up to {size(PIECE_BYTES)}"
+def small(wanted: int | None, most: int) -> str:
+    """Return the sentence about a budget that is too small; `wanted` and `most` as in `too_small`."""
+    if wanted is None:
+        told = f"kv_disk_mb = auto comes to {size(most)}"
+    else:
+        told = f"kv_disk_mb is {wanted >> 20}, and the disk has room for {size(most)} of it: its last tenth stays free"
+    return f"{told}; a piece of a prefix takes up to {size(PIECE_BYTES)}, so little or nothing is written"
+
+
+def mend_small(wanted: int | None) -> str:
+    """Return what to do then: a number can be set for `auto`, which takes a small part of what is free."""
+    return f"make room on the disk, or set kv_disk_dir to a larger one{', or set kv_disk_mb' * (wanted is None)}"
 
 
 def no_piece(path: Path) -> str:
@@ -41,5 +48,5 @@ def no_piece(path: Path) -> str:
     if not stat.S_ISREG(mode):
         return "is no plain file; remove it, or the next start of the daemon does"
     if not os.access(path, os.R_OK):
-        return "cannot be read by this user; remove it, or the next start of the daemon tries to"
+        return "cannot be read by this user; make it readable (chmod 600), or remove it"
     return ""

@@ -119,7 +119,7 @@ class DiskWork:
             _log(kind, _shown(error))
 
     def warn_if_small(self, wanted: int | None, most: int) -> None:
-        """Log that `auto` came to a budget that is too small to write anything; see `too_small`."""
+        """Log that the disk leaves a budget that is too small to write anything; see `too_small`."""
         if too_small(wanted, most):
             log.warning("kv_disk_too_small", budget_bytes=most)
 
@@ -133,8 +133,8 @@ class DiskWork:
         def done(result: tuple[Found, bool] | Exception) -> None:
             self._failed("open", result)
             found, noted = (result, False) if isinstance(result, Exception) else result
-            if not isinstance(found, Exception) and found.removed:
-                log.info("kv_disk_cleaned", files=found.removed)
+            if not isinstance(found, Exception):
+                _log_scan(found, len(self._files.left))
             then(found, noted)
 
         self._run(opened, done)
@@ -146,7 +146,8 @@ class DiskWork:
             if self._files.folder.is_dir():
                 try:
                     self._files.open()
-                    self._files.remove([*(piece.name for piece, _ in self._files.scan(self._wall()).pieces), INDEX])
+                    pieces = self._files.scan(self._wall()).pieces
+                    self._files.remove([*(piece.name for piece, _ in pieces), INDEX], lasting=True)
                 except OSError:
                     self._note.write()
                     raise
@@ -258,6 +259,14 @@ class DiskWork:
             return True
         self._told.discard(kind)
         return False
+
+
+def _log_scan(found: Found, left: int) -> None:
+    """Log what a scan removed, and how many files it left out."""
+    if found.removed:
+        log.info("kv_disk_cleaned", files=found.removed)
+    if found.trouble is not None:
+        log.warning("kv_disk_left_out", files=left, error=_shown(found.trouble))
 
 
 def _log(kind: str, error: str) -> None:

@@ -13,6 +13,7 @@ from contextlib import suppress
 
 import structlog
 
+from daemon.server.supervision.spawning import spawned
 from daemon.shared import observed_time
 from daemon.shared.frames import FrameError, encode_frame, read_frame
 from daemon.shared.log_fields import Words, cause
@@ -73,15 +74,17 @@ class EngineProcess:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             os.set_inheritable(theirs.fileno(), True)
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                "--fd",
-                str(theirs.fileno()),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                close_fds=False,
-                limit=LINE_BYTES,
+            process = await spawned(
+                asyncio.create_subprocess_exec(
+                    *command,
+                    "--fd",
+                    str(theirs.fileno()),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.STDOUT,
+                    close_fds=False,
+                    limit=LINE_BYTES,
+                )
             )
             try:
                 reader, writer = await asyncio.open_connection(sock=ours.dup())

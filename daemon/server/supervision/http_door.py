@@ -30,6 +30,7 @@ from daemon.server.singleton import AlreadyRunning
 from daemon.server.socket_path import SocketPathError
 from daemon.server.supervision import door_probe
 from daemon.server.supervision.engine_process import LINE_BYTES, repeated
+from daemon.server.supervision.spawning import spawned
 from daemon.shared import observed_time
 from daemon.shared.config import Config
 from daemon.shared.log_fields import cause
@@ -165,15 +166,17 @@ class HttpDoor:
         copy = os.dup(self._listener.socket.fileno())
         try:
             os.set_inheritable(copy, True)
-            return await asyncio.create_subprocess_exec(
-                *self._command,
-                "--fd",
-                str(copy),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                close_fds=False,
-                limit=LINE_BYTES,
+            return await spawned(
+                asyncio.create_subprocess_exec(
+                    *self._command,
+                    "--fd",
+                    str(copy),
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.STDOUT,
+                    close_fds=False,
+                    limit=LINE_BYTES,
+                )
             )
         finally:
             os.close(copy)

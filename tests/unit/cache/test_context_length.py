@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.cache.context_length import MOST, context_length
+from daemon.cache.context_length import MOST, context_length, most_positions
 
 
 def scaled(kind: str, factor: float, original: int | None = None, name: str = "rope_type") -> dict[str, Any]:
@@ -93,6 +93,14 @@ def test_scaling_without_sense_is_none(broken: Any) -> None:
 def test_configuration_without_a_length_has_none() -> None:
     assert context_length({"model_type": "mamba", "rope_scaling": scaled("yarn", 4, 128)}) == 0
     assert context_length(config(True)) == context_length(config(-1)) == context_length(config(2**31)) == 0
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_bigcode"])
+def test_learned_positions_have_an_end(kind: str) -> None:
+    """Others turn by an angle, which any position has."""
+    assert most_positions({"model_type": kind, "n_positions": 1024}) == 1024
+    assert most_positions({"model_type": kind, "n_positions": "x"}) is None
+    assert most_positions({"model_type": "phi", "n_positions": 1024}) is None
 
 
 NUMBERS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=3))

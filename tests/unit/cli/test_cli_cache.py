@@ -106,8 +106,10 @@ def test_removal_asks_the_daemon_that_is_named(folder: Path, client: FakeClient,
 
 
 def test_disk_that_is_too_small_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what to do; not for a number that was set."""
+    """With what to do; not for a number for which there is room."""
     monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_blocks=300, f_bavail=280, f_frsize=1 << 20))
     assert "kv_disk_mb = auto comes to 14.0 MiB" in run("ls").output
     monkeypatch.setenv("MLX_SIDECAR_KV_DISK_MB", "8")
-    assert "auto" not in run("ls").output
+    assert "kv_disk_mb" not in run("ls").output
+    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_blocks=300, f_bavail=32, f_frsize=1 << 20))
+    assert "kv_disk_mb is 8, and the disk has room for 2.0 MiB of it" in run("ls").output

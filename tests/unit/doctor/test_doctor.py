@@ -254,8 +254,12 @@ def test_doctor_tells_of_prefixes_on_the_disk(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_blocks=300, f_bavail=280, f_frsize=1 << 20))
     small = places.prefixes(folder, None)
     assert (small.verdict, "comes to 14.0 MiB" in small.found) == (Verdict.WARNING, True)
-    assert "kv_disk_dir" in small.fix
+    assert small.fix.endswith("set kv_disk_dir to a larger one, or set kv_disk_mb")
     assert places.prefixes(folder, 2 << 20).verdict is Verdict.OK
+    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_blocks=300, f_bavail=33, f_frsize=1 << 20))
+    full = places.prefixes(folder, 64 << 20)
+    assert "kv_disk_mb is 64, and the disk has room for 3.0 MiB of it: its last tenth stays free" in full.found
+    assert (full.verdict, full.fix) == (Verdict.WARNING, "make room on the disk, or set kv_disk_dir to a larger one")
     folder.chmod(0o755)
     assert places.prefixes(folder, None).fix.endswith(f"chmod 700 {folder}")
     (tmp_path / "file").touch()

@@ -60,6 +60,16 @@ def test_context_length_may_exceed_the_configuration(harness: Harness, tmp_path:
     assert refused(harness, model, 30) == ""
 
 
+def test_context_length_ends_with_learned_positions(harness: Harness, tmp_path: Path) -> None:
+    """There is nothing to read for later ones; the error comes before the weights."""
+    model = str(copy_of_embedded(tmp_path, model_type="gpt2", n_positions=16))
+    answer = harness.run(pb.GetOrLoadRequest(model=model, context_length=17))
+    failure = answer.events[-1].failure
+    assert failure.field == "context_length", failure
+    assert failure.message == ("context_length is 17, and the model has learned 16 positions; choose at most 16")
+    assert harness.figures.models == []
+
+
 def test_other_names_keep_their_context_length(harness: Harness, model: str) -> None:
     """The choice counts for a name, as a pin does; another choice replaces it."""
     load(harness, model, context_length=20)

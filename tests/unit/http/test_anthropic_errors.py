@@ -32,9 +32,9 @@ from mlx_sidecar import (
 )
 
 
-def shaped(error: SidecarError, *places: str) -> tuple[int, dict[str, Any]]:
+def shaped(error: SidecarError) -> tuple[int, dict[str, Any]]:
     """Return status and body of an error of the daemon."""
-    with pytest.raises(Failed) as caught, told("req-7", places):
+    with pytest.raises(Failed) as caught, told("req-7"):
         raise error
     status, body = shape(caught.value)
     found: dict[str, Any] = json.loads(body)
@@ -90,10 +90,8 @@ def test_long_prompt_has_the_words_that_clients_know() -> None:
     assert (status, body["message"]) == (400, "prompt is too long: 300 tokens > 200 maximum")
 
 
-def test_errors_name_the_requests_own_turns() -> None:
-    """The prompt has others: the system's is one, and each result."""
-    error = InvalidArgument("chat.messages[2].content has a fault", field="chat.messages[2].content")
-    assert shaped(error, "system", "messages[0]", "messages[3]")[1]["message"] == "messages[3].content has a fault"
+def test_errors_name_the_apis_own_parameters() -> None:
+    """An effort is no part of the conversation here."""
     effort = InvalidArgument("chat.reasoning_effort has a fault", field="chat.reasoning_effort")
     assert shaped(effort)[1]["message"] == "output_config.effort has a fault"
 

@@ -34,7 +34,7 @@ def ask(**fields: Any) -> Ask:
     given = {"model": "m", "max_tokens": 9, "messages": [HI], **fields}
     read = MessagesRequest.model_validate_json(json.dumps(given))
     check(read)
-    return asked(read).ask
+    return asked(read)
 
 
 def options(**fields: Any) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def test_answer_at_the_end_is_continued() -> None:
     prefilled = [HI, {"role": "assistant", "content": "It is"}]
     assert options(messages=prefilled) == {"continue_final_message": True}
     read = CountRequest.model_validate({"model": "m", "messages": prefilled})
-    assert counted(read).ask.options == {"continue_final_message": True}
+    assert counted(read).options == {"continue_final_message": True}
 
 
 def test_thinking_comes_back_from_its_signature() -> None:

@@ -11,9 +11,9 @@ import pytest
 from daemon.http.errors import Problem
 from daemon.http.generation import Ask
 from daemon.http.parameters import check
-from daemon.http.responses.asking import ask, without_effort
+from daemon.http.responses.asking import ask, counted, without_effort
 from daemon.http.responses.reasoning import packed
-from daemon.http.responses.request_types import ResponseRequest
+from daemon.http.responses.request_types import CountRequest, ResponseRequest
 from mlx_sidecar import Message, Tool, ToolCall
 
 TOOL = {"type": "function", "name": "weather", "description": "of a city", "parameters": {"type": "object"}}
@@ -182,3 +182,40 @@ def test_what_cannot_be_honoured_is_refused_by_name(fields: dict[str, Any], fiel
     with pytest.raises(Problem) as error:
         asked(**fields)
     assert (error.value.status, error.value.field) == (400, field)
+
+
+def counting(**fields: Any) -> Ask:
+    """Return what a request to count tokens asks for."""
+    read = CountRequest.model_validate_json(json.dumps({"model": "m", "input": "Hi", **fields}))
+    check(read)
+    return counted(read, [], read.input)
+
+
+def test_prompt_is_counted_with_its_own_options_alone() -> None:
+    """Those of an answer would be none of a prompt; the prompt is the answer's."""
+    fields: dict[str, Any] = {
+        "instructions": "First.", "tools": [TOOL, {"type": "web_search"}], "tool_choice": "auto",
+        "reasoning": {"effort": "low"}, "text": {"format": {"type": "json_object"}},
+    }  # fmt: skip
+    found, answered = counting(**fields, parallel_tool_calls=False), asked(**fields)
+    assert (found.prompt, found.notes) == (answered.prompt, answered.notes)
+    assert set(found.options) == {"tools", "tool_choice", "reasoning_effort"}
+    assert found.options.items() <= answered.options.items()
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"personality": "friendly"}, "personality"),
+        ({"truncation": "auto"}, "truncation"),
+        ({"conversation": "c"}, "conversation"),
+        ({"temperature": 1}, "temperature"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
+        ({"input": []}, "input"),
+    ],
+)
+def test_count_refuses_what_it_cannot_honour(fields: dict[str, Any], field: str) -> None:
+    """By name, as a request for an answer is refused."""
+    with pytest.raises(Problem) as error:
+        counting(**fields)
+    assert error.value.field == field

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import sys
 
 import pytest
@@ -10,6 +12,7 @@ from structlog.testing import capture_logs
 from daemon.server.supervision import supervisor as module
 from daemon.server.supervision.engine_call import EngineCall
 from daemon.server.supervision.engine_process import EngineProcess
+from daemon.server.supervision.spawning import spawned
 from daemon.server.supervision.supervisor import State
 from daemon.shared.errors import Reason, SidecarError
 from daemon.v1 import ipc_pb2 as ipc
@@ -122,6 +125,45 @@ async def test_engine_output_before_requests_is_logged() -> None:
         process = await EngineProcess.spawn([sys.executable, "-c", code])
         assert await process.reap() == 0
     assert [line["line"] for line in logs] == ["ModuleNotFoundError: No module named x", "y" * 2000]
+
+
+async def test_ctrl_c_waits_for_the_first_line() -> None:
+    """A new interpreter would write a traceback; the parent itself gets signals as before."""
+    code = (
+        "import os, signal; os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGTERM);"
+        "print(*sorted(one.name for one in signal.sigpending()))"
+    )
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with capture_logs() as logs:
+        process = await EngineProcess.spawn([sys.executable, "-c", code])
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+        assert await process.reap() == 0
+    assert [line["line"] for line in logs] == ["SIGINT SIGTERM"]
+
+
+async def test_start_that_is_cancelled_or_fails_is_told() -> None:
+    """As without the hold of signals, which ends with the first wait."""
+    seen: list[bool] = []
+    waiting = asyncio.Event()
+
+    async def starting(waits: bool) -> str:
+        seen.append(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        if waits:
+            await asyncio.sleep(0)
+            seen.append(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+            waiting.set()
+            await asyncio.Event().wait()
+        return "started"
+
+    assert (await spawned(starting(False)), seen) == ("started", [True])
+    task = asyncio.ensure_future(spawned(starting(True)))
+    await waiting.wait()
+    assert seen[1:] == [True, False]
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    with pytest.raises(FileNotFoundError):
+        await EngineProcess.spawn(["/nowhere/program"])
 
 
 async def test_engine_output_with_requests_is_redacted() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -79,6 +80,40 @@ def test_torn_file_is_removed_at_the_scan(files: Files, cut: int) -> None:
     path.write_bytes(path.read_bytes()[:cut])
     found = files.scan(2e9)
     assert (found.pieces, found.removed, held(files)) == ([], 1, [])
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.EACCES])
+def test_file_that_cannot_be_opened_is_left_out(files: Files, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """It is there for the next scan; a lasting removal may be meant for it."""
+    size = files.write(PIECE, PARTS)
+    path = files.folder / PIECE.name
+
+    def refused(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refused)
+        found = files.scan(2e9)
+    assert (found.pieces, found.removed, files.left) == ([], 0, {PIECE.name})
+    assert found.trouble is not None
+    assert found.trouble.errno == number
+    files.remove([])
+    assert path.exists()
+    assert ([piece for piece, _ in files.scan(2e9).pieces], files.left) == ([replace(PIECE, nbytes=size)], set())
+
+
+def test_lasting_removal_takes_what_was_left_out(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an invalidation was meant for must not come back; a piece that was written anew is not in doubt."""
+    files.write(PIECE, PARTS)
+    (files.folder / "other.kv").write_bytes((files.folder / PIECE.name).read_bytes())
+    (files.folder / "other.kv").chmod(0o600)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_piece", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "fault")))
+        files.scan(2e9)
+    assert files.left == {PIECE.name, "other.kv"}
+    files.write(PIECE, PARTS)
+    files.remove([], lasting=True)
+    assert (held(files), files.left) == ([PIECE.name], set())
 
 
 def test_look_goes_on_when_files_vanish(files: Files) -> None:

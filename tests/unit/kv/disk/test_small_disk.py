@@ -1,4 +1,4 @@
-"""A disk on which `auto` comes to less than a piece is told once, at the start."""
+"""A disk on which the budget comes to less than a piece is told once, at the start."""
 
 from __future__ import annotations
 
@@ -13,13 +13,23 @@ MIB = 1 << 20
 
 
 @pytest.mark.parametrize(
-    ("wanted", "free", "told"), [(None, 319 * MIB, True), (None, 320 * MIB, False), (MIB, 319 * MIB, False)]
+    ("wanted", "total", "free", "budget"),
+    [
+        (None, 319 * MIB, 319 * MIB, (319 * MIB) // 20),
+        (None, 320 * MIB, 320 * MIB, None),
+        (MIB, 319 * MIB, 319 * MIB, None),
+        (512 * MIB, 1000 * MIB, 110 * MIB, 10 * MIB),
+        (512 * MIB, 1000 * MIB, 20 * MIB, 0),
+        (512 * MIB, 1000 * MIB, 116 * MIB, None),
+        (MIB, 1000 * MIB, 20 * MIB, 0),
+        (0, 1000 * MIB, 20 * MIB, None),
+    ],
 )
-def test_budget_below_a_piece_is_logged(wanted: int | None, free: int, told: bool) -> None:
-    """A number that was set is meant."""
+def test_budget_below_a_piece_is_logged(wanted: int | None, total: int, free: int, budget: int | None) -> None:
+    """A number that is small by itself is meant; one for which the disk has no room is not."""
     files = MemoryFiles()
-    files.disk = Space(free, free)
+    files.disk = Space(total, free)
     with capture_logs() as lines:
         FakeDisk(FakePrefixes(parts=PLAIN), files, wanted).settle()
     small = [line for line in lines if line["event"] == "kv_disk_too_small"]
-    assert [line["budget_bytes"] for line in small] == ([free // 20] if told else [])
+    assert [line["budget_bytes"] for line in small] == ([] if budget is None else [budget])
