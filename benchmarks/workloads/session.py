@@ -24,7 +24,7 @@ def session(bench: Bench) -> Result:
     """
     W14: each turn's prompt is the prompt before it, the answer to that, and the result of a tool.
 
-    Only the result is new, and the last token of the answer, which the turn before never fed to the model.
+    Only the result is new: the answer before it has been fed to the model, its last token included.
     """
     model = bench.model("small")
     begun, turns, told = bench.size((1024, 16, 928), (64, 3, 33))
@@ -34,7 +34,7 @@ def session(bench: Bench) -> Result:
         sides = {system.name: partial(_run, system, model, begun, turns, told) for system in systems}
         result.rows = bench.take_turns(CASE, sides, min(bench.rounds, 2))
     computed = result.find(CASE, COMPUTED, OURS)
-    result.aim(COMPUTED.name, computed.values if computed else (), begun + turns * (told + 1))
+    result.aim(COMPUTED.name, computed.values if computed else (), begun + turns * told)
     result.aim(f"{WALL.name}: ours / {MLX_LM}", result.ratios(CASE, WALL, OURS, MLX_LM), 1.0)
     return result
 
