@@ -48,5 +48,5 @@ def no_piece(path: Path) -> str:
     if not stat.S_ISREG(mode):
         return "is no plain file; remove it, or the next start of the daemon does"
     if not os.access(path, os.R_OK):
-        return "cannot be read by this user; make it readable (chmod 600), or remove it"
+        return "cannot be read by this user; give it the mode 600 back, or remove it"
     return ""
