@@ -19,15 +19,11 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
-    # Before the slow imports: Ctrl-C, a closed terminal and the stop of a systemd unit reach all processes at once. The
-    # parent handles them; an engine that ended by itself would cut off the streams that may still run.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    from daemon.shared.group_signals import ignore_group_signals
+
+    ignore_group_signals()  # an engine that ended by itself would cut off the streams that may still run
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    # The parent holds them back until here; children of this process get them as usual.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
 # Before any library reads it: requests are tokenised one at a time, and the tokenizer's threads would compete with MLX.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from daemon.server.supervision.spawning import GROUP_SIGNALS
+from daemon.shared.group_signals import GROUP_SIGNALS
 from mlx_sidecar import Finished
 from tests.support.daemons import END_SECONDS, RunningDaemon, environment, wait_until
 

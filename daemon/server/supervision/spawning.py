@@ -8,10 +8,9 @@ from functools import partial
 from types import coroutine
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+from daemon.shared.group_signals import GROUP_SIGNALS
 
-GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that a terminal or a service manager sends to the parent and its children at once."""
+T = TypeVar("T")
 
 
 @coroutine
