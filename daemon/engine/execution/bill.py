@@ -308,11 +308,11 @@ def _row(sequence: Sequence, *, alone: bool = True) -> BilledRow:
         len(sequence.prompt) + done,
         min(request.max_tokens - done * alone, DECODE_ROOM),
         row_vectors(request.sampling, masked=masked, scored=scored),
-        1 + most_guesses(sequence),
-        request.max_tokens > DECODE_ROOM,
+        fed=1 + most_guesses(sequence),
+        grows=request.max_tokens > DECODE_ROOM,
         # Of a draft and its model, each may read another prefix: what is apart for both is no memory of the row's.
-        min(map(_apart, sequence.kvs)),
-        done,
-        min(kv.cached if kv.begun else kv.expected for kv in sequence.kvs),
-        min(max(kv.held, kv.expected) for kv in sequence.kvs),
+        base=min(map(_apart, sequence.kvs)),
+        generated=done,
+        reused=min(kv.cached if kv.begun else kv.expected for kv in sequence.kvs),
+        done=min(max(kv.held, kv.expected) for kv in sequence.kvs),
     )

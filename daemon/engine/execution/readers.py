@@ -21,6 +21,7 @@ from daemon.engine.execution.decoder import Decoder
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.execution.sequence_kv import SequenceKV
 from daemon.engine.memory.memory_budget import DECODE_ROOM
+from daemon.kv.forks import Beginning, fork
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx import sharing
 from daemon.kv.mlx.layout import capacity_for
@@ -74,7 +75,7 @@ class Readers:
         for kv in sequence.kvs:
             kv.expected = 0
             for other, before in self._alike(sequence, kv) if kv.reads and kv.loaded.shares else ():
-                common = _common_blocks(kv.sharable(sequence.prompt), before.sharable(other.prompt))
+                common = fork(_beginning(other, before), _beginning(sequence, kv))
                 leased = self._leased(sequence, kv, other, before, common)
                 tokens = max(leased, common if self._to_come(kv, before, common) else 0)
                 readable = _readable(_stops(before), tokens) if tokens >= sharing.LEAST_SHARED else 0
@@ -217,9 +218,8 @@ def _readable(stops: Iterable[int], tokens: int) -> int:
     return tokens if tokens - read >= sharing.LEAST_SHARED else read
 
 
-def _common_blocks(prompt: list[int], other: list[int]) -> int:
-    """Return the tokens of the whole blocks that two prompts have in common; the last token of a prompt is in none."""
-    return _in_common(prompt[:-1], other[:-1]) // BLOCK_TOKENS * BLOCK_TOKENS
+def _beginning(sequence: Sequence, kv: SequenceKV) -> Beginning:
+    return Beginning(kv.namespace, kv.sharable(sequence.prompt))
 
 
 def _in_common(tokens: list[int], others: list[int]) -> int:
