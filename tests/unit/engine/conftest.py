@@ -15,6 +15,7 @@ from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.engine.prompt.tokenizers import Tokenizers
 from daemon.kv.disk import restores
 from tests.unit.engine.harness import Harness, Reference
+from tests.unit.engine.two_ranks import Pair, connected
 
 
 @pytest.fixture(name="engine")
@@ -61,3 +62,9 @@ def _templates() -> Iterator[Templates]:
 def _tokenizer(templates: Templates) -> Tokenizer:
     """Return the model's tokenizer as the engine uses it."""
     return Tokenizers(templates).get(Resolver([]).resolve(Wanted("embedded")))
+
+
+@pytest.fixture(name="pair")
+def _pair() -> Iterator[Pair]:
+    with connected() as pair:
+        yield pair

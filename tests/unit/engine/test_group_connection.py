@@ -13,6 +13,7 @@ from daemon.engine.group.connection import Connection
 from daemon.shared.frames import FrameError
 from daemon.v1 import ipc_pb2 as ipc
 from tests.support.daemons import wait_until
+from tests.unit.engine.two_ranks import Pair
 
 
 def test_rank_that_reads_nothing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,3 +83,19 @@ def test_beat_tells_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
     other.close()
     thread.join()
     first.close()
+
+
+def test_closed_connection_gives_the_rank_up(pair: Pair) -> None:
+    """The reason has the other side's name."""
+    pair[1].close()
+    with pytest.raises(FrameError):
+        pair[0].receive()
+    assert pair[2] == ["a rank closed the connection"]
+
+
+def test_reason_of_the_other_side_is_passed_on(pair: Pair) -> None:
+    """It is what the caller of the first rank reads."""
+    pair[1].say("its memory is full")
+    with pytest.raises(FrameError):
+        pair[0].receive()
+    assert pair[2] == ["a rank ended: its memory is full"]

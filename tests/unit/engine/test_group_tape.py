@@ -2,123 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import count
 
 import pytest
 
-from daemon.engine.group.answers import FirstAnswers, RankAnswers
-from daemon.engine.group.connection import Connection
 from daemon.engine.group.digest import DigestingWire, NoWire
-from daemon.engine.group.lockstep import Lockstep
-from daemon.engine.group.tape import Diverged, Player, Recorder
-from daemon.engine.group.turns import Agreement, FirstRank, HeldWire, follow, listen
+from daemon.engine.group.tape import Recorder
+from daemon.engine.group.turns import Agreement, HeldWire
 from daemon.engine.outbox import Outbox
-from daemon.shared.errors import Reason, SidecarError
-from daemon.shared.frames import FrameError
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.daemons import wait_until
-
-Pair = tuple[Connection, Connection, list[str]]
-
-
-@pytest.fixture(name="pair")
-def _pair() -> Iterator[Pair]:
-    """Return the ends of a connection between two ranks, and the reasons for which either was given up."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        one = socket.create_connection(listener.getsockname())
-        two, _ = listener.accept()
-    up, down = os.urandom(32), os.urandom(32)
-    ended: list[str] = []
-    given = [ipc.GroupConnection(fd=end.detach(), up=up, down=down, name="a rank") for end in (one, two)]
-    ends = (
-        Connection(given[0], leads=True, ended=ended.append),
-        Connection(given[1], leads=False, ended=ended.append),
-    )
-    yield (*ends, ended)
-    for end in ends:
-        end.close()
-
-
-class Line(NoWire):
-    """A wire that keeps what is sent in a list."""
-
-    def __init__(self, sent: list[ipc.Event]) -> None:
-        self._sent = sent
-
-    def send(self, event: ipc.Event) -> None:
-        """Keep an event."""
-        self._sent.append(event)
-
-
-class Deciding:
-    """
-    An engine that decides by a clock.
-
-    Args:
-        read: Its clock.
-        times: How often it reads it in a turn.
-    """
-
-    def __init__(self, read: object, wire: DigestingWire, times: int = 1) -> None:
-        self.read = read
-        self.times = times
-        self.decided: list[object] = []
-        self.pause = 1.0
-        self.busy = True
-        self._wire = wire
-
-    def handle(self, command: ipc.Command) -> None:
-        """Decide by a command."""
-        self.decided.append(command.call_id)
-
-    def step(self) -> None:
-        """Decide by the clock, and send what was decided."""
-        for _ in range(self.times):
-            value = self.read()  # type: ignore[operator]
-            self.decided.append(value)
-        failure = ipc.Failure(reason=str(self.decided[-1]))
-        self._wire.send(ipc.Event(call_id=1, failure=failure))
-        self._wire.flush()
-
-
-class Two:
-    """Two ranks: the first on the test's thread, the other on a thread of its own."""
-
-    def __init__(self, pair: Pair, times: int = 1) -> None:
-        first, other, self.ended = pair
-        self.ticks = iter(range(100))
-        self.settled: list[ipc.GroupOutcome] = []
-        self.tape = Recorder([first])
-        self.answers = FirstAnswers([first], self.settled.append)
-        self.agreement = agreement = Agreement([first], self.ended.append)
-        self.sent: list[ipc.Event] = []
-        wire = DigestingWire(HeldWire(Line(self.sent), agreement), self.ended.append)
-        self.engine = Deciding(self.tape.reader(lambda: float(next(self.ticks))), wire)
-        self.rank = FirstRank(self.engine, self.tape, self.answers, agreement, wire)
-        self.other_answers = RankAnswers(lambda outcome: other.send(ipc.GroupFrame(ready=outcome)))
-        self.failed: list[Exception] = []
-        self.ready = threading.Event()
-        self.lockstep = Lockstep(lambda: self.tape.place, [first], time.monotonic, self.ended.append)
-        threading.Thread(target=listen, args=(1, first, self.answers, agreement, self.lockstep), daemon=True).start()
-        self.thread = threading.Thread(target=self._follow, args=(other, times), daemon=True)
-        self.thread.start()
-        self.ready.wait()
-
-    def _follow(self, other: Connection, times: int) -> None:
-        tape = self.other_tape = Player(other)
-        wire = DigestingWire(NoWire(), self.ended.append)
-        self.other = Deciding(tape.reader(lambda: -1.0), wire, times)
-        self.ready.set()
-        try:
-            follow(self.other, tape, other, self.other_answers, wire)
-        except (Diverged, FrameError) as error:
-            self.failed.append(error)
+from tests.unit.engine.two_ranks import Deciding, Line, Pair, Two
 
 
 def test_ranks_decide_by_the_clock_of_the_first(pair: Pair) -> None:
@@ -302,84 +199,3 @@ def test_statistics_are_read_aside(pair: Pair) -> None:
     tape.end()
     tape.flush()
     assert list(pair[1].receive().readings.values) == [6.0]
-
-
-def work(answers: RankAnswers, acted: list[object]) -> int:
-    """Begin work whose end goes into a list."""
-    return answers.ticket(acted.append, lambda: False)
-
-
-def test_ranks_act_when_all_have_a_result(pair: Pair) -> None:
-    """A result of the first rank alone settles nothing."""
-    two = Two(pair)
-    acted: list[object] = []
-    one, other = work(two.answers, acted), work(two.other_answers, acted)
-    two.answers.done(one, lambda: acted.append("first"), None)
-    assert two.settled == []
-    two.other_answers.done(other, lambda: acted.append("other"), None)
-    wait_until(lambda: bool(two.settled), "all ranks have reported")
-    two.rank.act(two.settled[0])
-    wait_until(lambda: len(acted) == 2, "both ranks have acted")
-    pair[0].close()
-    two.thread.join()
-    assert sorted(map(str, acted)) == ["first", "other"]
-
-
-def test_failure_of_one_rank_fails_the_work_everywhere(pair: Pair) -> None:
-    """With that rank's error, under its name."""
-    two = Two(pair)
-    acted: list[SidecarError] = []
-    one, other = two.answers.ticket(acted.append, lambda: False), two.other_answers.ticket(acted.append, lambda: False)
-    two.answers.done(one, lambda: None, None)
-    two.other_answers.failed(other, acted.append, SidecarError(Reason.MODEL_NOT_FOUND, "it is not there"))
-    wait_until(lambda: bool(two.settled), "all ranks have reported")
-    two.rank.act(two.settled[0])
-    wait_until(lambda: len(acted) == 2, "both ranks have acted")
-    pair[0].close()
-    two.thread.join()
-    assert [error.message for error in acted] == ["a rank: it is not there"] * 2
-
-
-def test_work_of_a_call_that_ended_is_forgotten(pair: Pair) -> None:
-    """Its result holds a prompt, which would stay in memory."""
-    answers = RankAnswers(lambda _: None)
-    over = [False]
-    ticket = answers.ticket(lambda _: None, lambda: over[0])
-    over[0] = True
-    answers.ticket(lambda _: None, lambda: False)
-    answers.act(ipc.GroupOutcome(ticket=ticket))
-    assert answers.open == [2]
-
-
-def test_closed_connection_gives_the_rank_up(pair: Pair) -> None:
-    """The reason has the other side's name."""
-    pair[1].close()
-    with pytest.raises(FrameError):
-        pair[0].receive()
-    assert pair[2] == ["a rank closed the connection"]
-
-
-def test_reason_of_the_other_side_is_passed_on(pair: Pair) -> None:
-    """It is what the caller of the first rank reads."""
-    pair[1].say("its memory is full")
-    with pytest.raises(FrameError):
-        pair[0].receive()
-    assert pair[2] == ["a rank ended: its memory is full"]
-
-
-@pytest.mark.parametrize(
-    ("reason", "rank", "ends"),
-    [
-        (Reason.INTERNAL, "", True),
-        (Reason.MACHINE_EXHAUSTED, "", True),
-        (Reason.MACHINE_FAULT, "", True),
-        (Reason.MACHINE_FAULT, "1", False),
-        (Reason.MODEL_CORRUPT, "", False),
-    ],
-)
-def test_error_that_one_rank_alone_has_ends_it(reason: Reason, rank: str, ends: bool) -> None:
-    """The others wait for its part of a pass, and would for minutes. What all ranks have heard of is harmless."""
-    ended: list[str] = []
-    failure = ipc.Failure(reason=reason, message="no memory", metadata={"rank": rank} if rank else {})
-    DigestingWire(NoWire(), ended.append).send(ipc.Event(call_id=1, failure=failure))
-    assert bool(ended) == ends

@@ -1,0 +1,77 @@
+"""Work of ranks: all act on it in the same turn, once each has a result; an error that one alone has ends the group."""
+
+from __future__ import annotations
+
+import pytest
+
+from daemon.engine.group.answers import RankAnswers
+from daemon.engine.group.digest import DigestingWire, NoWire
+from daemon.shared.errors import Reason, SidecarError
+from daemon.v1 import ipc_pb2 as ipc
+from tests.support.daemons import wait_until
+from tests.unit.engine.two_ranks import Pair, Two
+
+
+def work(answers: RankAnswers, acted: list[object]) -> int:
+    """Begin work whose end goes into a list."""
+    return answers.ticket(acted.append, lambda: False)
+
+
+def test_ranks_act_when_all_have_a_result(pair: Pair) -> None:
+    """A result of the first rank alone settles nothing."""
+    two = Two(pair)
+    acted: list[object] = []
+    one, other = work(two.answers, acted), work(two.other_answers, acted)
+    two.answers.done(one, lambda: acted.append("first"), None)
+    assert two.settled == []
+    two.other_answers.done(other, lambda: acted.append("other"), None)
+    wait_until(lambda: bool(two.settled), "all ranks have reported")
+    two.rank.act(two.settled[0])
+    wait_until(lambda: len(acted) == 2, "both ranks have acted")
+    pair[0].close()
+    two.thread.join()
+    assert sorted(map(str, acted)) == ["first", "other"]
+
+
+def test_failure_of_one_rank_fails_the_work_everywhere(pair: Pair) -> None:
+    """With that rank's error, under its name."""
+    two = Two(pair)
+    acted: list[SidecarError] = []
+    one, other = two.answers.ticket(acted.append, lambda: False), two.other_answers.ticket(acted.append, lambda: False)
+    two.answers.done(one, lambda: None, None)
+    two.other_answers.failed(other, acted.append, SidecarError(Reason.MODEL_NOT_FOUND, "it is not there"))
+    wait_until(lambda: bool(two.settled), "all ranks have reported")
+    two.rank.act(two.settled[0])
+    wait_until(lambda: len(acted) == 2, "both ranks have acted")
+    pair[0].close()
+    two.thread.join()
+    assert [error.message for error in acted] == ["a rank: it is not there"] * 2
+
+
+def test_work_of_a_call_that_ended_is_forgotten(pair: Pair) -> None:
+    """Its result holds a prompt, which would stay in memory."""
+    answers = RankAnswers(lambda _: None)
+    over = [False]
+    ticket = answers.ticket(lambda _: None, lambda: over[0])
+    over[0] = True
+    answers.ticket(lambda _: None, lambda: False)
+    answers.act(ipc.GroupOutcome(ticket=ticket))
+    assert answers.open == [2]
+
+
+@pytest.mark.parametrize(
+    ("reason", "rank", "ends"),
+    [
+        (Reason.INTERNAL, "", True),
+        (Reason.MACHINE_EXHAUSTED, "", True),
+        (Reason.MACHINE_FAULT, "", True),
+        (Reason.MACHINE_FAULT, "1", False),
+        (Reason.MODEL_CORRUPT, "", False),
+    ],
+)
+def test_error_that_one_rank_alone_has_ends_it(reason: Reason, rank: str, ends: bool) -> None:
+    """The others wait for its part of a pass, and would for minutes. What all ranks have heard of is harmless."""
+    ended: list[str] = []
+    failure = ipc.Failure(reason=reason, message="no memory", metadata={"rank": rank} if rank else {})
+    DigestingWire(NoWire(), ended.append).send(ipc.Event(call_id=1, failure=failure))
+    assert bool(ended) == ends
