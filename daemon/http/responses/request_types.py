@@ -142,7 +142,7 @@ Include = Literal[
 
 
 class Asked(Parameters):
-    """What is asked."""
+    """The parameters that make a prompt: those of an answer and of a count."""
 
     model: str = Field(min_length=1, description='Hub id, alias, absolute directory, or "embedded"')
     input: Annotated[list[Item], BeforeValidator(_items)] = Field(
