@@ -102,7 +102,7 @@ class OutputConfig(Parameters):
 
 
 class Conversation(Parameters):
-    """What is asked."""
+    """The parameters that make a prompt: those of an answer and of a count."""
 
     model: str = Field(min_length=1, description='Hub id, alias, absolute directory, or "embedded"')
     messages: list[Message] = Field(
