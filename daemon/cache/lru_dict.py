@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -15,12 +15,17 @@ class LruDict(Generic[K, V]):
     Keys and values, least recently used first. One thread at a time.
 
     Args:
-        most: Entries that it keeps.
+        most: The most that all entries may weigh.
         entries: Its first entries, least recently used first.
+        weigh: Returns what an entry weighs, which must not change; the default counts entries.
     """
 
-    def __init__(self, most: int, entries: Iterable[tuple[K, V]] = ()) -> None:
+    def __init__(
+        self, most: int, entries: Iterable[tuple[K, V]] = (), *, weigh: Callable[[K, V], int] = lambda _key, _value: 1
+    ) -> None:
         self._most = most
+        self._weigh = weigh
+        self._weight = 0
         self._entries: OrderedDict[K, V] = OrderedDict()
         for key, value in entries:
             self.put(key, value)
@@ -38,15 +43,17 @@ class LruDict(Generic[K, V]):
         return self._entries.get(key)
 
     def put(self, key: K, value: V) -> None:
-        """Set the value of a key, which counts as a use of it. If there are too many, the oldest is forgotten."""
+        """Set the value of a key, which counts as a use of it. If all weigh too much, the oldest are forgotten."""
+        self.discard(key)
         self._entries[key] = value
-        self._entries.move_to_end(key)
-        if len(self._entries) > self._most:
-            self._entries.popitem(last=False)
+        self._weight += self._weigh(key, value)
+        while self._weight > self._most:
+            self._weight -= self._weigh(*self._entries.popitem(last=False))
 
     def discard(self, key: K) -> None:
         """Forget a key, if it is there."""
-        self._entries.pop(key, None)
+        if key in self._entries:
+            self._weight -= self._weigh(key, self._entries.pop(key))
 
     def copy(self) -> dict[K, V]:
         """Return a copy of the entries, least recently used first."""

