@@ -68,9 +68,7 @@ def test_tokens_of_a_pass_share_a_reading(harness: Harness, monkeypatch: pytest.
     assert all(len(set(times)) <= 1 for times in read)
 
 
-def test_tokens_of_a_pass_are_taken_without_a_shared_reading(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tokens_of_a_pass_are_taken_without_a_shared_reading(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other ranks of a group read nothing after the begin of the step, so that none waits for the first one."""
     shared: list[int] = []
     original = decoder.Decoder.step
@@ -78,7 +76,12 @@ def test_tokens_of_a_pass_are_taken_without_a_shared_reading(
     def step(running: decoder.Decoder) -> Iterator[decoder.Read]:
         read: list[float] = []
         clock = running._clock
-        running._clock = lambda: read.append(clock()) or read[-1]
+
+        def noted() -> float:
+            read.append(clock())
+            return read[-1]
+
+        running._clock = noted
         for token in original(running):
             shared.append(len(read))
             yield token
