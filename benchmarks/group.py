@@ -2,8 +2,11 @@
 Benchmark of a group: `python -m benchmarks.group [--rounds N] [--ranks N]`.
 
 It asks a group of mlx-sidecar and `mlx_lm.server` in its distributed mode for the same answers, in turns, each with a
-process for each rank on loopback. The figures are tokens per second of one stream and of eight, and their ratio. Before
-that, it measures how long two ranks take to agree to a turn without a model, in milliseconds.
+process for each rank on loopback. The figures are tokens per second of one stream and of eight, and the ratio of both
+systems in each round: the least, the median and the most. Before that, it measures how long two ranks take to agree to
+a turn without a model, in milliseconds.
+
+On Linux it preloads OpenBLAS, as other benchmarks do: with the BLAS of MLX's wheel, rows of a batch share no work.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from benchmarks import machine
 from benchmarks.group_turns import agreement_seconds
 from benchmarks.http_peer import HttpPeer, free_port
 from benchmarks.sidecar import asked
@@ -86,6 +90,7 @@ class MlxLmSystem(HttpPeer):
 def main() -> int:
     """Measure, and print the medians and their ratios as JSON."""
     arguments = _parser().parse_args()
+    machine.preload_openblas("benchmarks.group", *sys.argv[1:])
     agreement = round(1e3 * agreement_seconds(TURNS), 3)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception it ends the servers
     with tempfile.TemporaryDirectory(prefix="mlxs-", dir="/tmp") as name:
@@ -102,19 +107,21 @@ def main() -> int:
     return 0
 
 
-def _measured(systems: list[System], model: Path, streams: int, rounds: int) -> dict[str, float]:
-    """Return the median tokens per second of each system, and the ratio of the first to the second."""
+def _measured(systems: list[System], model: Path, streams: int, rounds: int) -> dict[str, list[float]]:
+    """Return the tokens per second of each system, and the ratio of the first to the second: least, median and most."""
     speeds: dict[str, list[float]] = {system.name: [] for system in systems}
     for turn in range(rounds + 1):
-        for system in systems:
+        for system in systems[:: 1 if turn % 2 else -1]:
             requests = [Request(model, f"{turn} {number} is the number of", TOKENS) for number in range(streams)]
             with _alone(system):
                 speed = throughput(ask_all(system, requests))
             if turn:  # the first round loads, and compiles kernels
                 speeds[system.name].append(speed)
-    medians = {name: median(values) for name, values in speeds.items()}
-    first, second = medians.values()
-    return {**{name: round(value, 1) for name, value in medians.items()}, "ratio": round(first / second, 2)}
+    speeds["ratio"] = [first / second for first, second in zip(*speeds.values(), strict=True)]
+    return {
+        name: [round(figure, 2) for figure in (min(values), median(values), max(values))]
+        for name, values in speeds.items()
+    }
 
 
 @contextmanager

@@ -96,7 +96,8 @@ def build_engine(
     prefixes = PrefixCache(prefix_limits, config.min_prefix_len, copy=copied, clock=ttl_clock)
     outbox = Outbox(wire)
     memory = EngineMemory(budget, prefixes, prefix_budget)
-    runner = Runner(prefixes, config.max_batch, memory.make_room, memory.spare, outbox, clock)
+    own_clock = ranks.own_clock if ranks else clock
+    runner = Runner(prefixes, config.max_batch, memory.make_room, memory.spare, outbox, clock, own_clock)
 
     # Models: found on other threads, loaded by the MLX thread in slices.
     streams = Streams()
@@ -124,7 +125,7 @@ def build_engine(
     )  # fmt: skip
     outbox.attach(ranks.aside(figures.snapshot) if ranks else figures.snapshot)
 
-    templates = Templates(ranks.own_clock if ranks else clock)
+    templates = Templates(own_clock)
     services = Services(
         models=models,
         prefixes=prefixes,

@@ -36,21 +36,22 @@ class Decoder:
     Sequences of similar length share a batch. A held sequence is in none, and a sequence with a draft model has a batch
     of its own. Each call returns tokens; the caller decides which sequences have ended.
 
-    Tokens that are read together have the time at which the last of them was: other ranks of a group wait for each
-    reading of the clock.
+    Tokens that are read together have the time at which the last of them was.
 
     Tokens are guessed for each of them, where that gains: see `speculation.py` and `together.py`.
 
     Args:
         governor: Decides how many tokens are guessed.
         clock: Seconds that never go back.
+        own_clock: The same, for the times of tokens: they decide nothing, and ranks of a group wait for no reading.
     """
 
-    def __init__(self, governor: Governor, clock: Callable[[], float]) -> None:
+    def __init__(self, governor: Governor, clock: Callable[[], float], own_clock: Callable[[], float]) -> None:
         self._batches: list[Batch] = []
         self._held: list[Row] = []
         self._governor = governor
         self._clock = clock
+        self._own_clock = own_clock
 
     def __len__(self) -> int:
         return len(self._rows()) + len(self._held)
@@ -167,8 +168,7 @@ class Decoder:
             return
         about_to_wait()
         tokens = [(sequence, _token(sequence, token)) for sequence, token in sampled]
-        now = self._clock()
-        about_to_wait()  # other ranks take the tokens while this one sends them
+        now = self._own_clock()
         for sequence, token in tokens:
             yield sequence, token, now
 

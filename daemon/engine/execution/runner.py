@@ -55,6 +55,7 @@ class Runner:
         spare: Frees cached prefixes until so many bytes are free, as far as that helps, and returns how many are.
         replies: Takes events to the parent.
         clock: Seconds that never go back.
+        own_clock: The same, for the times of tokens; see `Decoder`.
 
     Attributes:
         totals: Tokens since the start.
@@ -72,6 +73,7 @@ class Runner:
         spare: Callable[[int], int],
         replies: Outbox,
         clock: Callable[[], float],
+        own_clock: Callable[[], float],
     ) -> None:
         self.totals = Totals()
         self.gauges = EngineTimings()
@@ -81,7 +83,7 @@ class Runner:
         self._make_room = make_room
         self._spare = spare
         self._replies = replies
-        self._clock = clock
+        self._clock, self._own_clock = clock, own_clock
         self._times = ChunkSizer()
         self._waiting: WaitingList[Sequence] = WaitingList()
         self._tried: list[int] | None = None
@@ -234,11 +236,12 @@ class Runner:
         """Let sequences decode: their prompts are computed."""
         first = sequences[0]
         if not first.request.max_tokens:
-            first.times.first_token = first.times.last_token = self._clock()
+            first.times.first_token = first.times.last_token = self._own_clock()
             self._finish(first, FinishReason.LENGTH)
             return
         self.totals.prompt_tokens += len(sequences)  # their last tokens, which the decoder feeds
-        decoder = self._decoders.setdefault(first.model_key, Decoder(self.governors.of(first.model_key), self._clock))
+        key = first.model_key
+        decoder = self._decoders.setdefault(key, Decoder(self.governors.of(key), self._clock, self._own_clock))
         decoder.join_together(sequences, caches)
         for call_id in {sequence.call_id for sequence in sequences if sequence.held}:
             self.hold(call_id, held=True)

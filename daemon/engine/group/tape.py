@@ -30,8 +30,6 @@ T = TypeVar("T")
 
 _LATE_SECONDS = 0.002
 """What was told is sent after so long, whatever the engine does."""
-_LOOKS = 25
-"""Looks for what was left, after the end of a turn."""
 
 
 class Diverged(Exception):  # noqa: N818 - it is what happened
@@ -113,8 +111,8 @@ class Recorder(Tape):
         self._lock = threading.Lock()
         self._frames: list[bytes] = []
         self._readings: list[float] = []
-        self._moving = threading.Event()
-        """Set while turns are done: only then something may be left unsent."""
+        self._unsent = threading.Event()
+        """Set when something was told that may be left unsent."""
 
     def start(self) -> None:
         """Begin to send what was left for a moment."""
@@ -125,8 +123,7 @@ class Recorder(Tape):
         with self._lock:
             self._fold()
             self._frames.append(frame.SerializeToString())
-        if not self._moving.is_set():
-            self._moving.set()
+        self._unsent.set()
 
     def flush(self) -> None:
         """Send what was told; any thread."""
@@ -140,6 +137,8 @@ class Recorder(Tape):
     def _next(self, value: float) -> float:
         with self._lock:
             self._readings.append(value)
+        if not self._unsent.is_set():
+            self._unsent.set()
         return value
 
     def _fold(self) -> None:
@@ -150,13 +149,10 @@ class Recorder(Tape):
 
     def _send_late(self) -> None:
         while True:
-            self._moving.wait()
-            self._moving.clear()
-            quiet = 0
-            while quiet < _LOOKS:
-                time.sleep(_LATE_SECONDS)
-                self.flush()
-                quiet = 0 if self._runs else quiet + 1  # a turn that waits for the device may last
+            self._unsent.wait()
+            time.sleep(_LATE_SECONDS)
+            self._unsent.clear()  # before it is sent: what is told meanwhile is looked for again
+            self.flush()
 
 
 class Player(Tape):

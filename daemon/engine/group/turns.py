@@ -191,7 +191,7 @@ class FirstRank:
     def _told(self, frame: ipc.GroupFrame, work: Callable[[], None]) -> None:
         self._tape.begin()
         try:
-            self._tape.write(frame)  # by then it runs, so that what is told next does not wait for the end
+            self._tape.write(frame)
             work()
         finally:
             self._tape.end()

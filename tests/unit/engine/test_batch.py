@@ -68,6 +68,30 @@ def test_tokens_of_a_pass_share_a_reading(harness: Harness, monkeypatch: pytest.
     assert all(len(set(times)) <= 1 for times in read)
 
 
+def test_tokens_of_a_pass_are_taken_without_a_shared_reading(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other ranks of a group read nothing after the begin of the step, so that none waits for the first one."""
+    shared: list[int] = []
+    original = decoder.Decoder.step
+
+    def step(running: decoder.Decoder) -> Iterator[decoder.Read]:
+        read: list[float] = []
+        clock = running._clock
+
+        def noted() -> float:
+            read.append(clock())
+            return read[-1]
+
+        running._clock = noted
+        for token in original(running):
+            shared.append(len(read))
+            yield token
+        running._clock = clock
+
+    monkeypatch.setattr(decoder.Decoder, "step", step)
+    together(harness, [generate(prompt, max_tokens=10, stop=STOP) for prompt in PROMPTS[:4]])
+    assert set(shared) == {1}
+
+
 def test_first_token_is_sent_before_the_next_step(
     harness: Harness, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,8 +6,6 @@ import threading
 from collections.abc import Sequence
 from itertools import count
 
-import pytest
-
 from daemon.engine.group.digest import DigestingWire, NoWire
 from daemon.engine.group.tape import Recorder
 from daemon.engine.group.turns import Agreement, HeldWire
@@ -89,9 +87,8 @@ def test_rank_that_reads_more_than_the_first_ends(pair: Pair) -> None:
     assert "read where the first did not" in str(two.failed[0])
 
 
-def test_what_was_told_is_sent_after_a_moment(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_told_is_sent_after_a_moment(pair: Pair) -> None:
     """The first rank may wait for a pass within a turn, and the others begin it only when they have read on."""
-    monkeypatch.setattr("daemon.engine.group.tape._LOOKS", 1)  # a turn outlasts the looks after its beginning
     tape = Recorder([pair[0]])
     tape.start()
     tape.begin()
@@ -100,7 +97,6 @@ def test_what_was_told_is_sent_after_a_moment(pair: Pair, monkeypatch: pytest.Mo
     for value in (5.0, 6.0):
         tape.told(value)
         assert list(pair[1].receive().readings.values) == [value]
-    tape.end()  # so that its thread rests
 
 
 def test_turn_that_another_follows_is_told_with_it(pair: Pair) -> None:
@@ -161,20 +157,6 @@ def test_figures_are_made_for_a_reader_alone() -> None:
 
     Outbox(DigestingWire(NoWire(), print), figures).publish()
     assert next(made) == 0
-
-
-def test_tape_runs_before_a_turn_is_told(pair: Pair) -> None:
-    """Else what sends late could take the turn for over, and rest while this rank waits for the others."""
-    two, runs = Two(pair), list[bool]()
-    write = two.tape.write
-
-    def noted(frame: ipc.GroupFrame) -> None:
-        runs.append(two.tape._runs)
-        write(frame)
-
-    two.tape.write = noted  # type: ignore[method-assign]
-    two.rank.step()
-    assert runs == [True]
 
 
 def test_other_threads_read_their_own_clock(pair: Pair) -> None:
