@@ -1,8 +1,8 @@
 """
 Runs MTP heads: layers of a checkpoint that predict the token after the next, which mlx-lm leaves out.
 
-A head gets, for each token, its hidden state under the model, after the model's last norm, and the embedding of the
-token that follows it. It has one decoder layer, and shares the model's embeddings and output layer:
+A head gets, for each token, its hidden state under the model, after the model's last norm (MiMo's before it), and the
+embedding of the token that follows it. It has one decoder layer, and shares the model's embeddings and output layer:
 
     x(i)  = project([norm(embedding(i + 1)), norm(state(i))])        MiMo has the two in the other order
     s'(i) = norm(layer(x(0), ..., x(i)))
@@ -17,7 +17,7 @@ Nemotron divides the layer into two blocks, attention and experts, each with a n
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,12 +60,15 @@ class Head(nn.Module):  # type: ignore[misc]
         eps: Of its norms.
         cache: An empty cache of the one block that keeps KV.
         tokens_first: Whether the embedding comes before the state.
+        before_norm: Whether it takes the model's states as they are before the model's last norm.
 
     Raises:
         TypeError: If the cache is not one of keys and values of single tokens.
     """
 
-    def __init__(self, blocks: list[nn.Module], width: int, eps: float, cache: Any, *, tokens_first: bool) -> None:
+    def __init__(
+        self, blocks: list[nn.Module], width: int, eps: float, cache: Any, *, tokens_first: bool, before_norm: bool
+    ) -> None:
         super().__init__()
         if any(type(leaf) not in BLOCK_ADAPTERS for leaf in leaves([cache])):
             raise TypeError("its layer keeps no keys and values of single tokens")
@@ -74,6 +77,7 @@ class Head(nn.Module):  # type: ignore[misc]
         self.blocks = blocks
         self._empty = cache
         self._tokens_first = tokens_first
+        self.before_norm = before_norm
 
     def __call__(self, states: mx.array, embedded: mx.array, cache: Any) -> mx.array:
         """Return its states, [1, tokens, width], for the model's and the embeddings of the tokens after them."""
@@ -96,14 +100,16 @@ class MtpHead:
 
     Attributes:
         head: Its arrays.
-        trunk: The part of the model that computes hidden states.
-        output: Returns the logits of states.
+        trunk: The part of the model that computes the hidden states that the head takes.
+        output: Returns the logits of the head's states.
+        logits: Returns the model's logits, of states of the trunk.
         shapes: Shape of each of its caches.
     """
 
     head: Head
     trunk: Any
     output: Callable[[mx.array], mx.array]
+    logits: Callable[[mx.array], mx.array]
     shapes: tuple[LayerShape, ...] = ()
 
     def __call__(self, states: mx.array, following: mx.array, caches: list[Any]) -> mx.array:
@@ -130,12 +136,17 @@ def trying_head(head: Head, model: Any) -> Sliced[MtpHead]:
     text = getattr(model, "language_model", model)
     trunk = text.backbone if hasattr(text, "backbone") else text.model
     output = text.lm_head if hasattr(text, "lm_head") else trunk.embed_tokens.as_linear
+    computed = output
+    if head.before_norm:
+        trunk, norm = copy(trunk), trunk.norm  # all arrays stay those of the model
+        trunk.norm = nn.Identity()
+        computed = lambda states: output(norm(states))  # noqa: E731
     tokens = mx.array([_TRIED])
     logits = yield from forward_layerwise(model, tokens, make_prompt_cache(model))
     try:
         states = yield from forward_layerwise(trunk, tokens, make_prompt_cache(model))
-        same = mx.array_equal(output(states), logits, equal_nan=True).item()
-        tried = MtpHead(head, trunk, output)
+        same = mx.array_equal(computed(states), logits, equal_nan=True).item()
+        tried = MtpHead(head, trunk, output, computed)
         caches = tried.new_cache()
         tried(states[:, :1], tokens[:, :1], caches)
         shapes = tuple(_shape(cache) for cache in leaves(caches))

@@ -44,6 +44,7 @@ class _Family:
         blocks: How many blocks of that model are the head's; None for all.
         eps: The setting with the epsilon of norms.
         tokens_first: Whether the embedding comes before the state.
+        before_norm: Whether the state is the one before the model's last norm.
         offset: Whether checkpoints store the weights of norms less 1, unless mlx-lm has converted them.
         shared: Copies of the model's embeddings and output layer.
     """
@@ -56,6 +57,7 @@ class _Family:
     blocks: int | None = None
     eps: str = "rms_norm_eps"
     tokens_first: bool = True
+    before_norm: bool = False
     offset: bool = False
     shared: tuple[str, ...] = ()
 
@@ -99,6 +101,7 @@ _MIMO = _Family(
     },
     alone=lambda settings: {"num_hidden_layers": 1},
     tokens_first=False,
+    before_norm=True,
 )  # fmt: skip
 _MIMO_V2 = _Family(
     "model.mtp.layers.0.",
@@ -179,7 +182,8 @@ def _built(config: dict[str, Any], taken: TakenHead) -> Head:
         model = model_class(arguments.from_dict(alone))
     blocks, args = model.layers[: family.blocks], getattr(model, "language_model", model).args
     (cache,) = make_prompt_cache(model)[: family.blocks]
-    head = Head(blocks, args.hidden_size, getattr(args, family.eps), cache, tokens_first=family.tokens_first)
+    order = {"tokens_first": family.tokens_first, "before_norm": family.before_norm}
+    head = Head(blocks, args.hidden_size, getattr(args, family.eps), cache, **order)
     weights = _adapted(model, family, taken, len(blocks))
     _quantise(head, weights, config.get("quantization") or {})
     head.load_weights(list(weights.items()), strict=True)

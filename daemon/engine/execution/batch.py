@@ -31,7 +31,7 @@ import mlx.core as mx
 
 from daemon.engine.execution.sampling import Sampled, Sampler, arrays, ids, sample
 from daemon.engine.execution.sequence import Sequence
-from daemon.engine.execution.speculation import Guesser, most_guesses
+from daemon.engine.execution.speculation import Guesser
 from daemon.engine.execution.together import check, feed_again, forward, guess
 from daemon.engine.memory.memory_budget import DECODE_ROOM
 from daemon.engine.scheduling.governor import Governor
@@ -230,7 +230,7 @@ class Batch:
         row = self.rows[0]
         assert row.guesser is not None
         governor.share(1)
-        guesses = row.guess(most_guesses(row.sequence) - len(row.unfed))  # no wider than it is billed
+        guesses = row.guess(row.guesser.most - len(row.unfed))  # no wider than it is billed
         if not guesses:
             return None
         first = _reported(row)

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from daemon.engine.execution.request import Speculation
 from daemon.engine.execution.sequence import Sequence
-from daemon.engine.scheduling.governor import Governor, Source
+from daemon.engine.scheduling.governor import Governor, Rests, Source
 from daemon.engine.scheduling.ngrams import LONG
 
 if TYPE_CHECKING:
     from daemon.engine.execution.speculation import Guesses
 
+_OWN = Source(Speculation.MTP)
 MOST_OF_HEAD = 4
 """Tokens that a head guesses at most: it was trained for one, and goes on from its own states."""
 
@@ -29,27 +30,33 @@ class HeadGuesses:
 
     def __init__(self, sequence: Sequence, governor: Governor, ngrams: Guesses | None) -> None:
         self._sequence = sequence
-        self._governor = governor
+        self._rests = Rests(governor, _OWN)
         self._ngrams = ngrams
+        self._matched = False
+        """Whether n-grams may guess with the next pass."""
+
+    def ready(self) -> bool:
+        """Whether n-grams have a match, or the governor may allow guesses of the head."""
+        self._matched = self._ngrams is not None and self._ngrams.ready()
+        return not self._rests.step() or self._matched or self._ngrams is None
 
     def guess(self, pending: Callable[[], int], most: int, *, known: bool) -> tuple[Source, list[int]]:
         """Guess from a long match; else let the head guess, as far as it has seen all tokens but the pending one."""
         label, guesses = Source(Speculation.NGRAM), list[int]()
-        if self._ngrams is not None:
+        if self._ngrams is not None and self._matched:
             label, guesses = self._ngrams.guess(pending, most, known=known)
         if guesses and label.quality == LONG:
             return label, guesses
-        own = Source(Speculation.MTP)
-        found = self._of_head(own, pending, most, known=known)
-        return (own, found) if found else (label, guesses)
+        found = self._of_head(pending, most, known=known)
+        return (_OWN, found) if found else (label, guesses)
 
     def checked(self, right: int) -> None:
         """Nothing has to be taken back: the head has done so, and gets the states of accepted tokens."""
 
-    def _of_head(self, label: Source, pending: Callable[[], int], most: int, *, known: bool) -> list[int]:
+    def _of_head(self, pending: Callable[[], int], most: int, *, known: bool) -> list[int]:
         sequence, head = self._sequence, self._sequence.head
         most = min(most, MOST_OF_HEAD)
-        count = self._governor.count(label, most) or (most if self._ngrams is None else 0)
+        count = self._rests.count(_OWN, most) or (most if self._ngrams is None else 0)
         if head is None or not count or not head.ready(len(sequence.prompt) + len(sequence.generated) - known):
             return []
         token = pending()

@@ -200,4 +200,4 @@ def compute(model: Any, tokens: mx.array, caches: list[Any], views: Sequence[Vie
     for row, view in enumerate(views):
         if view.head is not None:
             view.head.note(view.start, states[row : row + 1, view.part])
-    return head.output(states[:, -1:] if last else states)
+    return head.logits(states[:, -1:] if last else states)

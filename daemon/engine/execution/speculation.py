@@ -27,11 +27,11 @@ import mlx.core as mx
 
 from daemon.engine.execution.head_guesses import MOST_OF_HEAD, HeadGuesses
 from daemon.engine.execution.head_kv import HeadKV
+from daemon.engine.execution.ngram_guesses import NgramGuesses
 from daemon.engine.execution.request import Speculation
 from daemon.engine.execution.sampling import Sampled, Sampler, draw_likeliest, sample_ahead
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.scheduling.governor import MOST_GUESSES, Check, Governor, Source
-from daemon.engine.scheduling.ngrams import LONG, NgramIndex
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx.ahead import Ahead, Undo
 from daemon.kv.mlx.shared_attention import FEW
@@ -41,18 +41,17 @@ _AUTOMATIC = (Ahead.EXACT, Ahead.SHARED)
 """How exact a pass has to be for guesses that no request asks for."""
 MOST_FED = 64
 """Most tokens of a pass that rows share, padding included: with more, it is no longer bound by reading weights."""
-_LONG_MATCH = 8
-"""Tokens of a match from which it counts as a source of its own, `LONG`: its guesses are better."""
-_ON_REQUEST = 4
-"""Tokens guessed where the request asks for guesses and nothing is known of their gain."""
-_INDEXED = 1 << 16
-"""Tokens of a prompt, its last ones, that are indexed."""
-_INDEXED_AT_ONCE = 1024
-"""Tokens indexed in a step: half a millisecond."""
 
 
 class Guesses(Protocol):
     """A source of guesses for one sequence."""
+
+    def ready(self) -> bool:
+        """
+        Whether there may be guesses with the next pass; `guess` is called only then.
+
+        Called once for each step. It costs next to nothing where there are none: most steps of prose are such.
+        """
 
     def guess(self, pending: Callable[[], int], most: int, *, known: bool) -> tuple[Source, list[int]]:
         """
@@ -84,6 +83,7 @@ class Guesser:
 
     Attributes:
         apart: Whether the sequence shares no pass with others.
+        most: Tokens that a pass may check.
         unfed: Tokens before the pending one that the caches lack.
         last: What was guessed last; None if nothing was, or `taken` returned it. No tokens were, if the pending one was
             waited for in vain.
@@ -91,6 +91,7 @@ class Guesser:
 
     def __init__(self, sequence: Sequence, source: Guesses) -> None:
         self.apart = sequence.draft is not None
+        self.most = most_guesses(sequence)
         self.unfed: list[int] = []
         self._sequence = sequence
         self._source = source
@@ -107,6 +108,8 @@ class Guesser:
             longest: Tokens that the longest row holds of those that share the pass; 0 if it has no others.
         """
         self.last = None
+        if left < 2 or not self._source.ready():
+            return []
         most = min(left - 1, self._room(longest))
         if most < 1 or (longest and not self._goes_back_beside_others):
             return []
@@ -195,57 +198,6 @@ class Guesser:
         return min(room, few)
 
 
-class NgramGuesses:
-    """
-    Guesses that a sequence goes on as it did before, after the same tokens.
-
-    Args:
-        sequence: The request.
-        governor: Decides how many tokens to guess, unless the request asks for guesses in any case.
-    """
-
-    def __init__(self, sequence: Sequence, governor: Governor) -> None:
-        self._sequence = sequence
-        self._governor = governor
-        self._index = NgramIndex()
-        self._read = max(0, len(sequence.prompt) - _INDEXED)
-        """Tokens of the sequence that are in the index, or are left out of it."""
-        self._always = sequence.request.speculation is Speculation.NGRAM
-
-    def guess(self, pending: Callable[[], int], most: int, *, known: bool) -> tuple[Source, list[int]]:
-        """
-        Guess what followed the last match.
-
-        A token that the device still computes is waited for only if a match before it tells which one it may be.
-        """
-        label = Source(Speculation.NGRAM)
-        if not self._follow():
-            return label, []
-        length, after = self._index.match()
-        label = Source(Speculation.NGRAM, LONG if length >= _LONG_MATCH else "short")
-        count = self._count(label, min(most, MOST_GUESSES)) if length else 0
-        if known or not count:
-            return label, self._index.following(after, count) if count else []
-        first, *guesses = self._index.following(after, count + 1)
-        stops = first in self._sequence.request.stop_ids  # what is fed behind it could not be resumed after it
-        return label, guesses if pending() == first and not stops else []
-
-    def checked(self, right: int) -> None:
-        """Nothing has to be taken back: the index follows the tokens of the sequence."""
-
-    def _count(self, label: Source, most: int) -> int:
-        return self._governor.count(label, most) or (min(most, _ON_REQUEST) if self._always else 0)
-
-    def _follow(self) -> bool:
-        """Index tokens, and return whether all are."""
-        prompt, generated = self._sequence.prompt, self._sequence.generated
-        end = min(len(prompt) + len(generated), self._read + _INDEXED_AT_ONCE)
-        for place in range(self._read, end):
-            self._index.add(prompt[place] if place < len(prompt) else generated[place - len(prompt)])
-        self._read = end
-        return end == len(prompt) + len(generated)
-
-
 class DraftGuesses:
     """
     Guesses of a smaller model, which continues greedily.
@@ -264,6 +216,10 @@ class DraftGuesses:
         self._undo: Undo | None = None
         self._fed = 0
         """Guesses that it was fed."""
+
+    def ready(self) -> bool:
+        """Return True: the draft model always guesses."""
+        return True
 
     def guess(self, pending: Callable[[], int], most: int, *, known: bool) -> tuple[Source, list[int]]:
         """Let the draft model continue."""

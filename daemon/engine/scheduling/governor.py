@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
-from daemon.engine.scheduling.pass_costs import SAVED, PassCosts
+from daemon.engine.scheduling.pass_costs import LOSS_SHARE, SAVED, PassCosts
 
 # What a guess costs and what it brings
 #
@@ -32,6 +32,8 @@ _WEIGHT = 1 / 32
 """Least weight of a new measurement in the chance of a source."""
 _WORTH = 1.03
 """Gain from which it is believed: times are measured with noise, and the best of several looks better than it is."""
+_LONGEST_REST = 32
+"""Steps for which a source is not asked at most: other requests of the model may find that it gains."""
 _MOST_MODELS = 64
 _WIDTHS = [1 << power for power in range(MOST_GUESSES.bit_length())]
 
@@ -202,6 +204,18 @@ class Governor:
         """Return how many tokens a source may guess now, at most `most`; 0 to guess nothing."""
         return self._chosen([(self.records.get(source) or Record(), most)], 1)
 
+    def rest(self, source: Source) -> int:
+        """
+        Return for about how many steps a source will be allowed no guess; 0 if that is not known.
+
+        What may be lost grows by a share of each step, until it pays for a try. A gain elsewhere may come before.
+        """
+        size, record = self._size, self.records.get(source) or Record()
+        if not size.known or _best(size, [(record, MOST_GUESSES)], 1, _WIDTHS)[1] > _WORTH:
+            return 0
+        lacking = min(size.risk(1), 0.99 * SAVED) * size.step - size.budget
+        return max(0, min(_LONGEST_REST, int(lacking / (LOSS_SHARE * size.step))))
+
     def width(self, guesses: Sequence[tuple[Source, int]]) -> int:
         """
         Return how many guesses each row of the next pass may have at most.
@@ -270,6 +284,40 @@ def _best(
         gains.append((tokens / (rows * (1 + size.cost(width))), -width))
     gain, width = max(gains)
     return -width, gain
+
+
+class Rests:
+    """
+    Asks a governor for a sequence, and spares it sources that would be allowed no guess.
+
+    Args:
+        governor: The governor.
+        sources: The sources.
+    """
+
+    def __init__(self, governor: Governor, *sources: Source) -> None:
+        self._governor = governor
+        self._sources = sources
+        self._steps = 0
+        self._until: dict[Source, int] = {}
+
+    def step(self) -> bool:
+        """Count a step of the sequence, and return whether all sources rest."""
+        self._steps += 1
+        return all(map(self._rests, self._sources))
+
+    def count(self, source: Source, most: int) -> int:
+        """Return how many tokens a source may guess now; one that may not guess rests. See `Governor.count`."""
+        if self._rests(source):
+            return 0
+        count = self._governor.count(source, most)
+        for each in [] if count else self._sources:
+            if not self._rests(each):
+                self._until[each] = self._steps + self._governor.rest(each)
+        return count
+
+    def _rests(self, source: Source) -> bool:
+        return self._steps < self._until.get(source, 0)
 
 
 class Governors:

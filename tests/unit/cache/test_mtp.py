@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import _get_classes
 
 from daemon.cache.identity import identify
@@ -55,9 +56,9 @@ def test_head_computes_the_published_formula(family: str) -> None:
     states, embedded = (source.standard_normal((9, 64)) for _ in range(2))
     expected = states_of(family, arrays, states, embedded)
     given = [mx.array(x[None].astype(np.float32)) for x in (states, embedded)]
-    (cache,) = MtpHead(head, None, mx.array).new_cache()
+    (cache,) = MtpHead(head, None, mx.array, mx.array).new_cache()
     at_once = head(*given, cache)[0]
-    (cache,) = MtpHead(head, None, mx.array).new_cache()
+    (cache,) = MtpHead(head, None, mx.array, mx.array).new_cache()
     one_by_one = [head(given[0][:, place : place + 1], given[1][:, place : place + 1], cache) for place in range(9)]
     assert np.abs(expected).max() > 1
     np.testing.assert_allclose(np.array(at_once), expected, atol=2e-4)
@@ -78,6 +79,19 @@ def test_norms_of_a_published_checkpoint_are_stored_less_one(family: str) -> Non
 def tried(family: str) -> MtpHead:
     """Return a tried head beside its model."""
     return drain(trying_head(built(family, head_arrays(family)), model_of(family)))
+
+
+@pytest.mark.parametrize(("family", "before"), [("mimo", True), ("mimo_v2_flash", False), ("qwen3_next", False)])
+def test_head_takes_states_before_or_after_the_last_norm(family: str, before: bool) -> None:
+    """As the published implementation of its family. The model's logits keep their bits, and its norm its place."""
+    model = model_of(family)
+    model.model.norm.weight = mx.random.normal(model.model.norm.weight.shape)
+    head = drain(trying_head(built(family, head_arrays(family)), model))
+    tokens = mx.array([[5, 6, 7, 8]])
+    given, after = head.trunk(tokens, make_prompt_cache(model)), model.model(tokens, make_prompt_cache(model))
+    assert mx.array_equal(model.model.norm(given) if before else given, after).item()
+    assert mx.allclose(given, after).item() is not before
+    assert mx.array_equal(head.logits(given), model(tokens, make_prompt_cache(model))).item()
 
 
 def test_head_with_a_window_keeps_no_more_than_it_sees() -> None:

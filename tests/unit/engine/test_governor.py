@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from daemon.engine.scheduling.governor import MOST_GUESSES, Check, Governor, Governors, Source
+from daemon.engine.scheduling.governor import MOST_GUESSES, Check, Governor, Governors, Rests, Source
 from daemon.engine.scheduling.pass_costs import LOSS_SHARE, SAVED
 
 GOOD, BAD = Source(3, "long"), Source(3, "short")
@@ -269,3 +269,34 @@ def test_governor_of_a_model_is_kept_among_the_latest() -> None:
     assert governors.of("second") is governors.of("second")
     assert governors.of("first") is not first
     assert len(list(governors)) <= 64
+
+
+@pytest.mark.parametrize("cost", [0.2, 0.5, 1.0])
+def test_source_that_rests_is_allowed_no_guess_meanwhile(cost: float) -> None:
+    """So nothing is lost by not asking it; and it rests for nearly all steps between two tries."""
+    governor = Governor()
+    run(governor, 500, {BAD: 0.0}, cost, 1)
+    rested = asked = 0
+    for _ in range(500):
+        rest = governor.rest(BAD)
+        for _ in range(rest):
+            governor.plain(STEP)
+            assert not governor.count(BAD, MOST_GUESSES) or governor.rest(BAD) == 0
+        rested += rest
+        count = governor.count(BAD, MOST_GUESSES)
+        asked += 1
+        if count:
+            governor.guessed(STEP * (1 + cost * count), [Check(BAD, count, 0)], 1)
+        else:
+            governor.plain(STEP)
+    assert rested > 3 * asked
+
+
+def test_source_that_may_gain_does_not_rest() -> None:
+    governor = Governor()
+    assert governor.rest(GOOD) == 0
+    run(governor, 500, {BAD: 0.0}, 0.2, 1)
+    both, bad = Rests(governor, GOOD, BAD), Rests(governor, BAD)
+    while both.count(BAD, MOST_GUESSES) or bad.count(BAD, MOST_GUESSES):
+        governor.guessed(STEP * 2, [Check(BAD, 1, 0)], 1)
+    assert [rests.step() for rests in (both, bad)] == [False, True]

@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from daemon.engine.execution.request import Speculation
-from daemon.engine.execution.speculation import NgramGuesses
-from daemon.engine.scheduling.governor import Governor
 from daemon.kv.mlx.ahead import Ahead
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import marked_model
@@ -198,11 +193,3 @@ def test_calls_keep_to_their_grammar_when_guessed(
     assert answer.ids == plain.ids
     assert call_guard.calls_of(answer) == call_guard.calls_of(plain) != []
     assert guesses(answer)[1] >= 4
-
-
-@pytest.mark.parametrize(("stop_ids", "guessed"), [({4}, []), ({9}, [5, 1, 2])])
-def test_nothing_is_guessed_behind_a_stop_token(stop_ids: set[int], guessed: list[int]) -> None:
-    """The device may still compute it. A state that has seen more cannot be stored at the end of the answer."""
-    options = SimpleNamespace(speculation=Speculation.NGRAM, stop_ids=stop_ids)
-    sequence: Any = SimpleNamespace(prompt=[1, 2, 3, 4, 5, 1, 2, 3], generated=[], request=options)
-    assert NgramGuesses(sequence, Governor()).guess(lambda: 4, 3, known=False)[1] == guessed

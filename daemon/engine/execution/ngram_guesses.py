@@ -1,0 +1,79 @@
+"""Guesses from n-grams of the prompt and the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from daemon.engine.execution.request import Speculation
+from daemon.engine.execution.sequence import Sequence
+from daemon.engine.scheduling.governor import MOST_GUESSES, Governor, Rests, Source
+from daemon.engine.scheduling.ngrams import LONG, NgramIndex
+
+_LONG_MATCH = 8
+"""Tokens of a match from which it counts as a source of its own, `LONG`: its guesses are better."""
+_OF_LONG, _OF_SHORT = (Source(Speculation.NGRAM, quality) for quality in (LONG, "short"))
+_ON_REQUEST = 4
+"""Tokens guessed where the request asks for guesses and nothing is known of their gain."""
+_INDEXED = 1 << 16
+"""Tokens of a prompt, its last ones, that are indexed."""
+_INDEXED_AT_ONCE = 1024
+"""Tokens indexed in a step: half a millisecond."""
+
+
+class NgramGuesses:
+    """
+    Guesses that a sequence goes on as it did before, after the same tokens.
+
+    While no guess of it would be allowed, it neither indexes tokens nor looks for them.
+
+    Args:
+        sequence: The request.
+        governor: Decides how many tokens to guess, unless the request asks for guesses in any case.
+    """
+
+    def __init__(self, sequence: Sequence, governor: Governor) -> None:
+        self._sequence = sequence
+        self._rests = Rests(governor, _OF_LONG, _OF_SHORT)
+        self._index = NgramIndex()
+        self._read = max(0, len(sequence.prompt) - _INDEXED)
+        """Tokens of the sequence that are in the index, or are left out of it."""
+        self._match = 0, 0
+        """Tokens of the last match, and the place after them."""
+        self._always = sequence.request.speculation is Speculation.NGRAM
+
+    def ready(self) -> bool:
+        """Look for the last tokens at an earlier place."""
+        if self._rests.step() and not self._always:
+            return False
+        self._match = self._index.match() if self._follow() else (0, 0)
+        return self._match[0] > 0
+
+    def guess(self, pending: Callable[[], int], most: int, *, known: bool) -> tuple[Source, list[int]]:
+        """
+        Guess what followed the last match.
+
+        A token that the device still computes is waited for only if a match before it tells which one it may be.
+        """
+        length, after = self._match
+        label = _OF_LONG if length >= _LONG_MATCH else _OF_SHORT
+        count = self._count(label, min(most, MOST_GUESSES))
+        if known or not count:
+            return label, self._index.following(after, count)
+        first, *guesses = self._index.following(after, count + 1)
+        stops = first in self._sequence.request.stop_ids  # what is fed behind it could not be resumed after it
+        return label, guesses if pending() == first and not stops else []
+
+    def checked(self, right: int) -> None:
+        """Nothing has to be taken back: the index follows the tokens of the sequence."""
+
+    def _count(self, label: Source, most: int) -> int:
+        return self._rests.count(label, most) or (min(most, _ON_REQUEST) if self._always else 0)
+
+    def _follow(self) -> bool:
+        """Index tokens, and return whether all are."""
+        prompt, generated = self._sequence.prompt, self._sequence.generated
+        end = min(len(prompt) + len(generated), self._read + _INDEXED_AT_ONCE)
+        for place in range(self._read, end):
+            self._index.add(prompt[place] if place < len(prompt) else generated[place - len(prompt)])
+        self._read = end
+        return end == len(prompt) + len(generated)
