@@ -65,6 +65,7 @@ class Echo:
 
 NO_ECHO = Echo()
 
+
 def completion(
     request: CompletionRequest,
     answers: Sequence[Sequence[Answer]],

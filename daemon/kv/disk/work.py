@@ -103,6 +103,11 @@ class DiskWork:
         return self._clock() < self._paused_until
 
     @property
+    def left_bytes(self) -> int:
+        """Bytes of files that the last scan could not open, and that are on the disk still."""
+        return sum(list(self._files.left.values()))  # a copy, as the disk's thread takes files out
+
+    @property
     def spare(self) -> int:
         """Bytes of memory that are kept for later reads."""
         return self._files.buffers.nbytes
@@ -116,7 +121,7 @@ class DiskWork:
         self.counters.faults += 1
         if kind not in self._told:
             self._told.add(kind)
-            _log(kind, _shown(error))
+            _log(kind, _shown(error), str(self._files.folder))
 
     def warn_if_small(self, wanted: int | None, most: int) -> None:
         """Log that the disk leaves a budget that is too small to write anything; see `too_small`."""
@@ -269,21 +274,21 @@ def _log_scan(found: Found, left: int) -> None:
         log.warning("kv_disk_left_out", files=left, error=_shown(found.trouble))
 
 
-def _log(kind: str, error: str) -> None:
+def _log(kind: str, error: str, directory: str) -> None:
     """Log a fault of a kind of work."""
     match kind:
         case "open":
-            log.warning("kv_disk_unusable", error=error)
+            log.warning("kv_disk_unusable", error=error, directory=directory)
         case "read":
-            log.warning("kv_disk_read_failed", error=error)
+            log.warning("kv_disk_read_failed", error=error, directory=directory)
         case "restore":
-            log.warning("kv_disk_restore_failed", error=error)
+            log.warning("kv_disk_restore_failed", error=error, directory=directory)
         case "slow":
-            log.warning("kv_disk_slow", error=error)
+            log.warning("kv_disk_slow", error=error, directory=directory)
         case "remove" | "empty":
-            log.warning("kv_disk_remove_failed", error=error)
+            log.warning("kv_disk_remove_failed", error=error, directory=directory)
         case _:
-            log.warning("kv_disk_write_failed", error=error)
+            log.warning("kv_disk_write_failed", error=error, directory=directory)
 
 
 def _shown(error: Exception) -> str:

@@ -196,7 +196,9 @@ def test_run_sends_the_form_of_the_answer(client: FakeClient, tmp_path: Path) ->
     assert asked == [{"json_object": True}, {"json_schema": text}, {"regex": "é+"}, {"grammar": text}]
 
 
-def test_run_loads_and_asks_with_an_adapter(client: FakeClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_run_loads_and_asks_with_an_adapter(
+    client: FakeClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Its path is made absolute, because the daemon has another working directory."""
     monkeypatch.chdir(tmp_path)
     run_cli(client, "run", "m", "Hi", "--adapter", "lora")
@@ -204,7 +206,14 @@ def test_run_loads_and_asks_with_an_adapter(client: FakeClient, monkeypatch: pyt
     assert called == [str(tmp_path / "lora")] * 2
 
 
-IN_PROGRAMS = {"add_generation_prompt", "continue_final_message", "template_args", "tools", "tool_choice", "required_tool"}
+IN_PROGRAMS = {
+    "add_generation_prompt",
+    "continue_final_message",
+    "template_args",
+    "tools",
+    "tool_choice",
+    "required_tool",
+}
 IN_PROGRAMS |= {"logit_bias", "stop_token_ids", "ignore_eos", "top_logprobs", "prompt_logprobs", "draft_tokens"}
 IN_PROGRAMS |= {"presence_penalty", "frequency_penalty", "priority", "request_id", "require_loaded"}
 """Options of a generation that programs set and people at a terminal do not."""

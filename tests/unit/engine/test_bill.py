@@ -97,7 +97,9 @@ def test_load_tells_how_long_a_request_can_be(engine: Callable[..., Harness], tm
     harness.cancel(served)
     refused = harness.run(asked(path, length=most - DECODE_ROOM + 1, answer=DECODE_ROOM)).failure
     assert refused.reason == "REQUEST_EXCEEDS_MEMORY"
-    assert harness.run(pb.GetOrLoadRequest(model=path, estimate_only=True)).events[-1].load.ready.max_request_tokens == 0
+    assert (
+        harness.run(pb.GetOrLoadRequest(model=path, estimate_only=True)).events[-1].load.ready.max_request_tokens == 0
+    )
     harness.settle()
 
 
