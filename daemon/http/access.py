@@ -138,7 +138,8 @@ def _host(policy: Policy, headers: Headers) -> Problem | None:
     name, colon, port = headers["host"].rpartition(":") if not headers["host"].endswith("]") else ("", "", "")
     host = (name if colon and port.isdigit() else headers["host"]).lower()
     if policy.loopback_only and host not in LOOPBACK and host not in policy.hosts:
-        return Problem(421, "this server is for this machine only: use 127.0.0.1 or localhost", code="invalid_host")
+        text = "this server is for this machine: use 127.0.0.1 or localhost; http_hosts in the configuration has others"
+        return Problem(421, text, code="invalid_host")
     return None
 
 

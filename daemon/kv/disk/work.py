@@ -126,7 +126,7 @@ class DiskWork:
     def warn_if_small(self, wanted: int | None, most: int) -> None:
         """Log that the disk leaves a budget that is too small to write anything; see `too_small`."""
         if too_small(wanted, most):
-            log.warning("kv_disk_too_small", budget_bytes=most)
+            log.warning("kv_disk_too_small", budget_bytes=most, directory=str(self._files.folder))
 
     def open(self, then: Callable[[Found | Exception, bool], None]) -> None:
         """Open the directory and scan it; `then` also takes whether another process left a note."""
@@ -139,7 +139,7 @@ class DiskWork:
             self._failed("open", result)
             found, noted = (result, False) if isinstance(result, Exception) else result
             if not isinstance(found, Exception):
-                _log_scan(found, len(self._files.left))
+                _log_scan(found, self._files)
             then(found, noted)
 
         self._run(opened, done)
@@ -266,12 +266,13 @@ class DiskWork:
         return False
 
 
-def _log_scan(found: Found, left: int) -> None:
+def _log_scan(found: Found, files: Files) -> None:
     """Log what a scan removed, and how many files it left out."""
     if found.removed:
         log.info("kv_disk_cleaned", files=found.removed)
     if found.trouble is not None:
-        log.warning("kv_disk_left_out", files=left, error=_shown(found.trouble))
+        trouble, directory = _shown(found.trouble), str(files.folder)
+        log.warning("kv_disk_left_out", files=len(files.left), error=trouble, directory=directory)
 
 
 def _log(kind: str, error: str, directory: str) -> None:
