@@ -178,6 +178,23 @@ async def test_refusal_of_the_door_is_logged_with_its_reason(headers: dict[str, 
 
 
 @pytest.mark.parametrize(
+    ("header", "value", "status"),
+    [
+        ("authorization", "Bearer t", 404),
+        ("authorization", "bearer t", 404),
+        ("x-api-key", "t", 404),
+        ("authorization", "Basic t", 401),
+        ("authorization", "Bearer u", 401),
+    ],
+)
+async def test_token_is_taken_in_any_spelling_of_its_scheme(header: str, value: str, status: int) -> None:
+    """The name of a scheme has no case (RFC 9110, 11.1); the token has."""
+    app = build(AsyncClient("/nowhere/s.sock"), Policy("t", loopback_only=True))
+    answer = await Request("POST", "/v1/none", headers={header: value}).to(app)
+    assert answer.status == status
+
+
+@pytest.mark.parametrize(
     ("method", "path", "status", "text"),
     [
         ("POST", "/v1/none", 404, "there is no such path here; docs/http.md lists them"),
