@@ -45,7 +45,7 @@ class DigestFile:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            log.warning("digest_notes_read_failed", error=cause(error))
+            log.warning("digest_notes_read_failed", error=cause(error), directory=str(self._path.parent))
             return {}
 
     def write(self, known: dict[str, tuple[Stamp, str]]) -> None:
@@ -55,7 +55,7 @@ class DigestFile:
         try:
             replace_small(self._path, json.dumps({"version": _VERSION, "files": files}).encode())
         except OSError as error:
-            log.warning("digest_notes_write_failed", error=cause(error))
+            log.warning("digest_notes_write_failed", error=cause(error), directory=str(self._path.parent))
 
 
 def _entry(values: Any) -> tuple[Stamp, str]:

@@ -22,7 +22,7 @@ from typing import Any
 
 from daemon.cache import model_config
 from daemon.cache.callbacks import Report, ignore
-from daemon.cache.context_length import context_length
+from daemon.cache.context_length import context_length, most_positions
 from daemon.cache.digests import Digests, Stamp, TakesLong
 from daemon.cache.generation_config import default_sampling
 from daemon.cache.model_config import MAX_CONFIG_BYTES, checked_config, json_object
@@ -109,8 +109,9 @@ class ModelSource:
 
     @property
     def context_length(self) -> int:
-        """Longest prompt plus completion in tokens; 0 if the configuration does not say."""
-        return self.context_override or context_length(self.config)
+        """Longest prompt plus completion in tokens, within learned positions; 0 if the configuration does not say."""
+        wanted, most = self.context_override or context_length(self.config), most_positions(self.config)
+        return min(wanted, most) if wanted and most else wanted
 
     @property
     def vocab_size(self) -> int:

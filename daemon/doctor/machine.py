@@ -165,10 +165,16 @@ def clock(system: System) -> Finding:
 def open_files(limit: Callable[[int], tuple[int, int]] = resource.getrlimit) -> Finding:
     """Check that the limit of open files allows enough clients."""
     soft, hard = limit(resource.RLIMIT_NOFILE)
-    infinite = hard == resource.RLIM_INFINITY
-    found = f"soft limit {soft}, hard limit {'none' if infinite else hard}; the daemon raises its own to {OPEN_FILES}"
-    if not infinite and hard < OPEN_FILES:
+    found = f"soft limit {_limit(soft)}, hard limit {_limit(hard)}"
+    most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        found += f"; the daemon raises its own to {most}"
+    if most < OPEN_FILES:
         return warning(
             "open files", found, "each client takes one; raise it with: ulimit -Hn, or launchctl limit maxfiles"
         )
     return ok("open files", found)
+
+
+def _limit(value: int) -> str:
+    return "none" if value == resource.RLIM_INFINITY else str(value)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -138,7 +139,8 @@ def _host(policy: Policy, headers: Headers) -> Problem | None:
     name, colon, port = headers["host"].rpartition(":") if not headers["host"].endswith("]") else ("", "", "")
     host = (name if colon and port.isdigit() else headers["host"]).lower()
     if policy.loopback_only and host not in LOOPBACK and host not in policy.hosts:
-        return Problem(421, "this server is for this machine only: use 127.0.0.1 or localhost", code="invalid_host")
+        text = "this server is for this machine: use 127.0.0.1 or localhost; http_hosts in the configuration has others"
+        return Problem(421, text, code="invalid_host")
     return None
 
 
@@ -154,7 +156,8 @@ def _origin(policy: Policy, headers: Headers) -> Problem | None:
 def _token(policy: Policy, headers: Headers, scope: Scope) -> Problem | None:
     if policy.token is None or (scope["method"] == "HEAD" and scope["path"] == "/"):
         return None
-    given = [headers.get("x-api-key", ""), headers.get("authorization", "").removeprefix("Bearer ").strip()]
+    bearer = re.sub(r"^bearer ", "", headers.get("authorization", ""), flags=re.IGNORECASE)
+    given = [headers.get("x-api-key", ""), bearer.strip()]
     # Both are compared, always: the time tells nothing about the token.
     if any([hmac.compare_digest(one.encode(), policy.token.encode()) for one in given]):  # noqa: C419
         return None

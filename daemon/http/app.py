@@ -90,10 +90,15 @@ class _Door:
         match error:
             case ClientGone():
                 return Response(status_code=CLIENT_GONE)
-            case HTTPException(status_code=status, detail=detail):
-                found = Problem(status, detail, code="not_found" if status == 404 else "invalid_request")
-                response = self.shaped(found)
-                response.headers.update(error.headers or {})  # `Allow`, where a path has other methods
+            case HTTPException(status_code=404):
+                return self.shaped(
+                    Problem(404, "there is no such path here; docs/http.md lists them", code="not_found")
+                )
+            case HTTPException(status_code=405, headers=headers):
+                allowed = (headers or {})["Allow"]
+                text = f"this path is not served with this method, but with {allowed}"
+                response = self.shaped(Problem(405, text, code="method_not_allowed"))
+                response.headers["Allow"] = allowed
                 return response
         return self.shaped(failed(error, self.routes.names))
 

@@ -53,6 +53,10 @@ class DaemonClient(AsyncClient):
         """Turn a prompt into the tokens that `generate` computes, as the base does."""
         return await super().tokenize(model, self._steady(prompt)[0], count_only=count_only, **options)
 
+    def left_out(self, prompt: Prompt) -> int:
+        """Return how many turns of a prompt the daemon does not get, all of them at its beginning."""
+        return len(prompt) - len(self._steady(prompt)[0])
+
     def _count(self, request: str, rules: list[str]) -> None:
         """Count a request once, however often it is sent: `generation.py` sends some again with less."""
         if request not in self._counted:

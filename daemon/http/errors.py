@@ -131,13 +131,21 @@ def _wrong_type(error: ValidationError) -> Problem:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     field = path(first["loc"])
     # Text of pydantic's own: our validators raise `Problem`. It has types and limits, and no part of the body.
-    text = first["msg"].removeprefix("Value error, ")
+    text = first["msg"].removeprefix("Value error, ").replace(" after validation", "")
     text = text[:1].lower() + text[1:]
     if first["type"] == "json_invalid":
-        return Problem(400, "the body is not valid JSON", code="invalid_json")
+        where = first["msg"].removeprefix("Invalid JSON: ")  # the kind, line and column, and no part of the body
+        return Problem(400, f"the body is not valid JSON: {where}", code="invalid_json")
     if first["loc"][-1:] == ("type",) and isinstance(first["loc"][-2:][0], int) and "'text'" in text:
         text += "; models read text, and no images, audio or files"  # a part of a message that is none
-    return Problem(400, f"{field or 'the body'}: {text}", code="invalid_type", field=field or None)
+    return Problem(400, f"{field or 'the body'}: {text}", code=_code(first["type"]), field=field or None)
+
+
+def _code(kind: str) -> str:
+    """Return the code of an error of pydantic's, such as "int_type" or "greater_than_equal"."""
+    if kind == "missing":
+        return "missing_required_parameter"
+    return "invalid_type" if kind.endswith("_type") else "invalid_value"
 
 
 def path(steps: tuple[int | str, ...]) -> str:

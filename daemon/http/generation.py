@@ -14,6 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import cast
 
+from daemon.http.daemon_client import DaemonClient
 from mlx_sidecar import (
     AsyncClient,
     ContextLengthExceeded,
@@ -89,7 +90,7 @@ async def events(client: AsyncClient, ask: Ask) -> AsyncGenerator[GenerateEvent]
         except InvalidArgument as error:
             fitting = None if begun else _fitting(options, error)
             if fitting is None:
-                raise _placed(error, ask.places) from error
+                raise _placed(error, client, ask) from error
             options = fitting
         else:
             return
@@ -106,16 +107,17 @@ async def count(client: AsyncClient, ask: Ask) -> int:
         options = cast("TokenizeOptions", ask.options)
         return (await client.tokenize(ask.model, ask.prompt, count_only=True, **options)).count
     except InvalidArgument as error:
-        raise _placed(error, ask.places) from error
+        raise _placed(error, client, ask) from error
 
 
-def _placed(error: InvalidArgument, places: Mapping[str, str]) -> InvalidArgument:
+def _placed(error: InvalidArgument, client: AsyncClient, ask: Ask) -> InvalidArgument:
     """Return an error of the daemon with the caller's place of the part that it names; itself if that has no other."""
     name = error.field or ""
-    part = max((one for one in places if re.match(rf"{re.escape(one)}($|[.\[])", name)), key=len, default=None)
-    if part is None:
+    found = _counted_from(client.left_out(ask.prompt), name) if isinstance(client, DaemonClient) else name
+    part = max((one for one in ask.places if re.match(rf"{re.escape(one)}($|[.\[])", found)), key=len, default="")
+    found = ask.places.get(part, "") + found.removeprefix(part)
+    if found == name:
         return error
-    found = places[part] + name.removeprefix(part)
     return type(error)(
         str(error).replace(name, found),
         code=error.code,
@@ -125,6 +127,11 @@ def _placed(error: InvalidArgument, places: Mapping[str, str]) -> InvalidArgumen
         field=found,
         error_id=error.error_id,
     )
+
+
+def _counted_from(first: int, name: str) -> str:
+    """Return the name of a part of the conversation where its turns are counted from another one."""
+    return re.sub(r"^chat\.messages\[(\d+)\]", lambda turn: f"chat.messages[{first + int(turn[1])}]", name)
 
 
 def tool_places(indexes: Sequence[int]) -> dict[str, str]:

@@ -27,12 +27,13 @@ def read_token(state_dir: Path) -> str:
         state_dir: The daemon's directory for files of its own; created if it is missing.
 
     Raises:
-        TokenError: If the file is another user's, readable by others, not regular or has no token in it.
+        TokenError: If the file is another user's, readable by others, not regular or has no token in it; or if it is
+            missing and cannot be made.
     """
     path = state_dir / FILE_NAME
     try:
         if not os.path.lexists(path):
-            _make(path)
+            _made(path)
         found = path.lstat()
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
             raise TokenError(f"The token file {path} is not a regular file of yours; move it away.")
@@ -46,18 +47,21 @@ def read_token(state_dir: Path) -> str:
     return token
 
 
-def _make(path: Path) -> None:
+def _made(path: Path) -> None:
     """Make the file whole or not at all. If two processes make it at once, both read that of the first."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = path.with_name(f".{FILE_NAME}.{secrets.token_hex(8)}")
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, f"{secrets.token_urlsafe(32)}\n".encode())
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    try:
-        with suppress(FileExistsError):
-            os.link(draft, path)
-    finally:
-        draft.unlink()
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = path.with_name(f".{FILE_NAME}.{secrets.token_hex(8)}")
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(f"{secrets.token_urlsafe(32)}\n".encode())
+                file.flush()
+                os.fsync(fd)
+            with suppress(FileExistsError):
+                os.link(draft, path)
+        finally:
+            draft.unlink()
+    except OSError as error:
+        text = f"The token file {path} cannot be made ({error.strerror})"
+        raise TokenError(f"{text}; make its directory writable, or set another state_dir.") from None

@@ -70,7 +70,12 @@ class Door:
             LaunchError: If it does not serve.
         """
         log = self._config.state_dir / LOG_NAME
-        with open(_open_log(log), "ab") as output, self._listener.socket:
+        try:
+            descriptor = _open_log(log)
+        except OSError as error:
+            text = f"The log of the tool's HTTP door, {log}, cannot be opened ({error.strerror})"
+            raise LaunchError(f"{text}; make it writable, or set another state_dir.") from None
+        with open(descriptor, "ab") as output, self._listener.socket:
             process = self._spawn(output.fileno())
         assert process.stdin is not None
         assert process.stdout is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,17 @@ def settings_of(path: Path) -> Mapping[str, Any]:
     Return what a file sets; nothing if there is no such file.
 
     Raises:
-        ConfigError: If it cannot be read, is not TOML, or is too large or too deep.
+        ConfigError: If it cannot be read, is not TOML, or is too large or too deep; or if its directory is none.
     """
     import tomllib  # here: most commands do not need it
 
+    _check_directory(path.parent)
     try:
         text = read_small(path, MOST_BYTES).decode("utf-8").replace("\r\n", "\n")
         if _dots(text) > MOST_DOTS:
             raise RecursionError
         content = tomllib.loads(text)
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return {}
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
@@ -44,6 +46,19 @@ def settings_of(path: Path) -> Mapping[str, Any]:
     if "state_dir" in content:
         raise ConfigError(f"{path} sets state_dir, which only MLX_SIDECAR_STATE_DIR or --state-dir can set.")
     return _flat(content)
+
+
+def _check_directory(state_dir: Path) -> None:
+    """Refuse a state directory that can never be one, before the daemon works without its files."""
+    place = state_dir
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        what = "is" if place == state_dir else f"is below {place}, which is"
+        raise ConfigError(
+            f"state_dir {state_dir} {what} no directory; move that away, or choose another one with "
+            "MLX_SIDECAR_STATE_DIR or --state-dir."
+        )
 
 
 def _flat(content: dict[str, Any]) -> dict[str, Any]:

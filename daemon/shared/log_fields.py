@@ -114,6 +114,9 @@ def _request_field(value: Any) -> bool:
     return all(step is not None and step[1] in _FIELD_NAMES for step in steps)
 
 
+HTTP_REFUSALS = ("invalid_framing", "invalid_host", "invalid_origin", "invalid_api_key", "request_too_large")
+"""Why the HTTP door refuses a request before it reads the body."""
+
 _PATH = _pattern(r"/[^\x00-\x1f\x7f]{1,4096}")
 _IDENTIFIER = _pattern(r"[\w.<>-]{1,200}")
 
@@ -151,7 +154,7 @@ FIELDS: Mapping[str, Kind] = {
     "process": _one_of("engine", "http"),
     "program": _PATH,
     "python": _pattern(r"\d+\.\d+\.\d+\S{0,20}"),
-    "reason": _one_of(*Reason, *_names(pb.FinishReason)),
+    "reason": _one_of(*Reason, *_names(pb.FinishReason), *HTTP_REFUSALS),
     "request_id": _pattern(r"[!-~]{1,128}"),
     "rpc": _one_of(*(method.name for method in _SERVICE.methods), "Check", "Watch", "ServerReflectionInfo"),
     "socket": _PATH,

@@ -88,13 +88,15 @@ def scores(client: openai.OpenAI) -> dict[str, Any]:
     more: Any = {"model": "embedded", "echo": True, "logprobs": 1, "temperature": 0, "seed": 1234}
     text = client.completions.create(**more, prompt="One two three four", max_tokens=1)
     alone = client.completions.create(**more, prompt=[5, 6, 7], max_tokens=0)
+    echo = client.completions.create(model="embedded", prompt=[5, 6, 7], max_tokens=1, echo=True, stream=True)
     content = chat.choices[0].logprobs.content
     return {
         "tokens": [score.token for score in content],
         "text": chat.choices[0].message.content,
         "best": [score.logprob == max(one.logprob for one in score.top_logprobs) for score in content],
         "prompt": text.choices[0].logprobs.model_dump(),
-        "alone": alone.choices[0].logprobs.model_dump(),
+        "alone": alone.choices[0].model_dump(),
+        "echo": next(echo).choices[0].text,
     }
 
 

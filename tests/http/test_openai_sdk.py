@@ -113,7 +113,15 @@ def test_openai_sdk_gets_scores_with_texts(seen: dict[str, Any]) -> None:
     assert prompt["token_logprobs"][0] is None
     assert all(score <= 0 for score in prompt["token_logprobs"][1:])
     assert len(prompt["tokens"]) == len(prompt["token_logprobs"]) == len(prompt["top_logprobs"])
-    assert len(scores["alone"]["token_logprobs"]) == 3
+
+
+def test_openai_sdk_gets_the_text_of_token_ids(seen: dict[str, Any]) -> None:
+    """`echo` has the text of all of them, the first one too, in a stream without scores as well."""
+    alone, echo = seen["scores"]["alone"], seen["scores"]["echo"]
+    tokens, scores = (alone["logprobs"][name] for name in ("tokens", "token_logprobs"))
+    assert tokens[0]
+    assert "".join(tokens) == alone["text"] == echo
+    assert (scores[0], len(scores)) == (None, 3)
 
 
 def test_seed_alone_is_accepted_by_greedy_models(seen: dict[str, Any]) -> None:

@@ -158,5 +158,5 @@ def test_a_door_that_cannot_start_is_told(daemon: RunningDaemon, tmp_path: Path)
     command = [sys.executable, "-m", "daemon", "launch", "qwen", "--model", "embedded"]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=END_SECONDS)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "cannot be started" in done.stderr
+    assert "launch.log, cannot be opened" in done.stderr
     assert not list(tmp_path.glob("mlx-sidecar-*"))

@@ -48,6 +48,8 @@ class ModelInfo:
         revision: Its commit on the Hub; empty for directories and "embedded".
         warnings: Limits of this model, such as a failed self-test.
         default_sampling: The sampling options that it recommends.
+        max_request_tokens: Most tokens of prompt plus completion that fit in memory, and in the context; 0 before a
+            load, in `Stats`, and if no request fits.
     """
 
     model: str
@@ -66,3 +68,4 @@ class ModelInfo:
     revision: str = ""
     warnings: tuple[str, ...] = ()
     default_sampling: DefaultSampling = DefaultSampling()
+    max_request_tokens: int = 0

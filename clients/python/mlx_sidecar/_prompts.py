@@ -19,7 +19,8 @@ DataT = TypeVar("DataT")
 
 def prompt_fields(prompt: Prompt, chat: dict[str, Any]) -> dict[str, Any]:
     """Return the field of a request that has its prompt; `chat` are the options of a conversation."""
-    if not isinstance(prompt, str | bytes) and len(prompt) and isinstance(prompt[0], Message | Mapping):
+    _check_kind(prompt)
+    if not isinstance(prompt, str) and len(prompt) and isinstance(prompt[0], Message | Mapping):
         return {"chat": build(pb.Chat, "chat.", messages=_messages(prompt), **chat)}
     for name, value in chat.items():
         if value not in (None, [], ""):
@@ -31,10 +32,15 @@ def text_or_tokens(prompt: Any, path: str) -> dict[str, Any]:
     """Return the field of a message that has a text or token ids; `path` is that of the message."""
     if isinstance(prompt, str):
         return {"text": prompt}
-    # Bytes are a sequence of ints too, and would silently become token ids.
-    if isinstance(prompt, bytes | bytearray | memoryview):
-        raise TypeError("a prompt is text, token ids or messages, not bytes")
+    _check_kind(prompt)
     return {"tokens": build(pb.TokenIds, f"{path}tokens.", ids=prompt)}
+
+
+def _check_kind(prompt: Any) -> None:
+    """Refuse what is no list, such as a single message. Bytes are a sequence of ints, and would become token ids."""
+    is_list = hasattr(prompt, "__len__") and hasattr(prompt, "__getitem__") and not isinstance(prompt, Mapping)
+    if not is_list or isinstance(prompt, bytes | bytearray | memoryview):
+        raise TypeError(f"a prompt is text, token ids or a list of messages, not {type(prompt).__name__}")
 
 
 def _messages(turns: Any) -> list[pb.ChatMessage]:

@@ -108,7 +108,7 @@ class MeasurementFile:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            log.warning("measurements_read_failed", error=cause(error))
+            log.warning("measurements_read_failed", error=cause(error), directory=str(self._path.parent))
             return {}
 
     def write(self, known: dict[str, Workspace]) -> None:
@@ -119,7 +119,7 @@ class MeasurementFile:
         try:
             replace_small(self._path, json.dumps(content).encode())
         except OSError as error:
-            log.warning("measurements_write_failed", error=cause(error))
+            log.warning("measurements_write_failed", error=cause(error), directory=str(self._path.parent))
 
 
 def place_of(device: str) -> str:

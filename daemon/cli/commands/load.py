@@ -65,6 +65,8 @@ def _describe(info: ModelInfo, pin: bool | None) -> str:
             else "; it is not on this machine yet."
         ),
     }.get(info.outcome, f"{info.model} is ready: {size(info.size_bytes)}, loaded in {took}{kept}.")
+    if 0 < info.max_request_tokens < info.context_length:
+        text += f"\nMemory has room for requests of {info.max_request_tokens} of its {info.context_length} tokens."
     if info.evicted:
         text += f"\nDropped to make room: {', '.join(info.evicted)}."
     return text

@@ -13,7 +13,7 @@ from daemon.cli.input import joined, piped, read_stdin
 from daemon.cli.output.answer import print_answer, print_samples, print_timings, print_warnings
 from daemon.cli.output.formatting import examples, print_json, stdin_is_terminal, stdout_is_terminal
 from daemon.cli.output.progress import follow
-from daemon.cli.session import Session, absolute_if_path, calls_daemon, seconds
+from daemon.cli.session import Session, absolute, absolute_if_path, calls_daemon, seconds
 from daemon.shared.wording import count
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ _STDIN = Path("-")
 @click.option("--top-p", type=float, help="Choose among the likeliest tokens that sum to this.")
 @click.option("--top-k", type=int, help="Choose among this many of the likeliest tokens.")
 @click.option("--min-p", type=float, help="Choose among tokens at least this likely, relative to the likeliest.")
+@click.option("--repetition-penalty", type=float, help="Make tokens that occurred less likely; 1 is off.")
 @click.option("--seed", type=int, help="Makes the answer repeatable.")
 @click.option(
     "--think-budget", "reasoning_budget", type=click.IntRange(0), help="End the model's reasoning after so many tokens."
@@ -57,6 +58,7 @@ _STDIN = Path("-")
 @click.option("--samples", type=click.IntRange(1, 16), help="Print so many answers, each after a line with its seed.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text. Repeatable.")
 @click.option("--format", "form", type=click.Choice(["json"]), help="Answer with a JSON object.")
+@click.option("--adapter", default="", callback=absolute, help="Directory of a LoRA adapter.")
 @click.option(
     "--draft-model",
     default="",
@@ -70,6 +72,8 @@ _STDIN = Path("-")
     help="What may guess tokens ahead: same answer, other speed.",
 )
 @click.option("--schema", type=click.File(encoding="utf-8"), help="Answer with JSON that this JSON schema allows.")
+@click.option("--regex", help="Answer with text that this regular expression matches as a whole.")
+@click.option("--grammar", type=click.File(encoding="utf-8"), help="Answer in this grammar, in llguidance's Lark.")
 @click.option("--think/--no-think", default=None, help="Turn a reasoning model's thinking on or off.")
 @click.option("--effort", metavar="WORD", help="How much a reasoning model reasons, such as low or high.")
 @click.option("--no-cache", is_flag=True, help="Neither use nor store cached prefixes.")
@@ -95,9 +99,12 @@ def command(
     greedy: bool,
     stop: tuple[str, ...],
     form: str | None,
+    adapter: str,
     draft_model: str,
     speculation: str | None,
     schema: TextIO | None,
+    regex: str | None,
+    grammar: TextIO | None,
     think: bool | None,
     effort: str | None,
     no_cache: bool,
@@ -120,14 +127,9 @@ def command(
     options |= {"stop": stop or None, **_cache_options(no_cache, keep)}
     chat = {"enable_thinking": think, "reasoning_effort": effort}
     options |= {name: value for name, value in chat.items() if value is not None}
-    if form and schema:
-        raise click.UsageError("--format and --schema exclude each other.")
-    if form:
-        options["json_object"] = True
-    guessing = {"draft_model": draft_model, "speculation": speculation}
-    options |= {name: value for name, value in guessing.items() if value}
-    if schema:
-        options["json_schema"] = schema.read()
+    options |= _form(form, schema, regex, grammar)
+    models = {"adapter": adapter, "draft_model": draft_model, "speculation": speculation}
+    options |= {name: value for name, value in models.items() if value}
     prompt = joined(words) if words else None
     talk = prompt is None and not files and stdin_is_terminal() and stdout_is_terminal()
     if talk and (raw or as_json or sampling["samples"]):
@@ -138,7 +140,7 @@ def command(
     with session.client(ask=True) as client:
 
         def load() -> None:
-            follow(client.get_or_load(model, allow_download=True))
+            follow(client.get_or_load(model, adapter=adapter, allow_download=True))
 
         load()
         if talk:
@@ -155,6 +157,27 @@ def _refuse_chat_options(given: dict[str, Any]) -> None:
     for flag, value in given.items():
         if value is not None:
             raise click.UsageError(f"{flag} needs the chat template, so it cannot go with --raw.")
+
+
+def _form(form: str | None, schema: TextIO | None, regex: str | None, grammar: TextIO | None) -> dict[str, Any]:
+    """Return the option that the answer is kept to a form by; none for free text."""
+    given = {"--format": form, "--schema": schema, "--regex": regex, "--grammar": grammar}
+    flags = [flag for flag, value in given.items() if value is not None]
+    if len(flags) > 1:
+        raise click.UsageError(f"{' and '.join(flags)} exclude each other.")
+    if form:
+        return {"json_object": True}
+    if regex is not None:
+        return {"regex": regex}
+    files = {"json_schema": schema, "grammar": grammar}
+    return {name: _read_option(file) for name, file in files.items() if file is not None}
+
+
+def _read_option(file: TextIO) -> str:
+    try:
+        return file.read()
+    except UnicodeDecodeError:
+        raise click.UsageError(f"{file.name} is not UTF-8 text.") from None
 
 
 def _sampling(given: dict[str, Any], greedy: bool) -> dict[str, Any]:

@@ -75,11 +75,7 @@ def generate(services: Services, call_id: int, request: pb.GenerateRequest, prog
         held.callback(ticket.cancel)
         assert ticket.lease is not None
         assert record.asked is not None
-        _refuse_keep(services, request, ticket.lease.model)
-        if request.speculation in (pb.SPECULATION_NGRAM, pb.SPECULATION_MTP):
-            check_ahead(ticket.lease.model, "speculation", request.model)
-        if request.speculation == pb.SPECULATION_MTP:
-            _refuse_without_head(request, ticket.lease.model)
+        _refuse_unable(services, request, ticket.lease.model)
         draft: DraftModel | None = None
         if request.draft_model:
             found = partial(read_ahead, services, request, record.drafts, tokens=prepared.prompt.tokens)
@@ -94,13 +90,9 @@ def generate(services: Services, call_id: int, request: pb.GenerateRequest, prog
             yield from restored(services, request.cache.salt, [record.drafts], draft.lease.model)
         sequence = sequence_of(services, call_id, request, record.times, ticket.lease, prepared.source, prepared)
         sequence.kv.in_memory = record.restore.in_memory
+        _add_guessers(services, request, sequence, draft, record)
         for answer in (sequence, *sequence.samples):
             answer.program = program
-        if draft is not None:
-            kv = kv_of(services, request, draft.lease, draft.source)
-            kv.in_memory = record.drafts.in_memory
-            sequence.draft = DraftKV(kv, request.draft_tokens or DEFAULT_TOKENS)
-        sequence.head = head_of(sequence, services.runner.governors.of(sequence.model_key))
         services.runner.add(sequence)
         held.pop_all()  # the sequence gives the leases back
 
@@ -223,6 +215,17 @@ def sequence_of(
     return first
 
 
+def _add_guessers(
+    services: Services, request: pb.GenerateRequest, sequence: Sequence, draft: DraftModel | None, record: _Record
+) -> None:
+    """Give a sequence what guesses its tokens: the draft model, if it has one, and the head of its own model."""
+    if draft is not None:
+        kv = kv_of(services, request, draft.lease, draft.source)
+        kv.in_memory = record.drafts.in_memory
+        sequence.draft = DraftKV(kv, request.draft_tokens or DEFAULT_TOKENS)
+    sequence.head = head_of(sequence, services.runner.governors.of(sequence.model_key))
+
+
 def kv_of(
     services: Services,
     request: pb.GenerateRequest | pb.EmbedRequest,
@@ -237,9 +240,12 @@ def kv_of(
     return SequenceKV(lease, namespace.digest(), reads=reads(request), writes=writes, keep=seconds(request.cache.keep))
 
 
-def _refuse_without_head(request: pb.GenerateRequest, model: LoadedModel) -> None:
-    """Refuse guesses of an MTP head where there is none."""
-    if isinstance(model.mtp, str):
+def _refuse_unable(services: Services, request: pb.GenerateRequest, model: LoadedModel) -> None:
+    """Refuse what a request asks for and the daemon cannot do with its model: kept prefixes, or kinds of guesses."""
+    _refuse_keep(services, request, model)
+    if request.speculation in (pb.SPECULATION_NGRAM, pb.SPECULATION_MTP):
+        check_ahead(model, "speculation", request.model)
+    if request.speculation == pb.SPECULATION_MTP and isinstance(model.mtp, str):
         raise invalid("speculation", f"cannot be MTP with {request.model}: {model.mtp}; leave it out")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from daemon.cache.context_length import most_positions
+from daemon.cache.context_length import MOST, most_positions
 from daemon.cache.identity import ModelSource
 from daemon.cache.load import Progress, Ticket
 from daemon.cache.mlx.loader import LoadedModel
@@ -12,6 +12,10 @@ from daemon.cache.resolver import Wanted
 from daemon.engine.background.task import Waiting, already
 from daemon.engine.calls.driver import Call, Services, leased
 from daemon.engine.calls.model_search import searched
+from daemon.engine.execution.bill import BilledRow, prompt_bill
+from daemon.engine.execution.request import Speculation
+from daemon.engine.execution.speculation import guessable
+from daemon.engine.memory.memory_budget import DECODE_ROOM
 from daemon.engine.reporting import model_info
 from daemon.shared.durations import duration, seconds
 from daemon.shared.errors import invalid
@@ -32,6 +36,8 @@ def load(services: Services, call_id: int, request: pb.GetOrLoadRequest) -> Call
         try:
             context_length = _settle(services, request, result.name)
             info = _describe(result, context_length, services.clock() - began)
+            assert result.lease is not None
+            info.max_request_tokens = _most_tokens(services, result.lease.model, info.context_length)
             if source is not None:
                 model_info.recommend(info, source)
         finally:
@@ -97,3 +103,18 @@ def _describe(ticket: Ticket[LoadedModel], context_length: int | None, passed: f
         info.load_time.CopyFrom(duration(passed))
         info.warmup_time.CopyFrom(duration(model.warmup_time))
     return info
+
+
+def _most_tokens(services: Services, model: LoadedModel, context_length: int) -> int:
+    """Return how many tokens of prompt and completion fit beside weights; idle models and prefixes make room."""
+    others = [entry for entry in services.models.entries() if entry.key != model.source.key]
+    stay = [entry.nbytes for entry in others if entry.pinned or not services.models.limits.evict_on_memory_pressure]
+
+    fed = 1 + guessable(Speculation.AUTO, model.ahead, 0)
+
+    def need(tokens: int) -> int:
+        room = min(tokens - 1, DECODE_ROOM)
+        return prompt_bill([model], BilledRow(tokens - room, room, fed=fed)).total
+
+    longest = services.budget.longest(need, context_length or MOST, model.nbytes + sum(stay))
+    return longest if longest > 1 else 0  # prompt and answer have a token each

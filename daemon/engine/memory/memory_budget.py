@@ -148,7 +148,7 @@ class MemoryBudget:
         needed, available = need(tokens), max(0, self.limit - weights)
         if needed <= available:
             return
-        longest = bisect_right(range(tokens), available, key=need) - 1
+        longest = self.longest(need, tokens, weights)
         needs, free = sizes_apart(needed, available)
         raise SidecarError(
             Reason.REQUEST_EXCEEDS_MEMORY,
@@ -161,6 +161,17 @@ class MemoryBudget:
                 "longest_prompt_tokens": str(max(0, longest)),
             },
         )
+
+    def longest(self, need: Callable[[int], int], tokens: int, weights: int) -> int:
+        """
+        Return how many of so many tokens fit beside weights when the request runs alone; none: 0 or less.
+
+        Args:
+            need: Returns the bytes of the request with so many tokens, more for more tokens.
+            tokens: Most tokens to look at.
+            weights: Bytes of its model, and of others that stay.
+        """
+        return bisect_right(range(tokens + 1), max(0, self.limit - weights), key=need) - 1
 
     def shortfall(self, need: int, use: Use) -> int:
         """Return the bytes that must be freed before a request fits; 0 if it fits now."""

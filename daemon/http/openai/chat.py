@@ -63,7 +63,10 @@ def ask(request: ChatRequest) -> Ask:
 
 
 def _check(request: ChatRequest) -> None:
-    """Refuse parameters that would have no effect, or cannot be had together."""
+    """Refuse parameters that would have no effect, or cannot be had together, and turns that say nothing."""
+    for index, message in enumerate(request.messages):
+        if message.content is None and message.role != "assistant":
+            raise invalid(f"messages[{index}].content", "is missing; only turns of the assistant can be without it")
     if request.stream_options is not None and not request.stream:
         raise invalid("stream_options", "is only for requests with `stream`")
     if request.top_logprobs and not request.logprobs:

@@ -56,7 +56,9 @@ class Message(Parameters):
     role: Literal["developer", "system", "user", "assistant", "tool"] = Field(
         description="`developer` is `system` for the model"
     )
-    content: Content = Field(None, description="text, or a list of text parts, which are joined")
+    content: Content = Field(
+        None, description="text, or a list of text parts, which are joined; only an `assistant` turn can be without"
+    )
     reasoning_content: str | None = Field(None, description="reasoning before an assistant turn's content")
     tool_calls: list[Call] | None = Field(None, description="calls that an assistant turn made")
     tool_call_id: str | None = Field(None, description="the call that a `tool` turn answers")

@@ -54,9 +54,7 @@ class CompletionRequest(Sampled):
         ge=0,
         description="default 16, as OpenAI's; lowered to what the context holds; 0 only with `echo` and `logprobs`",
     )
-    echo: bool | None = Field(
-        None, description="the answer begins with the prompt; token ids need `logprobs` for their texts"
-    )
+    echo: bool | None = Field(None, description="the answer begins with the prompt, also where that is token ids")
     logprobs: int | None = Field(
         None,
         ge=0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from daemon.http.errors import invalid
 from daemon.http.generation import Answer, Ask
@@ -26,8 +27,6 @@ def asks(request: CompletionRequest) -> list[Ask]:
         raise invalid("echo", "cannot be had with `logprobs` in a request with `stream`")
     if request.stream_options is not None and not request.stream:
         raise invalid("stream_options", "is only for requests with `stream`")
-    if request.echo and request.logprobs is None and any(prompt.text is None for prompt in request.prompt):
-        raise invalid("echo", "is for prompts of text, or with `logprobs`: token ids alone have no text here")
     options = _options(request)
     return [Ask(request.model, _given(prompt), options) for prompt in request.prompt]
 
@@ -50,38 +49,52 @@ def _given(prompt: PlainPrompt) -> str | list[int]:
     return prompt.text if prompt.text is not None else prompt.tokens or []
 
 
-def echoed(request: CompletionRequest, index: int) -> str:
-    """Return what an answer begins with, as far as it is known before the answer."""
-    return request.prompt[index].text or "" if request.echo else ""
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """
+    What an answer begins with.
+
+    Attributes:
+        text: The prompt's text; empty without `echo`.
+        first: The text of its first token; None for what the texts of the others leave.
+    """
+
+    text: str = ""
+    first: str | None = None
+
+
+NO_ECHO = Echo()
 
 
 def completion(
-    request: CompletionRequest, answers: Sequence[Sequence[Answer]], now: float | None = None
+    request: CompletionRequest,
+    answers: Sequence[Sequence[Answer]],
+    echoes: Sequence[Echo],
+    now: float | None = None,
 ) -> TextCompletion:
-    """Return the answers to all prompts of a request, in their order; of each prompt its samples."""
+    """Return the answers to all prompts of a request, in their order; of each prompt its echo and its samples."""
     first = answers[0][0].started
-    several = [(prompt, answer) for prompt, samples in enumerate(answers) for answer in samples]
+    several = [(echo, answer) for echo, samples in zip(echoes, answers, strict=True) for answer in samples]
     return TextCompletion(
         id=answer_id(first),
         object="text_completion",
         created=int(time.time() if now is None else now),
         model=first.model,
-        choices=[_choice(request, index, prompt, answer) for index, (prompt, answer) in enumerate(several)],
+        choices=[_choice(request, index, echo, answer) for index, (echo, answer) in enumerate(several)],
         usage=usage(_sum([total([answer.finished.usage for answer in samples]) for samples in answers])),
     )
 
 
-def _choice(request: CompletionRequest, index: int, prompt: int, answer: Answer) -> CompletionChoice:
-    echo = echoed(request, prompt)
-    if request.echo and not echo:
-        echo = "".join(one.text for one in answer.prompt_logprobs)
+def _choice(request: CompletionRequest, index: int, echo: Echo, answer: Answer) -> CompletionChoice:
     scores = _scores(request, echo, answer) if request.logprobs is not None else None
-    return CompletionChoice(index=index, text=echo + answer.text, logprobs=scores, finish_reason=answer.finished.reason)
+    text = echo.text + answer.text
+    return CompletionChoice(index=index, text=text, logprobs=scores, finish_reason=answer.finished.reason)
 
 
-def _scores(request: CompletionRequest, echo: str, answer: Answer) -> PlainScores:
-    prompt = answer.prompt_logprobs if request.echo else ()
-    first = echo[: max(0, len(echo) - sum(len(one.text) for one in prompt))]
+def _scores(request: CompletionRequest, echo: Echo, answer: Answer) -> PlainScores:
+    prompt, first = answer.prompt_logprobs if request.echo else (), echo.first
+    if first is None:
+        first = echo.text[: max(0, len(echo.text) - sum(len(one.text) for one in prompt))]
     return plain_scores([*prompt, *answer.logprobs], first=first if request.echo else None, top=bool(request.logprobs))
 
 
@@ -105,11 +118,13 @@ class CompletionStream:
 
     Args:
         request: The request, with one prompt.
+        echo: What each answer begins with.
         now: Seconds since 1970; None for the time of the first event.
     """
 
-    def __init__(self, request: CompletionRequest, now: float | None = None) -> None:
+    def __init__(self, request: CompletionRequest, echo: Echo = NO_ECHO, now: float | None = None) -> None:
         self._request = request
+        self._echo = echo.text
         self._include_usage = request.stream_options is not None and request.stream_options.include_usage is True
         self._now = now
         self._id = self._model = ""
@@ -121,9 +136,9 @@ class CompletionStream:
             case Started():
                 self._id, self._model = answer_id(event), event.model
                 self._now = time.time() if self._now is None else self._now
-                if echo := echoed(self._request, 0):
+                if self._echo:
                     for index in range(self._request.n or 1):
-                        yield self._chunk(index, echo)
+                        yield self._chunk(index, self._echo)
             case Delta(text=text, logprobs=logprobs) if text or logprobs:
                 yield self._chunk(event.index, text, logprobs=logprobs)
             case Finished():

@@ -15,7 +15,7 @@ from daemon.http.generation import Answer, Ask, events, samples
 from daemon.http.openai import chat, embeddings, models
 from daemon.http.openai import completions as plain
 from daemon.http.openai.chat_types import ChatRequest
-from daemon.http.openai.completion_types import CompletionRequest
+from daemon.http.openai.completion_types import CompletionRequest, PlainPrompt
 from daemon.http.openai.embedding_types import EmbeddingRequest
 from daemon.http.openai.errors import DONE, EVENTS
 from daemon.http.streaming import begin, comment, event, until_gone
@@ -49,11 +49,12 @@ async def completions(request: Request, client: AsyncClient) -> Response:
     """Answer `POST /v1/completions`."""
     body = await read_body(request, CompletionRequest)
     asked = plain.asks(body)
+    echoes = await until_gone(request, _echoes(client, body))
     if body.stream:
-        return await begin(
-            request, _plain_chunks(client, asked[0], plain.CompletionStream(body)), EVENTS, asked[0].headers()
-        )
-    return _json(plain.completion(body, await until_gone(request, _all(client, asked))), asked[0].headers())
+        stream = plain.CompletionStream(body, echoes[0])
+        return await begin(request, _plain_chunks(client, asked[0], stream), EVENTS, asked[0].headers())
+    answers = await until_gone(request, _all(client, asked))
+    return _json(plain.completion(body, answers, echoes), asked[0].headers())
 
 
 async def _plain_chunks(client: AsyncClient, asked: Ask, stream: plain.CompletionStream) -> AsyncGenerator[bytes]:
@@ -62,6 +63,20 @@ async def _plain_chunks(client: AsyncClient, asked: Ask, stream: plain.Completio
             for chunk in stream.chunks(one):
                 yield event(chunk.model_dump_json(exclude_unset=True))
     yield DONE
+
+
+async def _echoes(client: AsyncClient, body: CompletionRequest) -> list[plain.Echo]:
+    """Return what answers to each prompt begin with. The texts of token ids are the daemon's to tell."""
+    if not body.echo:
+        return [plain.NO_ECHO] * len(body.prompt)
+    return [await _echo(client, body.model, prompt) for prompt in body.prompt]
+
+
+async def _echo(client: AsyncClient, model: str, prompt: PlainPrompt) -> plain.Echo:
+    if not prompt.tokens:
+        return plain.Echo(prompt.text or "")
+    text, first = [(await client.tokenize(model, ids)).text for ids in (prompt.tokens, prompt.tokens[:1])]
+    return plain.Echo(text, first)
 
 
 async def _all(client: AsyncClient, asked: Sequence[Ask]) -> list[list[Answer]]:

@@ -7,14 +7,8 @@ from pydantic import BaseModel
 from daemon.http.errors import Problem
 from daemon.http.streaming import Framing, event
 
-_TYPES = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "invalid_request_error",
-    421: "invalid_request_error",
-    429: "rate_limit_error",
-}
+_TYPES = {403: "permission_error", 429: "rate_limit_error"}
+"""Types by status. As OpenAI's own, unknown tokens, models and paths have that of all other wrong requests."""
 
 
 class ErrorDetail(BaseModel):
@@ -39,7 +33,6 @@ def shape(problem: Problem) -> tuple[int, bytes]:
 
 def _body(problem: Problem) -> ErrorBody:
     kind = _TYPES.get(problem.status, "server_error" if problem.status >= 500 else "invalid_request_error")
-
     return ErrorBody(error=ErrorDetail(message=problem.message, type=kind, param=problem.field, code=problem.code))
 
 

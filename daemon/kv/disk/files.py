@@ -82,13 +82,13 @@ class Files:
 
     Attributes:
         buffers: What pieces are read into.
-        left: Names of files that the last scan could not open.
+        left: Names of files that the last scan could not open, with their bytes; they count against the budget.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.buffers = ReadBuffers()
-        self.left: set[str] = set()
+        self.left: dict[str, int] = {}
         self._lock: int | None = None
 
     def open(self) -> None:
@@ -188,7 +188,7 @@ class Files:
         space = self.space()
         if space.free - size < space.total // RESERVE:
             raise UnusableError("less than a tenth of the disk is free, and the tier leaves that to others")
-        self.left.discard(piece.name)
+        self.left.pop(piece.name, None)
         with self._published(piece.name) as file:
             failpoint("disk.write")
             _write(file, header)
@@ -227,7 +227,7 @@ class Files:
         for name in [*names, *(self.left if lasting else ())]:
             failpoint("disk.remove")
             (self.folder / name).unlink(missing_ok=True)
-            self.left.discard(name)
+            self.left.pop(name, None)
             liveness.moved()
         if lasting:
             sync(self.folder)
@@ -275,9 +275,10 @@ class Files:
 
     def _look(self, item: os.DirEntry[str], known: dict[str, Piece], found: Found, now: float) -> None:
         """Add the piece of one file to what was found, remove the file if it is none, or leave it out."""
+        size = 0
         try:
             about = item.stat(follow_symlinks=False)
-            piece = known.get(item.name)
+            size, piece = about.st_size, known.get(item.name)
             if not _ours(about):
                 raise DamagedError("another user's file")
             if piece is None or piece.nbytes != about.st_size:
@@ -291,7 +292,7 @@ class Files:
         except FileNotFoundError:
             return  # gone meanwhile
         except OSError as error:  # too many open files, or a fault of the disk that may pass
-            self.left.add(item.name)
+            self.left[item.name] = size
             found.trouble = found.trouble or error
             return
         found.pieces.append((piece, min(about.st_mtime, now)))

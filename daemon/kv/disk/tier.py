@@ -120,8 +120,10 @@ class DiskTier:
 
     @property
     def budget(self) -> int:
-        """Bytes that it may take now."""
-        return budget(self._wanted, self.catalog.nbytes, self._space) if self.open else 0
+        """Bytes that it may take now, beside files that could not be opened."""
+        left = self.work.left_bytes
+        most = budget(self._wanted, self.catalog.nbytes + left, self._space) if self.open else 0
+        return max(0, most - left)
 
     @property
     def staged(self) -> int:

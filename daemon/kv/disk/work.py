@@ -103,6 +103,11 @@ class DiskWork:
         return self._clock() < self._paused_until
 
     @property
+    def left_bytes(self) -> int:
+        """Bytes of files that the last scan could not open, and that are on the disk still."""
+        return sum(list(self._files.left.values()))  # a copy, as the disk's thread takes files out
+
+    @property
     def spare(self) -> int:
         """Bytes of memory that are kept for later reads."""
         return self._files.buffers.nbytes
@@ -116,12 +121,12 @@ class DiskWork:
         self.counters.faults += 1
         if kind not in self._told:
             self._told.add(kind)
-            _log(kind, _shown(error))
+            _log(kind, _shown(error), str(self._files.folder))
 
     def warn_if_small(self, wanted: int | None, most: int) -> None:
         """Log that the disk leaves a budget that is too small to write anything; see `too_small`."""
         if too_small(wanted, most):
-            log.warning("kv_disk_too_small", budget_bytes=most)
+            log.warning("kv_disk_too_small", budget_bytes=most, directory=str(self._files.folder))
 
     def open(self, then: Callable[[Found | Exception, bool], None]) -> None:
         """Open the directory and scan it; `then` also takes whether another process left a note."""
@@ -134,7 +139,7 @@ class DiskWork:
             self._failed("open", result)
             found, noted = (result, False) if isinstance(result, Exception) else result
             if not isinstance(found, Exception):
-                _log_scan(found, len(self._files.left))
+                _log_scan(found, self._files)
             then(found, noted)
 
         self._run(opened, done)
@@ -261,29 +266,30 @@ class DiskWork:
         return False
 
 
-def _log_scan(found: Found, left: int) -> None:
+def _log_scan(found: Found, files: Files) -> None:
     """Log what a scan removed, and how many files it left out."""
     if found.removed:
         log.info("kv_disk_cleaned", files=found.removed)
     if found.trouble is not None:
-        log.warning("kv_disk_left_out", files=left, error=_shown(found.trouble))
+        trouble, directory = _shown(found.trouble), str(files.folder)
+        log.warning("kv_disk_left_out", files=len(files.left), error=trouble, directory=directory)
 
 
-def _log(kind: str, error: str) -> None:
+def _log(kind: str, error: str, directory: str) -> None:
     """Log a fault of a kind of work."""
     match kind:
         case "open":
-            log.warning("kv_disk_unusable", error=error)
+            log.warning("kv_disk_unusable", error=error, directory=directory)
         case "read":
-            log.warning("kv_disk_read_failed", error=error)
+            log.warning("kv_disk_read_failed", error=error, directory=directory)
         case "restore":
-            log.warning("kv_disk_restore_failed", error=error)
+            log.warning("kv_disk_restore_failed", error=error, directory=directory)
         case "slow":
-            log.warning("kv_disk_slow", error=error)
+            log.warning("kv_disk_slow", error=error, directory=directory)
         case "remove" | "empty":
-            log.warning("kv_disk_remove_failed", error=error)
+            log.warning("kv_disk_remove_failed", error=error, directory=directory)
         case _:
-            log.warning("kv_disk_write_failed", error=error)
+            log.warning("kv_disk_write_failed", error=error, directory=directory)
 
 
 def _shown(error: Exception) -> str:

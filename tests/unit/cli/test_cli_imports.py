@@ -86,7 +86,7 @@ def test_command_help_imports_only_its_command(name: str) -> None:
 
 def test_ps_imports_the_client_but_not_the_daemon(daemon: RunningDaemon) -> None:
     """`ps` does not import the modules of failed calls either; asyncio comes with grpc."""
-    modules = loaded("ps", environ=daemon.environ)
+    modules = loaded("ps", environ=daemon.serving().environ)
     assert commands_in(modules) == {"ps"}
     assert packages(modules) & FOREIGN == {"grpc", "google", "asyncio"}
     ours = {name for name in modules if name.startswith("daemon.") and not name.startswith("daemon.cli")}

@@ -46,6 +46,13 @@ def test_load_estimate_downloads_nothing(client: FakeClient) -> None:
     assert client.called("get_or_load")[0][1]["allow_download"] is False
 
 
+def test_load_tells_where_memory_bounds_requests(client: FakeClient) -> None:
+    client.info = replace(INFO, max_request_tokens=3000)
+    assert run_cli(client, "load", "m").stdout.endswith("\nMemory has room for requests of 3000 of its 4096 tokens.\n")
+    client.info = replace(INFO, max_request_tokens=4096)
+    assert "Memory" not in run_cli(client, "load", "m").stdout
+
+
 def test_pull_downloads_and_loads_nothing(client: FakeClient) -> None:
     result = run_cli(client, "pull", "org/name", "--revision", "v1")
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from daemon.cli import exit_codes
+from daemon.cli.commands.run import command
 from daemon.cli.output.formatting import printable
-from mlx_sidecar import Completion, Delta, Finished, InternalError, Message, Miss
+from mlx_sidecar import Completion, Delta, Finished, GenerateOptions, InternalError, Message, Miss
 from tests.unit.cli.cli_fakes import (  # noqa: F401
     TIMINGS,
     USAGE,
@@ -27,7 +28,7 @@ def test_run_downloads_loads_and_streams_the_answer(client: FakeClient) -> None:
     result = run_cli(client, "run", "org/name", "Hi")
 
     assert (result.exit_code, result.stdout, result.stderr) == (0, "Hello\n", "")
-    assert client.called("get_or_load") == [(("org/name",), {"allow_download": True})]
+    assert client.called("get_or_load") == [(("org/name",), {"adapter": "", "allow_download": True})]
     ((args, options),) = client.called("generate")
     assert args == ("org/name", [Message(role="user", content="Hi")])
     assert {key: value for key, value in options.items() if value is not None} == {
@@ -40,6 +41,7 @@ def test_run_downloads_loads_and_streams_the_answer(client: FakeClient) -> None:
 
 def test_run_sends_every_option(client: FakeClient) -> None:
     args = "--max-tokens 5 --temperature 0.5 --top-p 0.9 --top-k 40 --min-p 0.1 --seed 7 --salt s --no-cache"
+    args += " --repetition-penalty 1.1"
     more = "--no-think --effort low --stop a --stop b"
     run_cli(client, "run", "m", "Hi", *args.split(), *more.split(), "--system", "Be brief")
 
@@ -53,6 +55,7 @@ def test_run_sends_every_option(client: FakeClient) -> None:
         "top_p": 0.9,
         "top_k": 40,
         "min_p": 0.1,
+        "repetition_penalty": 1.1,
         "seed": 7,
         "salt": "s",
         "cache_mode": "bypass",
@@ -180,15 +183,50 @@ def test_run_tells_of_an_answer_that_is_cut(
     assert (result.exit_code, told in result.stderr, bool(result.stderr)) == (0, True, bool(told))
 
 
-def test_run_sends_the_json_response_format(client: FakeClient, tmp_path: Path) -> None:
+def test_run_sends_the_form_of_the_answer(client: FakeClient, tmp_path: Path) -> None:
     schema = tmp_path / "schema.json"
     schema.write_text('{"const": "é"}', encoding="utf-8")
-    run_cli(client, "run", "m", "Hi", "--format", "json")
-    run_cli(client, "run", "m", "Hi", "--schema", str(schema))
+    given = [("--format", "json"), ("--schema", str(schema)), ("--regex", "é+"), ("--grammar", str(schema))]
+    for option in given:
+        run_cli(client, "run", "m", "Hi", *option)
 
-    asked = [options for _, options in client.called("generate")]
-    assert [options.get("json_object") for options in asked] == [True, None]
-    assert [options.get("json_schema") for options in asked] == [None, '{"const": "é"}']
+    names = ("json_object", "json_schema", "regex", "grammar")
+    asked = [{name: options[name] for name in names if name in options} for _, options in client.called("generate")]
+    text = schema.read_text("utf-8")
+    assert asked == [{"json_object": True}, {"json_schema": text}, {"regex": "é+"}, {"grammar": text}]
+
+
+def test_run_loads_and_asks_with_an_adapter(
+    client: FakeClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its path is made absolute, because the daemon has another working directory."""
+    monkeypatch.chdir(tmp_path)
+    run_cli(client, "run", "m", "Hi", "--adapter", "lora")
+    called = [client.called(name)[0][1]["adapter"] for name in ("get_or_load", "generate")]
+    assert called == [str(tmp_path / "lora")] * 2
+
+
+IN_PROGRAMS = {
+    "add_generation_prompt",
+    "continue_final_message",
+    "template_args",
+    "tools",
+    "tool_choice",
+    "required_tool",
+}
+IN_PROGRAMS |= {"logit_bias", "stop_token_ids", "ignore_eos", "top_logprobs", "prompt_logprobs", "draft_tokens"}
+IN_PROGRAMS |= {"presence_penalty", "frequency_penalty", "priority", "request_id", "require_loaded"}
+"""Options of a generation that programs set and people at a terminal do not."""
+
+
+def test_run_has_the_options_of_a_generation() -> None:
+    """A new option gets a flag, or a place in the list above."""
+    flags = {option.name for option in command.params}
+    under = {"cache_mode": "no_cache", "json_object": "form", "json_schema": "schema", "model_defaults": "greedy"}
+    under |= {"enable_thinking": "think", "reasoning_effort": "effort"}
+    options = set(GenerateOptions.__annotations__) - IN_PROGRAMS
+    assert {under.get(name, name) for name in options} <= flags
+    assert set(GenerateOptions.__annotations__) >= IN_PROGRAMS
 
 
 def test_run_reads_stdin_without_a_prompt(client: FakeClient) -> None:
@@ -211,6 +249,8 @@ def test_run_reads_stdin_without_a_prompt(client: FakeClient) -> None:
         (["m", "x", "--raw", "--think"], "", "--think/--no-think needs the chat template"),
         (["m", "x", "--raw", "--effort", "low"], "", "--effort needs the chat template"),
         (["m", "x", "--format", "json", "--schema", "-"], "{}", "--format and --schema exclude each other."),
+        (["m", "x", "--regex", "a", "--grammar", "-"], "{}", "--regex and --grammar exclude each other."),
+        (["m", "x", "--schema", "-"], b"\xff", "<stdin> is not UTF-8 text."),
         (["m", "x", "--schema", "/nowhere"], "", "No such file"),
         (["m", "x", "--max-tokens", "0"], "", "0 is not in the range x>=1"),
         (["m", "x", "--seed", "y"], "", "'y' is not a valid integer"),

@@ -184,6 +184,8 @@ def test_doctor_reports_a_low_hard_file_limit() -> None:
     """The daemon raises the soft limit by itself, so only a low hard limit is reported."""
     assert machine.open_files(lambda _: (256, resource.RLIM_INFINITY)).verdict is Verdict.OK
     assert machine.open_files(lambda _: (256, 1024)).verdict is Verdict.WARNING
+    assert machine.open_files(lambda _: (256, 1024)).found.endswith("; the daemon raises its own to 1024")
+    assert machine.open_files(lambda _: (20000, resource.RLIM_INFINITY)).found == "soft limit 20000, hard limit none"
     assert process_setup.OPEN_FILES == OPEN_FILES
 
 

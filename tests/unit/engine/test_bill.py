@@ -13,6 +13,7 @@ from daemon.engine.execution import bill as bills
 from daemon.engine.execution.bill import LEAST_WIDTH, Bill, BilledRow, bill, prompt_bill, widest
 from daemon.engine.execution.prefill_queue import Outcome, PrefillQueue
 from daemon.engine.execution.runner import Runner
+from daemon.engine.memory.memory_budget import DECODE_ROOM
 from daemon.engine.scheduling.policy import MAX_CHUNK
 from daemon.kv.mlx import peak
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -29,10 +30,10 @@ def model_of(folder: Path) -> str:
     return str(write_random(folder / "m", {**TINY["llama"], "head_dim": 64, "num_hidden_layers": 6}, 7))
 
 
-def asked(path: str, number: int = 0, length: int = LENGTH) -> pb.GenerateRequest:
+def asked(path: str, number: int = 0, length: int = LENGTH, answer: int = 4) -> pb.GenerateRequest:
     """Return a request with a prompt of its own."""
     ids = [5 + (7 * index + 31 * number) % 700 for index in range(length)]
-    return pb.GenerateRequest(model=path, tokens=pb.TokenIds(ids=ids), max_tokens=4)
+    return pb.GenerateRequest(model=path, tokens=pb.TokenIds(ids=ids), max_tokens=answer)
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -77,6 +78,28 @@ def test_passes_get_narrower_where_memory_is_short(engine: Callable[..., Harness
     assert refused.reason == "REQUEST_EXCEEDS_MEMORY"
     assert LENGTH <= longest < 2 * LENGTH
     assert harness.run(asked(path, length=longest)).failure.reason == ""
+    harness.settle()
+
+
+def test_load_tells_how_long_a_request_can_be(engine: Callable[..., Harness], tmp_path: Path) -> None:
+    """Of a request with so many tokens the prompt is admitted; a longer one is refused."""
+    harness, path = engine(kv_cache_mb=0), model_of(tmp_path)
+    load = pb.GetOrLoadRequest(model=path)
+    ready = harness.run(load).events[-1].load.ready
+    assert ready.max_request_tokens == ready.context_length
+    budget = replace(harness.engine._services.budget, limit=ready.size_bytes + (8 << 20))
+    harness.engine._services = replace(harness.engine._services, budget=budget)
+    harness.engine._memory.budget = budget
+    most = harness.run(load).events[-1].load.ready.max_request_tokens
+    assert DECODE_ROOM < most < ready.context_length
+    served = harness.begin(asked(path, length=most - DECODE_ROOM, answer=DECODE_ROOM))
+    harness.until(lambda: any(event.generate.HasField("started") for event in harness.of(served)))
+    harness.cancel(served)
+    refused = harness.run(asked(path, length=most - DECODE_ROOM + 1, answer=DECODE_ROOM)).failure
+    assert refused.reason == "REQUEST_EXCEEDS_MEMORY"
+    assert (
+        harness.run(pb.GetOrLoadRequest(model=path, estimate_only=True)).events[-1].load.ready.max_request_tokens == 0
+    )
     harness.settle()
 
 

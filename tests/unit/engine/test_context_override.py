@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,12 @@ def test_yarn_context_holds_a_long_prompt(harness: Harness, tmp_path: Path) -> N
     assert load(harness, model, estimate_only=True).context_length == 512
     request = pb.GenerateRequest(model=model, tokens=pb.TokenIds(ids=[40] * 452), max_tokens=2)
     assert harness.run(request).finished.usage.prompt_tokens == 452
+
+
+def test_learned_positions_bound_a_length_that_was_chosen_for_other_content(harness: Harness, tmp_path: Path) -> None:
+    """A choice is kept by name. So it may meet a model that has fewer positions, as may `max_position_embeddings`."""
+    model = str(copy_of_embedded(tmp_path, max_position_embeddings=64))
+    assert load(harness, model, context_length=64).context_length == 64
+    shutil.rmtree(model)
+    copy_of_embedded(tmp_path, model_type="gpt2", n_positions=16, max_position_embeddings=64)
+    assert load(harness, model, estimate_only=True).context_length == 16

@@ -268,7 +268,8 @@ def test_second_daemon_goes_without_the_directory(engine: Callable[..., Harness]
         for _ in range(5):
             second.clock_offset += 2
             second.settle()
-    assert [str(line["error"]) for line in lines if line["event"] == "kv_disk_unusable"] == ["another daemon uses it"]
+    told = [(line["error"], line["directory"]) for line in lines if line["event"] == "kv_disk_unusable"]
+    assert told == [("another daemon uses it", str(folder))]
     assert list(folder.glob("*.kv"))
     first.close()
     first.engine._disk.work._files.close()

@@ -6,16 +6,21 @@ import json
 
 import pytest
 from pydantic import ValidationError
+from structlog.testing import capture_logs
 
+from daemon.http.access import Policy
 from daemon.http.anthropic.errors import shape as anthropic_shape
 from daemon.http.anthropic.request_types import MessagesRequest
+from daemon.http.app import build
 from daemon.http.errors import STATUSES, error_response, problem, retry_headers
 from daemon.http.openai.chat_types import ChatRequest
 from daemon.http.openai.errors import NAMES, shape
 from daemon.http.parameters import Parameters
 from daemon.http.responses.request_types import ResponseRequest
 from daemon.shared.errors import Reason
+from daemon.shared.log_fields import HTTP_REFUSALS, Words, permitted
 from mlx_sidecar import (
+    AsyncClient,
     Cancelled,
     ConnectionLost,
     ContextLengthExceeded,
@@ -26,6 +31,7 @@ from mlx_sidecar import (
     QueueFull,
     UntrustedSocket,
 )
+from tests.support.asgi import Request
 
 
 @pytest.mark.parametrize("reason", Reason)
@@ -126,6 +132,82 @@ def test_retry_is_told_in_seconds_and_milliseconds() -> None:
     none = problem(InvalidArgument("no"))
     assert none is not None
     assert retry_headers(none) == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "code"),
+    [
+        ('{"a":"secret \\ud800"}', "the body is not valid JSON: unexpected end of hex escape at ", "invalid_json"),
+        ("", "the body is not valid JSON: EOF while parsing a value at ", "invalid_json"),
+        ('{"model": "m"}', "messages: field required", "missing_required_parameter"),
+        ('{"model": 5, "messages": []}', "model: input should be a valid string", "invalid_type"),
+        ('{"model": "m", "messages": []}', "messages: list should have at least 1 item, not 0", "invalid_value"),
+        ('{"model": "m", "messages": [{"role": "x"}]}', "messages[0].role: input should be ", "invalid_value"),
+    ],
+)
+def test_fault_of_a_body_is_told_with_its_kind_and_place(body: str, message: str, code: str) -> None:
+    """Agents cut texts within a character; without the place, nobody finds it. No part of the body is repeated."""
+    with pytest.raises(ValidationError) as caught:
+        ChatRequest.model_validate_json(body)
+    found = problem(caught.value)
+    assert found is not None
+    assert found.message.startswith(message)
+    assert "secret" not in found.message
+    assert found.code == code
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        ({"transfer-encoding": "chunked"}, "invalid_framing"),
+        ({"host": "a.example"}, "invalid_host"),
+        ({"origin": "http://a.example"}, "invalid_origin"),
+        ({}, "invalid_api_key"),
+        ({"authorization": "Bearer t", "content-length": "1" * 12}, "request_too_large"),
+    ],
+)
+async def test_refusal_of_the_door_is_logged_with_its_reason(headers: dict[str, str], reason: str) -> None:
+    """The allow list of log fields knows all of them."""
+    app = build(AsyncClient("/nowhere/s.sock"), Policy("t", loopback_only=True))
+    with capture_logs() as lines:
+        answer = await Request("POST", "/v1/chat/completions", headers=headers).to(app)
+    (line,) = [permitted({**line, "event": Words(line["event"])}) for line in lines]
+    assert answer.json["error"]["code"] == reason
+    assert (line["reason"], line["status"]) == (reason, answer.status)
+    assert reason in HTTP_REFUSALS
+
+
+@pytest.mark.parametrize(
+    ("header", "value", "status"),
+    [
+        ("authorization", "Bearer t", 404),
+        ("authorization", "bearer t", 404),
+        ("x-api-key", "t", 404),
+        ("authorization", "Basic t", 401),
+        ("authorization", "Bearer u", 401),
+    ],
+)
+async def test_token_is_taken_in_any_spelling_of_its_scheme(header: str, value: str, status: int) -> None:
+    """The name of a scheme has no case (RFC 9110, 11.1); the token has."""
+    app = build(AsyncClient("/nowhere/s.sock"), Policy("t", loopback_only=True))
+    answer = await Request("POST", "/v1/none", headers={header: value}).to(app)
+    assert answer.status == status
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "text"),
+    [
+        ("POST", "/v1/none", 404, "there is no such path here; docs/http.md lists them"),
+        ("GET", "/v1/chat/completions", 405, "this path is not served with this method, but with POST"),
+    ],
+)
+async def test_wrong_path_or_method_is_told(method: str, path: str, status: int, text: str) -> None:
+    """With the type that OpenAI gives them."""
+    app = build(AsyncClient("/nowhere/s.sock"), Policy(None, loopback_only=True))
+    answer = await Request(method, path).to(app)
+    assert answer.status == status
+    assert answer.json["error"]["message"] == text
+    assert answer.json["error"]["type"] == "invalid_request_error"
 
 
 def test_openai_shape_has_message_type_param_and_code() -> None:

@@ -185,6 +185,8 @@ def test_forms_of_an_answer_are_passed_on() -> None:
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"frobnicate": 1}, "frobnicate"),
         ({"messages": [{"role": "user", "content": "x", "audio": {}}]}, "messages[0].audio"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "x"}, {"role": "tool", "content": None}]}, "messages[1].content"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"tool_choice": {"type": "function"}}, "tool_choice.function"),

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from daemon.http.errors import Problem
 from daemon.http.generation import collect_samples
 from daemon.http.openai.completion_types import CompletionRequest
-from daemon.http.openai.completions import CompletionStream, asks, completion
+from daemon.http.openai.completions import CompletionStream, Echo, asks, completion
 from daemon.http.parameters import check
 from mlx_sidecar import (
     Delta,
@@ -67,7 +67,7 @@ def test_prompt_of_another_form_is_refused(prompt: Any) -> None:
 def test_plain_answers_come_in_order_with_their_sum() -> None:
     """The usage is that of all."""
     found = completion(
-        request(["one ", "One "], echo=True), [collect_samples(EVENTS), collect_samples(EVENTS)], now=5.0
+        request(["one ", "One "], echo=True), [collect_samples(EVENTS)] * 2, [Echo("one "), Echo("One ")], now=5.0
     )
     assert [(choice.index, choice.text) for choice in found.choices] == [(0, "one two three"), (1, "One two three")]
     assert found.usage is not None
@@ -77,7 +77,8 @@ def test_plain_answers_come_in_order_with_their_sum() -> None:
 
 def test_plain_stream_makes_the_same_text() -> None:
     """A delta without text makes no chunk."""
-    stream = CompletionStream(request("one ", echo=True, stream=True, stream_options={"include_usage": True}), now=5.0)
+    asked = request("one ", echo=True, stream=True, stream_options={"include_usage": True})
+    stream = CompletionStream(asked, Echo("one "), now=5.0)
     found = [chunk for event in EVENTS for chunk in stream.chunks(event)]
     texts = [chunk.choices[0].text for chunk in found if chunk.choices]
     assert texts == ["one ", "two ", "three", ""]
@@ -89,7 +90,6 @@ def test_plain_stream_makes_the_same_text() -> None:
     ("fields", "field"),
     [
         ({"prompt": ["a", "b"], "stream": True}, "prompt"),
-        ({"prompt": [1], "echo": True}, "echo"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
         ({"prompt": "a", "logprobs": 1, "echo": True, "stream": True}, "echo"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
@@ -118,20 +118,20 @@ def test_scores_of_an_echoed_prompt_come_first() -> None:
         Delta("d", (4,), (score("d", -3),)),
         EVENTS[4],
     ]
-    (choice,) = completion(asked, [collect_samples(seen)]).choices
-    assert choice.text == "bcd"
+    (choice,) = completion(asked, [collect_samples(seen)], [Echo("abc", "a")]).choices
+    assert choice.text == "abcd"
     assert choice.logprobs is not None
-    assert choice.logprobs.tokens == ["", "b", "c", "d"]
+    assert choice.logprobs.tokens == ["a", "b", "c", "d"]
     assert choice.logprobs.token_logprobs == [None, -1, -2, -3]
     assert choice.logprobs.top_logprobs == [None, {"b": -1}, {"c": -2}, {"d": -3}]
-    assert choice.logprobs.text_offset == [0, 0, 1, 2]
+    assert choice.logprobs.text_offset == [0, 1, 2, 3]
 
 
 def test_echoed_text_is_the_text_of_its_tokens() -> None:
     """The first one too, whose text the daemon does not tell."""
     asked = request("ab", echo=True, logprobs=0)
     seen = [EVENTS[0], PromptLogprobs(1, (TokenLogprob(1, -1, (), "b"),)), Delta("c", (4,), ()), EVENTS[4]]
-    (choice,) = completion(asked, [collect_samples(seen)]).choices
+    (choice,) = completion(asked, [collect_samples(seen)], [Echo("ab")]).choices
     assert choice.logprobs is not None
     assert (choice.logprobs.tokens, choice.logprobs.text_offset) == (["a", "b"], [0, 1])
 

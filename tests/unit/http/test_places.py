@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from daemon.http.access import Policy
 from daemon.http.app import build
+from daemon.http.daemon_client import DaemonClient
 from mlx_sidecar import AsyncClient, InvalidArgument
 from tests.support.asgi import Request
 
@@ -39,20 +41,26 @@ MESSAGES = {
     "tools": [{"type": "web_search_20250305", "name": "s"}, {"name": "a", "input_schema": {}}],
 }
 PROMPT = {"model": "m", "prompt": "Hi"}
+BILLING = "x-anthropic-billing-header: cc_version=2.1.197.4cb; cc_entrypoint=cli; cch=fa690;"
+"""A system turn that prefix hygiene leaves out."""
+BILLED = {"model": "m", "messages": [{"role": "system", "content": BILLING}, TURN, TURN], "max_tokens": 5}
+BILLED_RESPONSE = {"model": "m", "instructions": BILLING, "input": [{"role": "user", "content": "Hi"}]}
+BILLED_MESSAGES = {**MESSAGES, "system": BILLING}
 
 
-class Refusing(AsyncClient):
-    """A client whose daemon refuses one field."""
+def refusing(field: str, monkeypatch: pytest.MonkeyPatch) -> DaemonClient:
+    """Return a client whose daemon refuses one field."""
+    error = InvalidArgument(f"{field} has a fault", field=field)
 
-    def __init__(self, field: str) -> None:
-        super().__init__("/nowhere/s.sock")
-        self._error = InvalidArgument(f"{field} has a fault", field=field)
+    def generate(self: AsyncClient, *prompt: Any, **options: Any) -> Any:
+        raise error
 
-    def generate(self, *prompt: Any, **options: Any) -> Any:
-        raise self._error
+    async def tokenize(self: AsyncClient, *prompt: Any, **options: Any) -> Any:
+        raise error
 
-    async def tokenize(self, *prompt: Any, **options: Any) -> Any:
-        raise self._error
+    monkeypatch.setattr(AsyncClient, "generate", generate)
+    monkeypatch.setattr(AsyncClient, "tokenize", tokenize)
+    return DaemonClient(Path("/nowhere/s.sock"))
 
 
 CASES = [
@@ -72,14 +80,20 @@ CASES = [
     ("/api/generate", {**PROMPT, "system": "Be brief."}, "chat.messages[1].content", "prompt"),
     ("/api/generate", PROMPT, "chat.messages[0].content", "prompt"),
     ("/api/chat", {"model": "m", "messages": [TURN]}, "chat.messages[0].content", "messages[0].content"),
+    ("/v1/chat/completions", BILLED, "chat.messages[1].content", "messages[2].content"),
+    ("/v1/responses", BILLED_RESPONSE, "chat.messages[0].content", "input[0].content"),
+    ("/v1/messages", BILLED_MESSAGES, "chat.messages[1].content", "messages[2].content"),
+    ("/v1/messages/count_tokens", BILLED_MESSAGES, "chat.messages[0].content", "messages[0].content"),
 ]
 """Path and body of a request, the field that the daemon names, and the caller's parameter."""
 
 
 @pytest.mark.parametrize(("path", "body", "field", "parameter"), CASES)
-async def test_error_names_the_callers_own_part(path: str, body: Any, field: str, parameter: str) -> None:
+async def test_error_names_the_callers_own_part(
+    path: str, body: Any, field: str, parameter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the text, which people read, and where an API has a place for it, there too."""
-    app = build(Refusing(field), Policy(None, loopback_only=False))
+    app = build(refusing(field, monkeypatch), Policy(None, loopback_only=False))
     response = await Request("POST", path, json.dumps(body).encode()).to(app)
     error = response.json["error"]
     assert response.status == 400

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -62,3 +64,26 @@ def test_token_made_by_several_at_once_is_one(tmp_path: Path) -> None:
     """The daemon's door and a command may start together."""
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(lambda _: read_token(tmp_path), range(8)))) == 1
+
+
+def test_token_that_cannot_be_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The door is started again and again: on a full disk, each start would leave a file."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TokenError) as refused:
+        read_token(tmp_path)
+    assert str(refused.value) == (
+        f"The token file {tmp_path / 'http_token'} cannot be made (No space left on device); "
+        "make its directory writable, or set another state_dir."
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_token_in_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    """There is no file to move away."""
+    (tmp_path / "state").touch()
+    with pytest.raises(TokenError, match=r"http_token cannot be made \((File exists|Not a directory)\); make its"):
+        read_token(tmp_path / "state")

@@ -8,7 +8,7 @@ from daemon.launch.context import UNKNOWN, context_that_fits
 from mlx_sidecar import MemoryStats, Stats
 from tests.unit.cli.cli_fakes import GIB, INFO, STATS
 
-LARGE = replace(INFO, context_length=1_000_000, kv_bytes_per_token=100_000)
+LARGE = replace(INFO, context_length=1_000_000, kv_bytes_per_token=100_000, outcome="estimated")
 
 
 def memory(limit: int, weights: int) -> Stats:
@@ -23,7 +23,7 @@ def test_a_model_has_its_own_length_where_memory_is_ample() -> None:
 
 
 def test_memory_limits_the_context() -> None:
-    """A request is billed twice its KV; the length is a round one."""
+    """An estimate counts KV twice; the length is a round one."""
     fits = context_that_fits(LARGE, memory(16 * GIB, 4 * GIB))
     assert fits == 12 * GIB // 200_000 // 1024 * 1024
     assert context_that_fits(replace(LARGE, context_length=0), memory(16 * GIB, 4 * GIB)) == fits
@@ -46,3 +46,11 @@ def test_a_state_that_does_not_grow_fits() -> None:
     recurrent = replace(LARGE, kv_bytes_per_token=0)
     assert context_that_fits(recurrent, memory(16 * GIB, 4 * GIB)) == 1_000_000
     assert context_that_fits(replace(recurrent, context_length=0), memory(16 * GIB, 4 * GIB)) == UNKNOWN
+
+
+def test_a_loaded_model_has_what_the_daemon_serves() -> None:
+    """A chosen length that does not fit is not told, and idle models in memory count no more than for the daemon."""
+    loaded = replace(LARGE, outcome="hit", max_request_tokens=50_000)
+    assert context_that_fits(loaded, memory(16 * GIB, 16 * GIB)) == 49_152
+    assert context_that_fits(replace(loaded, context_length=50_000), memory(16 * GIB, 4 * GIB)) == 50_000
+    assert context_that_fits(replace(loaded, max_request_tokens=0), memory(16 * GIB, 4 * GIB)) == 0

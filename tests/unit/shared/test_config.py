@@ -224,6 +224,20 @@ def test_invalid_toml_is_refused_with_its_path(home: Path) -> None:
     assert refusal(home).startswith(f"{file} is not valid TOML: ")
 
 
+@pytest.mark.parametrize(
+    ("place", "said"), [("", " is no"), ("/a/b", " is below {file}, which is no"), ("-link", " is no")]
+)
+def test_file_in_place_of_state_dir_is_refused(home: Path, place: str, said: str) -> None:
+    """The daemon would run without its configuration, prefixes on the disk and notes. So would a link to nowhere."""
+    file = home / "file"
+    file.touch()
+    (home / "file-link").symlink_to("nowhere")
+    with pytest.raises(ConfigError) as refused:
+        load_config({"state_dir": f"{file}{place}"}, {}, home)
+    text = f"state_dir {file}{place}{said.format(file=file)} directory; move that away, or choose another one with "
+    assert str(refused.value) == f"{text}MLX_SIDECAR_STATE_DIR or --state-dir."
+
+
 def test_directory_in_place_of_config_file_is_refused(home: Path) -> None:
     (home / ".mlx-sidecar" / "config.toml").mkdir()
 

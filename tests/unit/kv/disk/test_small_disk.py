@@ -33,3 +33,14 @@ def test_budget_below_a_piece_is_logged(wanted: int | None, total: int, free: in
         FakeDisk(FakePrefixes(parts=PLAIN), files, wanted).settle()
     small = [line for line in lines if line["event"] == "kv_disk_too_small"]
     assert [line["budget_bytes"] for line in small] == ([] if budget is None else [budget])
+
+
+def test_files_that_could_not_be_opened_take_from_the_budget() -> None:
+    """They are on the disk all the same, until they are removed."""
+    files = MemoryFiles()
+    files.disk, files.left = Space(1000 * MIB, 900 * MIB), {"left.kv": 3 * MIB}
+    disk = FakeDisk(FakePrefixes(parts=PLAIN), files, 5 * MIB)
+    disk.settle()
+    assert disk.tier.budget == 2 * MIB
+    files.left.clear()
+    assert disk.tier.budget == 5 * MIB
