@@ -28,7 +28,16 @@ from itertools import accumulate, chain
 from daemon.cache.identity import ModelKey
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.engine.execution.prefill import SHORT
-from daemon.engine.execution.row_bills import JOINED, LEAST_WIDTH, MOVED, Bill, BilledRow, decoding_bill, prompt_bill
+from daemon.engine.execution.row_bills import (
+    GROWN,
+    JOINED,
+    LEAST_WIDTH,
+    MOVED,
+    Bill,
+    BilledRow,
+    decoding_bill,
+    prompt_bill,
+)
 from daemon.engine.execution.sampling import row_vectors
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.execution.sequence_kv import SequenceKV
@@ -168,12 +177,15 @@ def _together(prompts: Rows[tuple[Sequence, BilledRow]], rows: Rows[BilledRow], 
         return joined  # windows and states share no pass
     own = [loaded.layout.layer_bytes(row.held - row.base + row.room) for _, row in prompts]
     tokens = _most_together([min(SHORT, row.held - row.done) for _, row in prompts], width)
-    context = max(row.held for _, row in prompts)
-    # A row sees no tokens of the others: at most as many as the longest has at the end of the pass.
-    shared = loaded.work.bytes(tokens, context - tokens) + int(MOVED * sum(own))
+    # A row sees no tokens of the others, unless all read a prefix: then they are one row behind it, as one array.
+    base, longest = max(row.base for _, row in prompts), max(row.held for _, row in prompts)
+    behind = base and not loaded.layout.latent
+    seen = base + sum(row.held - row.base for _, row in prompts) if behind else longest
+    shared = loaded.work.bytes(tokens, seen - tokens) + int(MOVED * sum(own))
+    shared += int(GROWN * loaded.layout.layer_bytes(seen)) if behind else 0
     if loaded.layout.latent:
         # A layer of each row is built as one array and expanded, however few tokens of the row are computed.
-        expanded = loaded.work.bytes(PROBE, context) - loaded.work.bytes(PROBE)
+        expanded = loaded.work.bytes(PROBE, longest) - loaded.work.bytes(PROBE)
         shared += sum(loaded.layout.layer_bytes(row.base) + expanded for _, row in prompts)
     return max(shared, joined)
 

@@ -20,7 +20,7 @@ from daemon.kv.mlx.layout import capacity_for
 LEAST_WIDTH = MIN_IDLE_CHUNK
 """Tokens of the passes that a request is admitted for."""
 
-MOVED = 1.15
+MOVED = 1.25
 """Times that a layer exists beside itself while rows leave, or while a window begins to rotate; MLX prepares others."""
 
 GROWN = 1.25
@@ -34,7 +34,10 @@ TAIL_ROWS = 65
 
 
 LEAST_FED = 8
-"""Tokens that a step of several rows is billed at least: masks and positions have one row each, of small buffers."""
+"""
+Tokens that a step is billed at least: buffers of few tokens are rounded up, and MLX makes room for a step while the one
+before it is computed.
+"""
 
 
 class Bill(NamedTuple):
@@ -131,7 +134,7 @@ def decoding_bill(models: Rows[LoadedModel], rows: Rows[BilledRow]) -> Bill:
     copies = len(rows) * max(model.layout.layer_bytes(longest, reserved=alone) for model in models)
     # At the end of a block, each row's copy of its states exists beside the copy before it.
     states = (len(rows) > 1) * len(rows) * sum(model.layout.state_bytes for model in models)
-    fed = max(LEAST_FED, most * len(rows)) if len(rows) > 1 else most
+    fed = max(LEAST_FED, most * len(rows))
     passes = sum(model.work.bytes(fed, max(row.held + row.room for row in rows)) for model in models)
     sampled = sum(row.vectors * min(row.fed, each) for row in rows) * 4 * models[0].vocab_size
     # The end of an answer is copied into the prefix cache, after the pass: windows, states and the last tokens. Of the
