@@ -29,7 +29,6 @@ from daemon.cache.identity import ModelKey
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.engine.execution.prefill import SHORT
 from daemon.engine.execution.row_bills import (
-    GROWN,
     JOINED,
     LEAST_WIDTH,
     MOVED,
@@ -182,7 +181,7 @@ def _together(prompts: Rows[tuple[Sequence, BilledRow]], rows: Rows[BilledRow], 
     behind = base and not loaded.layout.latent
     seen = base + sum(row.held - row.base for _, row in prompts) if behind else longest
     shared = loaded.work.bytes(tokens, seen - tokens) + int(MOVED * sum(own))
-    shared += int(GROWN * loaded.layout.layer_bytes(seen)) if behind else 0
+    shared += int(MOVED * loaded.layout.layer_bytes(seen)) if behind else 0
     if loaded.layout.latent:
         # A layer of each row is built as one array and expanded, however few tokens of the row are computed.
         expanded = loaded.work.bytes(PROBE, longest) - loaded.work.bytes(PROBE)

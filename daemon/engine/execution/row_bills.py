@@ -21,17 +21,16 @@ LEAST_WIDTH = MIN_IDLE_CHUNK
 """Tokens of the passes that a request is admitted for."""
 
 MOVED = 1.25
-"""Times that a layer exists beside itself while rows leave, or while a window begins to rotate; MLX prepares others."""
-
-GROWN = 1.25
-"""The same while it grows: the new one, and what MLX prepares of the next layers meanwhile."""
+"""
+Times that a layer exists beside itself while rows leave, while it grows, or while a window begins to rotate: the new
+one, and what MLX prepares of the next layers meanwhile.
+"""
 
 JOINED = 2.0
 """The same while rows join: padded, and in one array."""
 
 TAIL_ROWS = 65
 """Most tokens of a last chunk that computes logits after all of them: `prefill.TAIL`."""
-
 
 LEAST_FED = 8
 """
@@ -143,7 +142,7 @@ def decoding_bill(models: Rows[LoadedModel], rows: Rows[BilledRow]) -> Bill:
     end = max(row.held for row in rows)
     end = min(end, 2 * BLOCK_TOKENS + rows[0].generated + rows[0].room) if len(rows) == 1 else end
     stored = sum(model.layout.parts.tail_bytes(BLOCK_TOKENS, end) for model in models)
-    step = int(GROWN * states + (GROWN if grows else MOVED) * copies) + passes + sampled
+    step = int(MOVED * (states + copies)) + passes + sampled
     step += _undone(models, most, longest) * len(rows)
     return Bill(kv, max(step, int(MOVED * stored)))
 
