@@ -101,7 +101,11 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"num_hidden_layers": 8, "hidden_size": 256, "num_heads": 8, "head_dim": 64, "state_size": 128},
     ),
     "falcon_h1": ("falcon_h1", "float32", WIDE),
-    "recurrent_gemma": ("recurrent_gemma", "float32", {"attention_window_size": 256}),
+    "recurrent_gemma": (
+        "recurrent_gemma",
+        "float32",
+        {**WIDE, "num_key_value_heads": 1, "num_hidden_layers": 9, "hidden_size": 256, "attention_window_size": 256},
+    ),
     "baichuan_m1": ("baichuan_m1", "float32", {**WIDE, "hidden_size": 256, "sliding_window_layers": [1, 3]}),
 }
 

@@ -32,7 +32,7 @@ from daemon.shared.log_fields import cause
 from daemon.shared.small_file import read_small, replace_small
 
 FILE_NAME = "measurements.json"
-FORMAT = 1
+FORMAT = 2
 """Goes up whenever `workspace.py` measures something else, or means something else by the same figures."""
 
 MOST_MODELS = 256
@@ -113,7 +113,9 @@ class MeasurementFile:
 
     def write(self, known: dict[str, Workspace]) -> None:
         """Replace the content by some workspaces. A failure is logged."""
-        models = {name: {"fixed": work.fixed, "scores": work.scores} for name, work in known.items()}
+        models = {
+            name: {"fixed": work.fixed, "scores": work.scores, "single": work.single} for name, work in known.items()
+        }
         digest = _digest(json.dumps(models))
         content = {"format": FORMAT, "place": self._place, "digest": digest, "models": models}
         try:
@@ -149,7 +151,10 @@ def _digest(text: str) -> str:
 
 
 def _workspace(values: Any) -> Workspace:
-    return Workspace(_nodes(values["fixed"]), _nodes(values["scores"]))
+    single = float(values["single"])
+    if not (single >= 0 and math.isfinite(single)):
+        raise ValueError("no bytes")
+    return Workspace(_nodes(values["fixed"]), _nodes(values["scores"]), single)
 
 
 def _nodes(values: Any) -> tuple[Node, ...]:

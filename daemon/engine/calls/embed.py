@@ -20,9 +20,9 @@ from daemon.engine.calls.driver import Call, Services, leased
 from daemon.engine.calls.generate import kv_of, read_ahead, restored
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.model_search import searched
-from daemon.engine.execution.bill import BilledRow, prompt_bill
 from daemon.engine.execution.pooling import Pooled, trunk
 from daemon.engine.execution.request import Request, SamplingParams
+from daemon.engine.execution.row_bills import BilledRow, prompt_bill
 from daemon.engine.execution.sequence import Sequence, Times
 from daemon.engine.output.detokenizer import Output
 from daemon.engine.prompt.embedding import POOLINGS, PreparedTexts, prepare_texts

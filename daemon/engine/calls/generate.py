@@ -17,8 +17,9 @@ from daemon.engine.calls.driver import Call, Services, leased
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.model_search import searched
 from daemon.engine.calls.options import requests_of, sampling_of
-from daemon.engine.execution.bill import BilledRow, head_bytes, prompt_bill
+from daemon.engine.execution.bill import head_bytes
 from daemon.engine.execution.request import Request, Speculation
+from daemon.engine.execution.row_bills import BilledRow, prompt_bill
 from daemon.engine.execution.sampling import row_vectors
 from daemon.engine.execution.sequence import Sequence, Times
 from daemon.engine.execution.sequence_kv import DraftKV, SequenceKV

@@ -7,6 +7,9 @@ billed once, for all requests together:
 
     bill = sum of KV  +  the largest of: a prefill pass, a pass over short prompts, a decode step with its join
 
+A prompt that waits until another one has computed what both begin with holds nothing before that. So the passes of the
+other are billed up to there without the KV of those that wait for it, and behind it with all of them.
+
 A request is admitted with the smallest pass that is worth computing. Wider ones take what is free at the moment
 (`widest`), and are made narrower if that is less. So a long prompt starts where its KV fits, and computes in small
 pieces, rather than being refused for the workspace of pieces that it does not need.
@@ -21,110 +24,27 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Rows
 from itertools import accumulate, chain
-from typing import NamedTuple
 
 from daemon.cache.identity import ModelKey
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.engine.execution.prefill import SHORT
-from daemon.engine.execution.sampling import LEAST_VECTORS, row_vectors
+from daemon.engine.execution.row_bills import (
+    JOINED,
+    LEAST_WIDTH,
+    MOVED,
+    Bill,
+    BilledRow,
+    decoding_bill,
+    prompt_bill,
+)
+from daemon.engine.execution.sampling import row_vectors
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.execution.sequence_kv import SequenceKV
-from daemon.engine.execution.speculation import MOST_FED, most_guesses
-from daemon.engine.memory.memory_budget import DECODE_ROOM, SCORED_TOKENS, kv_need, scoring_need
-from daemon.engine.scheduling.policy import MIN_CHUNK, MIN_IDLE_CHUNK
+from daemon.engine.execution.speculation import most_guesses
+from daemon.engine.memory.memory_budget import DECODE_ROOM, SCORED_TOKENS, scoring_need
 from daemon.engine.scheduling.prefill_plan import PASS_TOKENS
-from daemon.kv.keys import BLOCK_TOKENS
-from daemon.kv.mlx.layout import capacity_for
 from daemon.kv.mlx.shared_prefix import SharedPrefix
 from daemon.kv.mlx.workspace import PROBE
-
-LEAST_WIDTH = MIN_IDLE_CHUNK
-"""Tokens of the passes that a request is admitted for."""
-
-MOVED = 1.15
-"""Times that a layer exists beside itself while rows leave, or while a window begins to rotate; MLX prepares others."""
-
-GROWN = 1.25
-"""The same while it grows: the new one, and what MLX prepares of the next layers meanwhile."""
-
-JOINED = 2.0
-"""The same while rows join: padded, and in one array."""
-
-TAIL_ROWS = 65
-"""Most tokens of a last chunk that computes logits after all of them: `prefill.TAIL`."""
-
-LEAST_FED = 8
-"""Tokens that a step is billed at least: buffers of one token are rounded up, and masks and positions have one each."""
-
-
-class Bill(NamedTuple):
-    """
-    Bytes of requests.
-
-    Attributes:
-        kv: Those that they hold while they run.
-        work: Those that are in use for a moment.
-    """
-
-    kv: int
-    work: int
-
-    @property
-    def total(self) -> int:
-        """The sum."""
-        return self.kv + self.work
-
-
-class BilledRow(NamedTuple):
-    """
-    What a row is billed for.
-
-    Attributes:
-        held: Tokens that it holds.
-        room: Tokens that it has room for beyond.
-        vectors: Vectors of the vocabulary's width that a step of it takes.
-        fed: Tokens that a step feeds: one, and guesses.
-        grows: Whether it may need more room than it was given when it began.
-        base: How many of the tokens that it holds are in arrays that it shares with other rows.
-        generated: How many of the tokens that it holds are its answer.
-        reused: Tokens of a prompt that were restored, or that others have computed or will.
-        done: Those, and those that are computed.
-    """
-
-    held: int
-    room: int
-    vectors: int = LEAST_VECTORS
-    fed: int = 1
-    grows: bool = False
-    base: int = 0
-    generated: int = 0
-    reused: int = 0
-    done: int = 0
-
-
-def prompt_bill(models: Rows[LoadedModel], row: BilledRow, rows: int = 1, width: int = LEAST_WIDTH) -> Bill:
-    """
-    Return the bill of a prompt until its first tokens are sampled.
-
-    Args:
-        models: Its model, and its draft model if it has one.
-        row: The prompt.
-        rows: Samples.
-        width: Tokens of a pass.
-    """
-    wide = min(width + MIN_CHUNK, row.held, max(LEAST_WIDTH, row.held - row.done) + MIN_CHUNK)
-    chunk = min(width + MIN_CHUNK, row.held - row.reused)  # a window keeps its last one until the next
-    end = _elsewhere(row, row.held + row.room)
-    needs = [kv_need(model.layout, row.held, row.room, chunk, prompt=True) for model in models]
-    computed = sum(needs) - sum(model.layout.full_bytes(end) for model in models)
-    decoding = _decoding(models, [row] * rows)
-    tails = [min(TAIL_ROWS if model.last is None else 1, wide) * 4 * model.vocab_size for model in models]
-    # A pass writes the windows of a layer anew, beside those before it.
-    anew = [int(JOINED * model.layout.layer_bytes(row.held, reserved=True)) for model in models]
-    passes = [model.work.bytes(wide, row.held - wide) for model in models]
-    works = list(map(sum, zip(passes, tails, anew, strict=True)))
-    kv = max(computed, decoding.kv)
-    return Bill(kv, max(computed + max(works), decoding.total) - kv)
 
 
 def bill(prefilling: Iterable[Sequence], groups: Iterable[Rows[Sequence]], width: int = LEAST_WIDTH) -> Bill:
@@ -137,8 +57,8 @@ def bill(prefilling: Iterable[Sequence], groups: Iterable[Rows[Sequence]], width
         width: Tokens of a pass.
     """
     prompts, batches = list(prefilling), list(groups)
-    bills = [_prompt(sequence, width) for sequence in prompts]
-    bills += [_decoding(_models(rows[0]), [_row(row, alone=len(rows) == 1) for row in rows]) for rows in batches]
+    bills = _prompts(prompts, width)
+    bills += [decoding_bill(_models(rows[0]), [_row(row, alone=len(rows) == 1) for row in rows]) for rows in batches]
     works = [_joining(alike, batches, width) for alike in _by_model(prompts)]
     read = {prefix.memory for sequence in (*prompts, *chain(*batches)) for prefix in _read(sequence)}
     kv = sum(part.kv for part in bills) + sum(memory.nbytes for memory in read)
@@ -166,10 +86,36 @@ def widest(prefilling: Rows[Sequence], wanted: int, spare: Callable[[int], int])
     return wanted
 
 
-def _prompt(sequence: Sequence, width: int) -> Bill:
+def _prompts(prompts: Rows[Sequence], width: int) -> list[Bill]:
+    """Return the bill of each prompt. Those that wait for it hold nothing beside its passes up to where they part."""
+    bills = [_prompt(prompt, width) for prompt in prompts]
+    stages = list(bills)
+    for index, prompt in enumerate(prompts):
+        waits = [(_awaits(other, prompt), own.kv) for other, own in zip(prompts, bills, strict=True)]
+        if any(stop for stop, _ in waits):
+            begin = _row(prompt).done
+            works = (
+                _prompt(prompt, width, done).work - sum(kv for stop, kv in waits if stop > done)
+                for done in {begin, *(stop for stop, _ in waits if stop > begin)}
+            )
+            stages[index] = Bill(bills[index].kv, max(works))
+    return stages
+
+
+def _awaits(prompt: Sequence, other: Sequence) -> int:
+    """Return how many tokens another sequence has to have computed before a prompt begins; 0 if it may begin now."""
+    if len(prompt.kvs) != len(other.kvs):
+        return 0
+    pairs = [(kv, before, kv.alike.get(before, 0)) for kv, before in zip(prompt.kvs, other.kvs, strict=True)]
+    return min(stop if stop > max(kv.leased, before.held) else 0 for kv, before, stop in pairs)
+
+
+def _prompt(sequence: Sequence, width: int, done: int = 0) -> Bill:
+    """Return the bill of a prompt that has computed so many tokens, or those that it has if they are more."""
     scored = sequence.request.prompt_logprobs is not None
     width = min(width, SCORED_TOKENS) if scored else width
     models, rows, row = _models(sequence), sequence.rows, _row(sequence)
+    row = row._replace(done=max(row.done, done))
     own = prompt_bill(models, row, rows, width)
     # A prompt that has not begun shall hold no wide chunk yet when another one is computed.
     kv = own.kv if sequence.kv.cache is not None else prompt_bill(models, row, rows).kv
@@ -199,74 +145,47 @@ def _apart(kv: SequenceKV) -> int:
     return max(kv.base, kv.expected)
 
 
-def _elsewhere(row: BilledRow, tokens: int) -> int:
-    """Return how many tokens of the room for a sequence are in a shared prefix: the tail grows in steps of its own."""
-    return capacity_for(tokens) - capacity_for(tokens - row.base)
-
-
-def _decoding(models: Rows[LoadedModel], rows: Rows[BilledRow]) -> Bill:
-    """
-    Return the bill of rows that decode together.
-
-    All of them end at the place of the longest. So each has room for that, and for the most that any has left.
-    """
-    each = max(1, MOST_FED // len(rows)) if len(rows) > 1 else rows[0].fed
-    most = max(min(row.fed, each) for row in rows)
-    held = max(row.held - row.base for row in rows)
-    # A row without guesses is padded to the row of its pass with the most.
-    longest = held + max(row.room for row in rows) + (most - 1) * (len(rows) > 1)
-    grows = any(row.grows or row.held - row.base != held for row in rows)
-    whole = sum(kv_need(model.layout, row.base + longest, 0, most) for model in models for row in rows)
-    ends = [_elsewhere(row, row.base + longest) for row in rows]
-    kv = whole - sum(model.layout.full_bytes(end) for model in models for end in ends)
-    alone = len(rows) == 1 and not grows
-    copies = len(rows) * max(model.layout.layer_bytes(longest, reserved=alone) for model in models)
-    # At the end of a block, each row's copy of its states exists beside the copy before it.
-    states = (len(rows) > 1) * len(rows) * sum(model.layout.state_bytes for model in models)
-    fed = max(LEAST_FED, most * len(rows))
-    passes = sum(model.work.bytes(fed, max(row.held + row.room for row in rows)) for model in models)
-    sampled = sum(row.vectors * min(row.fed, each) for row in rows) * 4 * models[0].vocab_size
-    # The end of an answer is copied into the prefix cache, after the pass: windows, states and the last tokens. Of the
-    # windows only what was stored while it passed is replaced: that is behind the stored end of the prompt. A row of
-    # a batch has copies of its own of windows that have turned.
-    end = max(row.held for row in rows)
-    end = min(end, 2 * BLOCK_TOKENS + rows[0].generated + rows[0].room) if len(rows) == 1 else end
-    stored = sum(model.layout.parts.tail_bytes(BLOCK_TOKENS, end) for model in models)
-    step = int(GROWN * states + (GROWN if grows else MOVED) * copies) + passes + sampled
-    step += _undone(models, most, longest) * len(rows)
-    return Bill(kv, max(step, int(MOVED * stored)))
-
-
-def _undone(models: Rows[LoadedModel], fed: int, tokens: int) -> int:
-    """
-    Return the bytes of what a pass with guesses keeps, to undo it: states and windows as they were before.
-
-    A draft model keeps them for several passes. A model without states takes single tokens out again.
-    """
-    if fed == 1:
-        return 0
-    kept = [model.layout for number, model in enumerate(models) if number or model.layout.states]
-    return sum(layout.undo_bytes(tokens) for layout in kept)
-
-
 def _joining(prompts: Rows[Sequence], batches: Iterable[Rows[Sequence]], width: int) -> int:
-    """Return the work of prompts of one model that share passes, and then join rows that decode."""
-    loaded, key = prompts[0].loaded, prompts[0].model_key
+    """
+    Return the work of prompts of one model that share passes, and then join rows that decode.
+
+    Rows share a batch if they read the same prefix, or none. The sequence that others are to read is cut in two then.
+    """
+    key = prompts[0].model_key
     running = [row for batch in batches if batch[0].model_key == key for row in batch]
-    if len(prompts) + len(running) < 2:
+    rows = {row: _row(row) for row in (*prompts, *running)}
+    cuts: dict[SequenceKV, int] = {}
+    for before, stop in (pair for prompt in prompts for pair in prompt.kv.alike.items()):
+        cuts[before] = min(stop, cuts.get(before, stop))
+    readers = {row: billed._replace(base=billed.base or cuts.get(row.kv, 0)) for row, billed in rows.items()}
+    alone = {row: billed for row, billed in rows.items() if not billed.base}
+    return max(
+        _together([(prompt, part[prompt]) for prompt in prompts if prompt in part], list(part.values()), width)
+        for part in (alone, {row: billed for row, billed in readers.items() if billed.base})
+    )
+
+
+def _together(prompts: Rows[tuple[Sequence, BilledRow]], rows: Rows[BilledRow], width: int) -> int:
+    """Return the work of rows of one batch, of which some are prompts."""
+    if len(rows) < 2 or not prompts:
         return 0
-    rows = [_row(row) for row in (*prompts, *running)]
+    loaded = prompts[0][0].loaded
     layers = [loaded.layout.layer_bytes(row.held - row.base + row.room) for row in rows]
-    joined = max(int(JOINED * sum(layers)), _decoding([loaded], rows).work)  # and what their steps take then
+    joined = max(int(JOINED * sum(layers)), decoding_bill([loaded], rows).work)  # and what their steps take then
     if not loaded.layout.parts.resumes_anywhere:
         return joined  # windows and states share no pass
-    tokens = _most_together([min(SHORT, row.held - row.done) for row in rows[: len(prompts)]], width)
-    context = max(len(prompt.prompt) for prompt in prompts)
-    shared = loaded.work.bytes(tokens, context) + int(MOVED * sum(layers[: len(prompts)]))
+    own = [loaded.layout.layer_bytes(row.held - row.base + row.room) for _, row in prompts]
+    tokens = _most_together([min(SHORT, row.held - row.done) for _, row in prompts], width)
+    # A row sees no tokens of the others, unless all read a prefix: then they are one row behind it, as one array.
+    base, longest = max(row.base for _, row in prompts), max(row.held for _, row in prompts)
+    behind = base and not loaded.layout.latent
+    seen = base + sum(row.held - row.base for _, row in prompts) if behind else longest
+    shared = loaded.work.bytes(tokens, seen - tokens) + int(MOVED * sum(own))
+    shared += int(MOVED * loaded.layout.layer_bytes(seen)) if behind else 0
     if loaded.layout.latent:
         # A layer of each row is built as one array and expanded, however few tokens of the row are computed.
-        expanded = loaded.work.bytes(PROBE, context) - loaded.work.bytes(PROBE)
-        shared += sum(loaded.layout.layer_bytes(_apart(prompt.kv)) + expanded for prompt in prompts)
+        expanded = loaded.work.bytes(PROBE, longest) - loaded.work.bytes(PROBE)
+        shared += sum(loaded.layout.layer_bytes(row.base) + expanded for _, row in prompts)
     return max(shared, joined)
 
 
@@ -313,6 +232,6 @@ def _row(sequence: Sequence, *, alone: bool = True) -> BilledRow:
         # Of a draft and its model, each may read another prefix: what is apart for both is no memory of the row's.
         base=min(map(_apart, sequence.kvs)),
         generated=done,
-        reused=min(kv.cached if kv.begun else kv.expected for kv in sequence.kvs),
-        done=min(max(kv.held, kv.expected) for kv in sequence.kvs),
+        reused=min(kv.leased if kv.begun else max(kv.leased, kv.expected) for kv in sequence.kvs),
+        done=min(max(kv.held, kv.leased, kv.expected) for kv in sequence.kvs),
     )

@@ -15,9 +15,10 @@ from typing import Any
 
 from daemon.cache.identity import ModelKey
 from daemon.engine.execution.batched_prefill import PrefillBatch
-from daemon.engine.execution.bill import LEAST_WIDTH, widest
+from daemon.engine.execution.bill import widest
 from daemon.engine.execution.prefill import Prefill
 from daemon.engine.execution.readers import Readers
+from daemon.engine.execution.row_bills import LEAST_WIDTH
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.scheduling.policy import CHUNK_SECONDS, MAX_CHUNK, Allowance, ChunkSizer, Turns
 from daemon.engine.scheduling.prefill_plan import PrefillTurn
@@ -228,12 +229,15 @@ class PrefillQueue:
             self._sizer.limit(prefill.model_key, LEAST_WIDTH)
         others = chain(self._prefills.values(), self._expected.values())
         waiting = [other.beginning for other in others if other.reads and other is not prefill and not other.begun]
+        leased = [kv.leased for kv in prefill.sequence.kvs]
         try:
             prefill.begin(self._readers.common, waiting)
             self._readers.renew()
         except Exception as error:
             yield Failed(prefill.sequence, error)
             return False
+        if any(kv.cached < tokens for kv, tokens in zip(prefill.sequence.kvs, leased, strict=True)):
+            self._sizer.limit(prefill.model_key, LEAST_WIDTH)  # it could not be restored: the same
         yield Begun(prefill.sequence)
         return True
 

@@ -73,14 +73,18 @@ class Readers:
         has alone. Whichever begins first, they take as much.
         """
         for kv in sequence.kvs:
-            kv.expected = 0
-            for other, before in self._alike(sequence, kv) if kv.reads and kv.loaded.shares else ():
+            kv.expected, kv.alike = 0, {}
+            for other, before in self._alike(sequence, kv) if kv.reads and kv.loaded.layout.reusable else ():
                 common = fork(_beginning(other, before), _beginning(sequence, kv))
                 leased = self._leased(sequence, kv, other, before, common)
+                if not kv.loaded.shares:
+                    continue  # it copies what is leased, and has that much less to compute
                 tokens = max(leased, common if self._to_come(kv, before, common) else 0)
                 readable = _readable(_stops(before), tokens) if tokens >= sharing.LEAST_SHARED else 0
                 kv.expected = max(kv.expected, readable)
                 kv.promised = max(kv.promised, readable if readable > leased else 0)
+                if readable:
+                    kv.alike[before] = readable
 
     def settle(self, sequence: Sequence) -> bool:
         """
@@ -114,7 +118,7 @@ class Readers:
     def renew(self) -> None:
         """Note anew what sequences that are to begin will not have to copy: another one has begun, or has ended."""
         for sequence in self._running():
-            if any(kv.prefix is not None and not kv.begun for kv in sequence.kvs):
+            if any((kv.prefix is not None or kv.promised) and not kv.begun for kv in sequence.kvs):
                 self.expect(sequence)
 
     def common(self, kv: SequenceKV, prompt: list[int]) -> SharedPrefix | None:
@@ -150,6 +154,8 @@ class Readers:
         """Return how many tokens in common with another KV are stored, and leased from now on."""
         kv.hold(sequence.request, self._prefixes)
         if before.begun:
+            if before.held >= common > (kv.prefix.tokens if kv.prefix is not None else 0):
+                kv.hold(sequence.request, self._prefixes, anew=True)  # it has stored more since
             return 0 if kv.prefix is None else min(kv.prefix.tokens, common, before.sharing_limit)
         before.hold(other.request, self._prefixes)
         return 0 if kv.prefix is None or before.prefix is None else kv.prefix.in_common(before.prefix)

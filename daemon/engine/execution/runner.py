@@ -17,11 +17,12 @@ from typing import Any
 
 from daemon.cache.identity import ModelKey
 from daemon.engine.background.background import as_sidecar_error
-from daemon.engine.execution.bill import Bill, bill
+from daemon.engine.execution.bill import bill
 from daemon.engine.execution.decoder import Decoder
 from daemon.engine.execution.events import Delta, FinishReason
 from daemon.engine.execution.prefill_queue import Begun, Computed, Failed, Outcome, Postponed, PrefillQueue, Ready
 from daemon.engine.execution.readers import Readers
+from daemon.engine.execution.row_bills import Bill
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.outbox import Outbox
 from daemon.engine.output.detokenizer import Token

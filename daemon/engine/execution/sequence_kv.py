@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -64,6 +64,7 @@ class SequenceKV:
         expected: Tokens that it will read so, as far as is known before it is looked up.
         promised: The most tokens of those that it was billed for while others were still to compute some of them.
         trusts: Whether its bill may count on that: no more once it was in vain.
+        alike: KVs of which it will read so many tokens, as far as is known before it is looked up.
     """
 
     model: ModelLease[LoadedModel]
@@ -83,6 +84,7 @@ class SequenceKV:
     expected: int = 0
     promised: int = 0
     trusts: bool = True
+    alike: dict[SequenceKV, int] = field(default_factory=dict)
 
     @property
     def loaded(self) -> LoadedModel:
@@ -98,6 +100,13 @@ class SequenceKV:
     def begun(self) -> bool:
         """Whether its prompt was looked up."""
         return self.cache is not None or self.held > 0
+
+    @property
+    def leased(self) -> int:
+        """Tokens that it has reused, or is certain to: nothing evicts them before it is looked up."""
+        if self.begun:
+            return self.cached
+        return 0 if self.prefix is None or self.prefix.forgotten else self.prefix.tokens
 
     @property
     def from_disk(self) -> int:
@@ -152,7 +161,7 @@ class SequenceKV:
             explained: Whether to find out why no more of it can be reused.
         """
         parts, prompt = self.loaded.layout.parts, self.sharable(request.prompt)
-        held, self.prefix, self.expected, self.promised = self.prefix, None, 0, 0
+        held, self.prefix, self.expected, self.promised, self.alike = self.prefix, None, 0, 0, {}
         try:
             self.prefix = prefixes.lookup(self.namespace, prompt, parts)
             if prefixes.enabled and explained:
@@ -163,20 +172,30 @@ class SequenceKV:
         if held is not None:
             held.release()
 
-    def hold(self, request: Request, prefixes: PrefixCache) -> None:
-        """Lease what is stored of a prompt ahead of its lookup, which then finds as much; a fault is only logged."""
+    def hold(self, request: Request, prefixes: PrefixCache, *, anew: bool = False) -> None:
+        """
+        Lease what is stored of a prompt ahead of its lookup, which then finds as much; a fault is only logged.
+
+        Args:
+            request: The request that has the prompt.
+            prefixes: The prefix cache.
+            anew: Whether more may be stored than was when something was leased.
+        """
         if self.prefix is not None and self.prefix.forgotten:
             self.let_go()
-        if self.prefix is None:
-            prompt, parts = self.sharable(request.prompt), self.loaded.layout.parts
+        if self.prefix is None or anew:
+            prompt, parts, before = self.sharable(request.prompt), self.loaded.layout.parts, self.prefix
             try:
                 self.prefix = prefixes.lookup(self.namespace, prompt, parts, counted=False)
             except Exception:
                 log.exception("prefix_lookup_failed", request_id=request.request_id)
+                return
+            if before is not None:
+                before.release()
 
     def let_go(self) -> None:
         """Give up what was leased ahead of the lookup."""
-        held, self.prefix, self.expected = self.prefix, None, 0
+        held, self.prefix, self.expected, self.alike = self.prefix, None, 0, {}
         if held is not None:
             held.release()
 
@@ -283,6 +302,7 @@ class SequenceKV:
     def release(self) -> None:
         """Give KV, prefix and model back; called exactly once."""
         self.cache = self.boundary = self.common = None
+        self.alike = {}
         if self.prefix is not None:
             self.prefix.release()
         self.model.release()

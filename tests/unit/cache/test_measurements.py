@@ -23,7 +23,7 @@ from daemon.shared.small_file import replace_small
 from tests.support.builders import tiny_llama
 from tests.unit.cache.loads import run
 
-WORK = Workspace(((64, 100.5), (256, 292.0)), ((0, 0.0), (3072, 1.25)))
+WORK = Workspace(((64, 100.5), (256, 292.0)), ((0, 0.0), (3072, 1.25)), 700.0)
 HERE = "here"
 
 
@@ -101,7 +101,7 @@ def test_other_model_and_other_place_are_measured(tmp_path: Path, path: Path, pa
 
 
 DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
-    "another format": lambda notes: {**notes, "format": 2},
+    "another format": lambda notes: {**notes, "format": measurements.FORMAT - 1},
     "another place": lambda notes: {**notes, "place": "there"},
     "a list": lambda notes: [notes],
     "no models": lambda notes: {**notes, "models": None},
@@ -124,6 +124,8 @@ def test_note_that_is_not_ours_counts_for_nothing(path: Path, damage: str) -> No
     "work",
     [
         Workspace((), ((0, 0.0),)),
+        Workspace(((64, 1.0),), ((0, 0.0),), -1.0),
+        Workspace(((64, 1.0),), ((0, 0.0),), float("nan")),
         Workspace(((64, -1.0),), ((0, 0.0),)),
         Workspace(((64, float("nan")),), ((0, 0.0),)),
         Workspace(((256, 1.0), (64, 1.0)), ((0, 0.0),)),

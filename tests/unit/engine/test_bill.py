@@ -10,8 +10,9 @@ import mlx.core as mx
 import pytest
 
 from daemon.engine.execution import bill as bills
-from daemon.engine.execution.bill import LEAST_WIDTH, Bill, BilledRow, bill, prompt_bill, widest
+from daemon.engine.execution.bill import bill, widest
 from daemon.engine.execution.prefill_queue import Outcome, PrefillQueue
+from daemon.engine.execution.row_bills import LEAST_WIDTH, Bill, BilledRow, prompt_bill
 from daemon.engine.execution.runner import Runner
 from daemon.engine.memory.memory_budget import DECODE_ROOM
 from daemon.engine.scheduling.policy import MAX_CHUNK
@@ -143,6 +144,7 @@ def test_prompts_that_start_together_are_billed_once(
     case.harness.until(lambda: runner.prefilling == 3)
     expected = [sequence.kv.expected for sequence in runner._prefills]
     billed = runner._bill().kv
+    assert bill(list(runner._prefills), (), MAX_CHUNK) == bill(list(runner._prefills), ())  # little is left of each
     case.harness.cancel(calls[0])
     after = [sequence.kv.expected for sequence in runner._prefills]
     layout = case.harness.engine._models.entries()[0].model.layout

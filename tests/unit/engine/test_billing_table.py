@@ -48,12 +48,12 @@ def test_bill_covers_rows_that_read_a_prefix_together(bench: Bench) -> None:
     assert phases["prefill"].ratio <= MOST
 
 
-@pytest.mark.parametrize("bench", ["cohere2", "deepseek_v3"], indirect=True)
+@pytest.mark.parametrize("bench", ["cohere2", "deepseek_v3", "gpt_oss"], indirect=True)
 def test_bill_covers_prompts_with_an_uncomputed_beginning(bench: Bench) -> None:
     """The first computes what all have in common; a window keeps its last chunk, and latents are expanded by row."""
     phases = bench.run(1100, 4).phases
     assert min(phase.least for phase in phases.values()) >= LEAST
-    assert phases["prefill"].ratio <= 2
+    assert phases["prefill"].ratio <= 1.3
 
 
 @pytest.mark.parametrize("bench", ["cohere2", "mamba2"], indirect=True)

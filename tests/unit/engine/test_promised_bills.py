@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.engine.execution.bill import _most_together, bill
+from daemon.engine.execution.bill import _most_together, _prompt, _prompts, bill
 from daemon.engine.execution.prefill_queue import Begun, Outcome, Postponed, PrefillQueue
 from daemon.engine.execution.runner import Runner
 from daemon.engine.execution.sequence import Sequence
@@ -60,6 +60,56 @@ def test_cold_prompts_that_start_together_are_billed_once(
         assert runner._bill().kv <= billed + full // 3
     for call in calls:
         assert not Answer(case.harness.finish(call)).failure.message
+    case.harness.settle()
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gpt_oss"])
+def test_wide_pass_of_the_first_is_billed_without_those_that_wait(
+    engine: Callable[..., Harness], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """They hold nothing before it comes to where they part, and all that they are billed behind that."""
+    case = Case(engine(), write(tmp_path, Family(family)))
+    case.harness.run(pb.GetOrLoadRequest(model=case.path))
+    runner = case.harness.engine._runner
+    monkeypatch.setattr(PrefillQueue, "step", lambda queue, decode: iter(()))
+    calls = [case.harness.begin(greedy(case.path, [*LONG, number, *ids(20, number)], 4)) for number in (6, 7, 8)]
+    case.harness.until(lambda: runner.prefilling == 3)
+    prompts = list(runner._prefills)
+    first, tails = prompts[0], sum(_prompt(prompt, 256).kv for prompt in prompts[1:])
+    apart, beside = _prompts(prompts, 256)[0], _prompt(first, 256)
+    first.kv.held = 400  # where they part
+    behind, alone = _prompts(prompts, 256)[0], _prompt(first, 256)
+    first.kv.held = 0
+    for call in calls:
+        case.harness.cancel(call)
+    assert apart.kv == beside.kv
+    assert beside.work - tails <= apart.work < beside.work
+    assert behind == alone
+    case.harness.settle()
+
+
+def test_what_the_first_has_stored_counts_for_all_that_wait(
+    engine: Callable[..., Harness], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They looked for it when nothing was stored; a model with windows reads what is stored alone."""
+    case = Case(engine(), write(tmp_path, Family("gpt_oss")))
+    case.harness.run(pb.GetOrLoadRequest(model=case.path))
+    runner, expected = case.harness.engine._runner, list[int]()
+    prefilled = Runner._prefilled
+
+    def seen(self: Runner, outcome: Outcome) -> None:
+        prefilled(self, outcome)
+        expected.extend(sequence.kv.expected for sequence in list(self._prefills)[1:] if not sequence.kv.begun)
+
+    monkeypatch.setattr(Runner, "_prefilled", seen)
+    with frozen():
+        calls = [
+            case.harness.begin(greedy(case.path, [*LONG, number, *ids(20, number)], 40)) for number in (6, 7, 8, 9)
+        ]
+        case.harness.until(lambda: runner.decoding == 4)
+    assert set(expected) == {400}
+    for call in calls:
+        case.harness.cancel(call)
     case.harness.settle()
 
 

@@ -9,18 +9,18 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
-from daemon.kv.mlx import peak
+from daemon.kv.mlx import peak, workspace
 from daemon.kv.mlx.layout import Layout
 from daemon.kv.mlx.self_test import probe
-from daemon.kv.mlx.workspace import PROBE, Workspace, measuring
-from daemon.shared.slices import drain
+from daemon.kv.mlx.workspace import PROBE, TRIES, Workspace, measuring
+from daemon.shared.slices import LONG, Sliced, drain
 from tests.unit.kv.tiny_models import RECURRENT, REUSABLE, WINDOWED, build
 
 MODELS = {**REUSABLE, **WINDOWED, **RECURRENT}
 PASSES = ((256, 0), (512, 700))
 """Tokens of a pass and before it; neither context was measured."""
 
-TRIES = 12
+RUNS = 12
 """
 Runs of which the largest peak counts. MLX makes room for operations ahead of those that it computes. How many it is
 depends on which of two threads is faster, so that a busy machine may see a fifth less in operations as short as these.
@@ -59,11 +59,11 @@ def test_bill_of_a_pass_is_close_to_its_peak(name: str) -> None:
     """For passes and contexts that were not measured; never below."""
     model = build(MODELS[name])
     layout = probe(model)
-    measured = [drain(measuring(model, layout, math.inf)) for _ in range(TRIES)]
+    measured = [drain(measuring(model, layout, math.inf)) for _ in range(RUNS)]
     for width, context in PASSES:
         kv = layout.live_bytes(context + width, max(width, context))
         kv += layout.state_bytes * bool(context)  # the states before the pass, as requests are billed them
-        peaked = max(taken(model, layout, width, context) for _ in range(TRIES))
+        peaked = max(taken(model, layout, width, context) for _ in range(RUNS))
         while kv + max(work.bytes(width, context) for work in measured) < peaked and len(measured) < MOST_TRIES:
             measured.append(drain(measuring(model, layout, math.inf)))
         billed = kv + max(work.bytes(width, context) for work in measured)
@@ -91,6 +91,34 @@ def test_positions_end_where_the_model_says_so() -> None:
     layout = probe(model)
     assert drain(measuring(Short(), layout)).fixed
     assert max(seen) <= 100
+
+
+@pytest.mark.parametrize(("seconds", "tries"), [(0.001, TRIES), (1.0, 1)])
+def test_largest_of_a_few_short_passes_counts(monkeypatch: pytest.MonkeyPatch, seconds: float, tries: int) -> None:
+    """A counter that is low by luck at first; a long pass is measured once, but for the smallest ones."""
+    model = build(REUSABLE["llama with grouped queries"])
+    layout = probe(model)
+    passes: dict[tuple[int, int], int] = {}
+
+    def lucky(_model: Any, _layout: Layout, width: int, context: int) -> Sliced[tuple[int, float]]:
+        yield LONG
+        count = passes[width, context] = passes.get((width, context), 0) + 1
+        return (7000 + 100 * width) * (1 + (count > 1)), seconds
+
+    monkeypatch.setattr(workspace, "_pass", lucky)
+    work = drain(measuring(model, layout, math.inf))
+    small = max(2, tries)
+    expected = {(1, 0): small, (PROBE, 0): small, (256, 0): tries, (1024, 0): tries}
+    assert {key: count for key, count in passes.items() if key in expected} == expected
+    assert work.single == 2 * 7100
+    assert work.fixed[0] == (PROBE, 2 * (7000 + 100 * PROBE) / PROBE)
+
+
+def test_few_tokens_are_billed_from_a_pass_of_one() -> None:
+    """Some buffers do not shrink with the tokens; and a line to one token is never below what each takes later."""
+    work = Workspace(((64, 100.0), (256, 100.0)), (), 3700.0)
+    assert [work.bytes(width) for width in (1, 22, 64)] == [int(1.1 * each) for each in (3700, 4600, 6400)]
+    assert Workspace(((64, 100.0),), (), 10.0).bytes(8) == int(1.1 * 800)
 
 
 def test_workspace_is_a_line_between_nodes() -> None:
