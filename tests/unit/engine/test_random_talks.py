@@ -23,6 +23,7 @@ from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.heads import model_with_head
 from tests.support.models import TINY, marked_model
 from tests.support.repetitions import scaled
+from tests.unit.engine import harness
 from tests.unit.engine.cold_runs import ColdRuns
 from tests.unit.engine.families import EXACT, Family, write
 from tests.unit.engine.harness import Answer, Harness
@@ -299,6 +300,7 @@ def a_day(
         engine(state_dir=folder / "cold", kv_disk_mb=0, kv_cache_mb=0),
         0.0 if family in {*EXACT, "mimo", "embedded"} else CLOSE,
     )
+    monkeypatch.setattr(harness, "PATIENCE", 120.0)  # an answer waits for all that runs beside it
     monkeypatch.setattr(sharing, "LEAST_SHARED", rng.choice([16, 32, 64, 512]))
     if chunk := rng.choice([0, 0, 16, 23, 48]):
         monkeypatch.setattr(policy.ChunkSizer, "size", lambda *_, **__: chunk)
