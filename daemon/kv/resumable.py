@@ -87,7 +87,7 @@ def _store_tail(evictor: Evictor, lease: PrefixLease, key: bytes, spec: PrefixSp
     if checkpoint is not None:
         evictor.trie.attach(lease, checkpoint)
     if spec.windowed:
-        _thin_windows(evictor.trie, lease.nodes[:-1], spec, None)
+        _thin_windows(evictor.trie, lease, spec, None)
 
 
 def drop_covered(trie: PrefixTrie, parent: Node, child: Node) -> int:
@@ -109,9 +109,9 @@ def _complete_block(evictor: Evictor, lease: PrefixLease, spec: PrefixSpec, sour
         if checkpoint is not None:
             evictor.trie.attach(lease, checkpoint)
     if spec.windowed and not passing:
-        *way, end = lease.nodes
+        end = lease.nodes[-1]
         end.resumable = True
-        _thin_windows(evictor.trie, way, spec, end.depth)
+        _thin_windows(evictor.trie, lease, spec, end.depth)
 
 
 def _fill_window(evictor: Evictor, lease: PrefixLease, index: int, group: LayerGroup, source: KVSource) -> bool:
@@ -125,22 +125,24 @@ def _fill_window(evictor: Evictor, lease: PrefixLease, index: int, group: LayerG
     return True
 
 
-def _thin_windows(trie: PrefixTrie, way: Sequence[Node], spec: PrefixSpec, end: int | None) -> None:
+def _thin_windows(trie: PrefixTrie, lease: PrefixLease, spec: PrefixSpec, end: int | None) -> None:
     """
     Drop windows that were stored only in passing, on the way to a resume point.
 
-    They go back to the previous resume point, or to a fork: behind a fork another prompt may need them.
+    They go back to the previous resume point, to a fork, or to the end of another lease: there another prompt may need
+    them.
 
     Args:
         trie: Holds them.
-        way: The path to the resume point.
+        lease: Holds the path to the resume point, its last node.
         spec: What a prefix of the model consists of.
         end: Blocks before the resume point, which needs some of the windows on the way; None if it needs none.
     """
+    way, held = lease.nodes[:-1], trie.ends_of_others(lease)
     passed: list[Node] = []
     own = 0 if end is None else 1  # of the blocks behind a node, this many are on the way
     for node in reversed(way):
-        if node.resumable or node.degree - node.tails > own:
+        if node.resumable or node in held or node.degree - node.tails > own:
             break
         passed.append(node)
         own = 1

@@ -58,6 +58,10 @@ class PrefixTrie(Tree):
         """Leases that are not released."""
         return len(self._leases)
 
+    def ends_of_others(self, lease: PrefixLease) -> set[Node]:
+        """Return the last nodes of all leases but one."""
+        return {other.nodes[-1] for other in self._leases if other is not lease and other.nodes}
+
     def match(self, namespace: str, keys: Sequence[bytes], choose: Choose = Place) -> PrefixLease:
         """
         Lease the place that is chosen on the longest stored path along `keys`, or right behind it; by default its end.

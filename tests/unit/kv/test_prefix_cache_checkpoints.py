@@ -50,6 +50,20 @@ def test_interim_windows_are_dropped_at_the_end() -> None:
     assert prefixes.reuse("n", prompt(*range(4), tail=1)) == prompt(*range(4))
 
 
+@pytest.mark.parametrize("tail", [0, 6])
+def test_interim_window_of_a_lease_is_kept(tail: int) -> None:
+    """Until its end, the lease restores what it found; what no lease needs goes meanwhile."""
+    prefixes = FakePrefixes(parts=WINDOWED)
+    for blocks in (1, 5):
+        prefixes.store("n", prompt(*range(blocks)), Resume.PASSING)
+    with prefixes.lookup("n", prompt(0, tail=1)) as lease:
+        prefixes.store("n", prompt(*range(9), tail=tail))
+
+        assert prefixes.restore(lease) == prompt(0)
+        assert prefixes.reuse("n", prompt(*range(5), tail=1)) == prompt(0)
+        prefixes.cache.check_integrity()
+
+
 def test_window_before_a_fork_is_kept() -> None:
     prefixes = FakePrefixes(parts=WINDOWED)
     prefixes.store("n", prompt(1, 2, 3), Resume.PASSING)
