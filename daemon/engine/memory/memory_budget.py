@@ -171,7 +171,10 @@ class MemoryBudget:
             tokens: Most tokens to look at.
             weights: Bytes of its model, and of others that stay.
         """
-        return bisect_right(range(tokens + 1), max(0, self.limit - weights), key=need) - 1
+        free = max(0, self.limit - weights)
+        if need(tokens) <= free:  # usually: each call of GetOrLoad asks
+            return tokens
+        return bisect_right(range(tokens + 1), free, key=need) - 1
 
     def shortfall(self, need: int, use: Use) -> int:
         """Return the bytes that must be freed before a request fits; 0 if it fits now."""
