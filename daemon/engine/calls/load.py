@@ -16,6 +16,7 @@ from daemon.engine.execution.bill import BilledRow, prompt_bill
 from daemon.engine.execution.request import Speculation
 from daemon.engine.execution.speculation import guessable
 from daemon.engine.memory.memory_budget import DECODE_ROOM
+from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.engine.reporting import model_info
 from daemon.shared.durations import duration, seconds
 from daemon.shared.errors import invalid
@@ -62,6 +63,9 @@ def _find_and_load(
     _check_length(request.context_length, most_positions(found.config))
     if request.estimate_only:
         return found, model_info.estimated(services.limited(found, request.adapter))
+    if not (request.skip_warmup or services.models.contains(found.key)):
+        # Nothing waits for it, and its error is that of the first prompt.
+        services.background.run(services.with_tokenizer(found, Tokenizer.warm_up))
     return found, (yield from leased(_begin(services, request, found), report))
 
 

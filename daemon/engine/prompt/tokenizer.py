@@ -62,6 +62,11 @@ class Tokenizer:
         self.eos_ids = frozenset(int(i) for i in wrapper.eos_token_ids)
         self.size = len(wrapper)
 
+    def warm_up(self) -> None:
+        """Find out what the first conversation needs to know."""
+        _ = self.notation
+        self.encode("", special=False)
+
     def difference(self, other: Tokenizer) -> str:
         """Return how the ids of another tokenizer differ from its own, in words; empty if they are the same."""
         if self is other:

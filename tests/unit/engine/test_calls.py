@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from daemon.cache.resolver import EMBEDDED_PATH
+from daemon.engine.prompt import tokenizers
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import copy_of_embedded
 from tests.unit.engine.harness import Answer, Harness, generate
@@ -136,6 +137,26 @@ def test_without_a_budget_no_model_is_preloaded(engine: Callable[..., Harness]) 
     assert failure.reason == "MODEL_NOT_CACHED"
     assert "model_cache_mb" in failure.message
     assert "GetOrLoad" not in failure.message
+
+
+def test_the_first_prompt_after_a_load_finds_the_tokenizer_read(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness.run(LOAD)
+    tokenizers_of = harness.engine._services.tokenizers
+    harness.until(lambda: bool(tokenizers_of._loaded))
+    monkeypatch.setattr(tokenizers, "_load", pytest.fail)
+
+    assert harness.run(generate("The")).finished.usage.completion_tokens > 0
+
+
+def test_a_tokenizer_that_cannot_be_read_is_an_error_of_the_first_prompt(tmp_path: Path, harness: Harness) -> None:
+    path = copy_of_embedded(tmp_path)
+    (path / "tokenizer.json").write_text("{")
+
+    assert harness.run(pb.GetOrLoadRequest(model=str(path))).info.size_bytes > 0
+    assert harness.run(generate("The", model=str(path))).failure.reason == "MODEL_CORRUPT"
+    harness.settle()
 
 
 def test_without_a_budget_pinning_is_refused(engine: Callable[..., Harness]) -> None:
