@@ -120,8 +120,8 @@ def _prompt(sequence: Sequence, width: int, done: int = 0) -> Bill:
     # A prompt that has not begun shall hold no wide chunk yet when another one is computed.
     kv = own.kv if sequence.kv.cache is not None else prompt_bill(models, row, rows).kv
     work = own.total - kv + scoring_need(sequence.loaded.vocab_size) * scored
-    # A pass behind a shared prefix builds a layer of prefix and tail as one array.
-    work += max(kv.loaded.layout.layer_bytes(_apart(kv)) if _apart(kv) else 0 for kv in sequence.kvs)
+    # A pass behind a shared prefix builds a layer of prefix and tail as one array, and MLX prepares others.
+    work += max(int(JOINED * kv.loaded.layout.layer_bytes(_apart(kv))) if _apart(kv) else 0 for kv in sequence.kvs)
     return Bill(kv, work)
 
 
@@ -181,7 +181,7 @@ def _together(prompts: Rows[tuple[Sequence, BilledRow]], rows: Rows[BilledRow], 
     behind = base and not loaded.layout.latent
     seen = base + sum(row.held - row.base for _, row in prompts) if behind else longest
     shared = loaded.work.bytes(tokens, seen - tokens) + int(MOVED * sum(own))
-    shared += int(MOVED * loaded.layout.layer_bytes(seen)) if behind else 0
+    shared += int(JOINED * loaded.layout.layer_bytes(seen)) if behind else 0  # and MLX prepares others
     if loaded.layout.latent:
         # A layer of each row is built as one array and expanded, however few tokens of the row are computed.
         expanded = loaded.work.bytes(PROBE, longest) - loaded.work.bytes(PROBE)
