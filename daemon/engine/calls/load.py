@@ -12,8 +12,8 @@ from daemon.cache.resolver import Wanted
 from daemon.engine.background.task import Waiting, already
 from daemon.engine.calls.driver import Call, Services, leased
 from daemon.engine.calls.model_search import searched
-from daemon.engine.execution.bill import BilledRow, prompt_bill
 from daemon.engine.execution.request import Speculation
+from daemon.engine.execution.row_bills import BilledRow, prompt_bill
 from daemon.engine.execution.speculation import guessable
 from daemon.engine.memory.memory_budget import DECODE_ROOM
 from daemon.engine.prompt.tokenizer import Tokenizer
