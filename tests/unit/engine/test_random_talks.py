@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -94,7 +93,7 @@ class Day:
         disk: bool,
         scarce: bool,
     ) -> None:
-        self.counts: Counter[str] = Counter()
+        self.reused = 0
         self._make = make
         self._requests = requests
         self._cold = cold
@@ -159,7 +158,6 @@ class Day:
         call = self._running.pop(self._rng.randrange(len(self._running)))
         answer = Answer(self._harness.finish(call.number))
         if self._scarce and answer.failure.reason in NO_ROOM:
-            self.counts["refused"] += 1
             return
         try:
             assert answer.cached <= call.most, "tokens were reused that are invalidated"
@@ -168,13 +166,7 @@ class Day:
             error.add_note(f"{answer.cached} tokens reused, {answer.started.disk_tokens} of the disk: {call.request}")
             raise
         self._requests.remember(call.request, answer)
-        self._count(answer)
-
-    def _count(self, answer: Answer) -> None:
-        self.counts["answers"] += 1
-        self.counts["reused"] += answer.cached
-        self.counts["from disk"] += answer.started.disk_tokens > 0
-        self.counts["guessed"] += sum(one.accepted for one in answer.finished.usage.guesses)
+        self.reused += answer.cached
 
     def finish_all(self) -> None:
         """Let all answers end."""
@@ -228,7 +220,6 @@ class Day:
         number = self._harness.begin(after)
         self._harness.until(lambda: bool(self._harness.of(number)))
         self._add(Call(number, after, most))
-        self.counts["invalidated"] += 1
 
     def forget(self) -> None:
         """Evict a part of what is cached."""
@@ -337,8 +328,7 @@ KINDS = [
 def test_answers_of_a_random_week_are_those_of_cold_runs(
     engine: Callable[..., Harness], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, disk: bool
 ) -> None:
-    """It is long enough that all of it happens: prefixes are reused, from the disk too, and invalidated."""
+    """It is long enough that prefixes are reused."""
     day = a_day(engine, tmp_path, monkeypatch, kind, disk=disk)
     day.live(scaled(1500))
-    assert day.counts["reused"]
-    assert day.counts["invalidated"]
+    assert day.reused
