@@ -142,7 +142,7 @@ def check_segments(tokenizer: Tokenizer, texts: dict[str, str | None]) -> int:
     mixed = ["".join(chosen.choice([*segments.marks, *written]) for _ in range(40)) for _ in range(50)]
     for text in (*(text for text in texts.values() if text), *mixed):
         (whole,) = tokenizer._encoded([text])
-        parts = tokenizer.encode(text, special=False)
+        parts = tokenizer.encode_turns(text, "", stores=True)
         assert parts == whole
         assert [*(parts.starts or ())] == [*(whole.starts or ())]
     return len(segments.marks)

@@ -59,6 +59,7 @@ def invalidate(services: Services, invalidator: Invalidator, call_id: int, reque
     else:
         answer = invalidator.all(request.all, dry_run=request.dry_run)
     if not request.dry_run:
+        services.tokenizers.forget_turns()  # of all prompts: it costs their next turns little
         yield from _removed(services)
     services.overrides.apply(ipc.Command(invalidate=request), answer.models)
     services.outbox.invalidated(call_id, answer)

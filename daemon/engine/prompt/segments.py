@@ -29,8 +29,8 @@ import numpy as np
 from daemon.cache.lru_dict import LruDict
 from daemon.engine.prompt.places import TokenIds
 
-MOST_CHARACTERS = 4_000_000
-"""Of the segments that are remembered, about a million tokens: 12 MB of text, ids and places."""
+MOST_CHARACTERS = 2_000_000
+"""Of the segments that are remembered, about half a million tokens: 6 MB of text, ids and places."""
 
 _SAMPLE = ("", " a", "a\n", "\n\n\u00e9 1")
 """Texts around the marks with which `Segments.agrees` compares."""
@@ -75,16 +75,24 @@ class Segments:
         self._encode = encode
         self.marks = marks
         self._mark = re.compile("|".join(map(re.escape, marks)) if marks else r"(?!)")
-        self._known: LruDict[str, _Segment] = LruDict(MOST_CHARACTERS, weigh=lambda text, _: len(text))
+        self._known = self._none()
 
-    def encode(self, text: str) -> TokenIds:
-        """Return the ids of a text, and where its tokens begin; encodes only the segments that are not known."""
-        texts = self._split(text)
-        found = {part: segment for part in texts if (segment := self._known.get(part)) is not None}
+    def encode(self, text: str, salt: str = "", *, stores: bool = True) -> TokenIds:
+        """
+        Return the ids of a text, and where its tokens begin; encodes only the segments that are not known.
+
+        Args:
+            text: The text.
+            salt: Segments are known only to texts of the same salt: how long it takes tells nothing of others.
+            stores: Whether its new segments are remembered.
+        """
+        texts, known = self._split(text), self._known
+        found = {part: segment for part in texts if (segment := known.get((salt, part))) is not None}
         new = list(dict.fromkeys(part for part in texts if part not in found))
         for part, encoded in zip(new, self._encode(new) if new else (), strict=True):
             found[part] = segment = _Segment.of(encoded)
-            self._known.put(part, segment)
+            if stores:
+                known.put((salt, part), segment)
         ids, starts, begin = TokenIds(), array("i"), 0
         for part in texts:
             segment = found[part]
@@ -94,11 +102,19 @@ class Segments:
         ids.starts = starts
         return ids
 
+    def forget(self) -> None:
+        """Forget all segments, those of a text that is being encoded included; any thread."""
+        self._known = self._none()
+
     def agrees(self) -> bool:
         """Whether a text with all marks has the same ids and places as a whole."""
         text = "".join(f"{around}{mark}{around}" for mark in self.marks for around in _SAMPLE)
-        (whole,), parts = self._encode([text]), self.encode(text)
+        (whole,), parts = self._encode([text]), self.encode(text, stores=False)
         return whole == parts and list(whole.starts or ()) == list(parts.starts or ())
+
+    @staticmethod
+    def _none() -> LruDict[tuple[str, str], _Segment]:
+        return LruDict(MOST_CHARACTERS, weigh=lambda key, _: len(key[1]))
 
     def _split(self, text: str) -> list[str]:
         cuts = [0, *(match.start() for match in self._mark.finditer(text) if match.start()), len(text)]

@@ -65,7 +65,7 @@ class Tokenizer:
     def warm_up(self) -> None:
         """Find out what the first conversation needs to know."""
         _ = self.notation
-        self.encode("", special=False)
+        self.encode_turns("", "", stores=False)
 
     def difference(self, other: Tokenizer) -> str:
         """Return how the ids of another tokenizer differ from its own, in words; empty if they are the same."""
@@ -90,9 +90,29 @@ class Tokenizer:
         with self._lock:  # fast tokenizers panic when two threads change padding or truncation
             if not _tells_offsets(self._wrapper._tokenizer):
                 return TokenIds(self._wrapper.encode(text, add_special_tokens=special, verbose=False))
-            if special or self._segments is None:
-                return self._encoded([text], special=special)[0]
-            return self._segments.encode(text)
+            return self._encoded([text], special=special)[0]
+
+    def encode_turns(self, text: str, salt: str, *, stores: bool) -> TokenIds:
+        """
+        Return what `encode` returns for a conversation; turns that were encoded before are not encoded again.
+
+        Args:
+            text: The conversation, with all special tokens that it needs.
+            salt: Turns are known only under their salt.
+            stores: Whether its turns are remembered.
+        """
+        if not _tells_offsets(self._wrapper._tokenizer):
+            return self.encode(text, special=False)
+        with self._lock:
+            if self._segments is None:
+                return self._encoded([text])[0]
+            return self._segments.encode(text, salt, stores=stores)
+
+    def forget_turns(self) -> None:
+        """Forget the turns that were encoded; any thread, and waits for none."""
+        segments = self.__dict__.get("_segments")
+        if segments is not None:
+            segments.forget()
 
     def _encoded(self, texts: list[str], *, special: bool = False) -> list[TokenIds]:
         """Return the ids of texts, and where their tokens begin."""

@@ -59,6 +59,13 @@ class Tokenizers:
                 self._loaded.popitem(last=False)
             return tokenizer
 
+    def forget_turns(self) -> None:
+        """Forget the turns of conversations that were encoded; waits for no thread that encodes."""
+        with self._lock:
+            loaded = list(self._loaded.values())
+        for tokenizer in loaded:
+            tokenizer.forget_turns()
+
 
 def _stamps(path: Path) -> Iterator[tuple[str, Stamp]]:
     """

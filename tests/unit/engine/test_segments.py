@@ -11,12 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, trainers
 
-from daemon.cache.resolver import Resolver, Wanted
 from daemon.engine.prompt import segments
-from daemon.engine.prompt.chat_templates import Templates
 from daemon.engine.prompt.places import TokenIds, starts_of
 from daemon.engine.prompt.segments import Segments, marks_of
-from daemon.engine.prompt.tokenizers import Tokenizers
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.unit.engine.harness import Harness
 
 TEXT = [
     "the end is the beginning",
@@ -234,24 +233,83 @@ def test_segments_that_were_used_long_ago_are_forgotten(monkeypatch: pytest.Monk
     assert encoded == ["</s>one", "</s>two", "</s>three", "</s>two", "</s>" + "long " * 9]
 
 
-def test_the_engines_tokenizer_encodes_conversations_in_segments(
-    templates: Templates, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tokenizer = Tokenizers(templates).get(Resolver([]).resolve(Wanted("embedded")))
-    turns = [{"role": "user", "content": f"Turn {number}. " + "Tell me more. " * 20} for number in range(3)]
-    before = tokenizer.render(turns[:2], add_generation_prompt=False)
-    after = tokenizer.render(turns, add_generation_prompt=True)
-    tokenizer.encode(before, special=False)
+def test_segments_are_known_under_their_salt_alone() -> None:
+    encode, encoded = encoder(KINDS["bytes"]), []
+
+    def counted(texts: list[str]) -> list[TokenIds]:
+        encoded.append(texts)
+        return encode(texts)
+
+    cut = Segments(counted, MARKS)
+    cut.encode("</s>one", "a", stores=False)
+    cut.encode("</s>one", "a")
+    cut.encode("</s>one", "b")
+    cut.encode("</s>one")
+    cut.encode("</s>one", "a")
+    assert encoded == [["</s>one"]] * 4
+
+    cut.forget()
+    cut.encode("</s>one", "a")
+    assert len(encoded) == 5
+
+
+@pytest.fixture(name="encoded")
+def _encoded(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the segments that an engine encodes from now on."""
+    harness.run(pb.GetOrLoadRequest(model="embedded"))
+    harness.until(lambda: bool(harness.engine._services.tokenizers._loaded))
+    (tokenizer,) = harness.engine._services.tokenizers._loaded.values()
     encoded: list[str] = []
     encode = tokenizer._encoded
 
-    def counted(texts: list[str]) -> list[TokenIds]:
+    def counted(texts: list[str], *, special: bool = False) -> list[TokenIds]:
         encoded.extend(texts)
-        return encode(texts)
+        return encode(texts, special=special)
 
+    tokenizer.warm_up()
+    monkeypatch.setattr(tokenizer, "_encoded", counted)
     monkeypatch.setattr(tokenizer._segments, "_encode", counted)
+    return encoded
 
-    ids = tokenizer.encode(after, special=False)
 
-    assert same(ids, encode([after])[0])
-    assert 0 < sum(map(len, encoded)) < len(after) / 2
+def said(turns: int, **cache: Any) -> pb.GenerateRequest:
+    """Return a conversation of so many turns."""
+    messages = [pb.ChatMessage(role="user", content=f"Turn {turn}. " + "Tell me more. " * 20) for turn in range(turns)]
+    options = pb.CacheOptions(**cache)
+    return pb.GenerateRequest(model="embedded", chat=pb.Chat(messages=messages), max_tokens=1, cache=options)
+
+
+def test_an_engine_encodes_what_is_new_in_a_turn(harness: Harness, encoded: list[str]) -> None:
+    harness.run(said(2))
+    begun = len("".join(encoded))
+    encoded.clear()
+
+    again = harness.run(said(3))
+    assert again.cached > 0
+    assert 0 < len("".join(encoded)) < begun
+    encoded.clear()
+
+    cold = harness.run(said(3, mode=pb.CACHE_MODE_BYPASS))
+    assert len("".join(encoded)) > begun
+    assert cold.content == again.content
+    assert cold.finished.usage.prompt_tokens == again.finished.usage.prompt_tokens
+
+
+NOT_REUSED = {
+    "another salt": (said(2, salt="a"), said(2, salt="b")),
+    "read only before": (said(2, mode=pb.CACHE_MODE_READ_ONLY), said(2)),
+    "invalidated": (said(2), said(2)),
+}
+
+
+@pytest.mark.parametrize("why", NOT_REUSED)
+def test_an_engine_encodes_all_turns_where_it_reuses_none(harness: Harness, encoded: list[str], why: str) -> None:
+    before, after = NOT_REUSED[why]
+    harness.run(before)
+    if why == "invalidated":
+        harness.run(pb.InvalidateRequest(all=pb.AllTarget(prefixes=True)))
+    first = list(encoded)
+    encoded.clear()
+
+    harness.run(after)
+    assert encoded == first
