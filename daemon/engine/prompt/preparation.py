@@ -12,7 +12,7 @@ from daemon.engine.output.detokenizer import Output
 from daemon.engine.output.tool_calls import Tool
 from daemon.engine.prompt.answer_constraints import budget_of, form_of, free_mask
 from daemon.engine.prompt.conversation import flagged, json_object, turns, warnings
-from daemon.engine.prompt.places import Places, TokenIds, places_of
+from daemon.engine.prompt.places import Places, places_of
 from daemon.engine.prompt.template_options import cut, left_open, template_options
 from daemon.engine.prompt.template_shape import FLAGS
 from daemon.engine.prompt.tokenizer import Tokenizer
@@ -158,7 +158,7 @@ def prepare_prompt(
     kind = request.WhichOneof("prompt")
     if kind == "chat":
         rendered = rendered or render(request, tokenizer)
-        tokens: list[int] = _encoded(request.cache, tokenizer, rendered.text)
+        tokens: list[int] = tokenizer.encode_turns(rendered.text, request.cache)
     else:
         tokens = tokenizer.encode_prompt(request.text) if kind == "text" else list(request.tokens.ids)
     if not tokens:
@@ -169,14 +169,6 @@ def prepare_prompt(
     _check_ids(lambda _, token: f"sampling.logit_bias[{token}]", list(request.sampling.logit_bias), vocab)
     places, warned = _places(request, tokens, rendered), () if rendered is None else rendered.warnings
     return Prompt(tokens, _max_tokens(request, len(tokens), source.context_length), warned, places)
-
-
-def _encoded(cache: pb.CacheOptions, tokenizer: Tokenizer, conversation: str) -> TokenIds:
-    """Return the ids of a conversation. Its turns are reused and remembered as its prefixes are."""
-    if cache.mode == pb.CACHE_MODE_BYPASS:
-        return tokenizer.encode(conversation, special=False)
-    stores = cache.mode in (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_READ_WRITE)
-    return tokenizer.encode_turns(conversation, cache.salt, stores=stores)
 
 
 def _places(request: pb.GenerateRequest, tokens: list[int], rendered: Rendered | None) -> Places | None:

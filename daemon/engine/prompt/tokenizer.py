@@ -22,6 +22,7 @@ from daemon.engine.prompt.template_probe import Probe
 from daemon.engine.prompt.template_shape import TemplateShape
 from daemon.engine.structured_output.matcher import Vocabulary, vocabulary
 from daemon.shared.errors import invalid
+from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 _GRAMMARS = 16
 """Compiled grammars that stay in memory for each."""
@@ -65,7 +66,7 @@ class Tokenizer:
     def warm_up(self) -> None:
         """Find out what the first conversation needs to know."""
         _ = self.notation
-        self.encode_turns("", "", stores=False)
+        self.encode_turns("", pb.CacheOptions())
 
     def difference(self, other: Tokenizer) -> str:
         """Return how the ids of another tokenizer differ from its own, in words; empty if they are the same."""
@@ -92,21 +93,20 @@ class Tokenizer:
                 return TokenIds(self._wrapper.encode(text, add_special_tokens=special, verbose=False))
             return self._encoded([text], special=special)[0]
 
-    def encode_turns(self, text: str, salt: str, *, stores: bool) -> TokenIds:
+    def encode_turns(self, text: str, cache: pb.CacheOptions) -> TokenIds:
         """
         Return what `encode` returns for a conversation; turns that were encoded before are not encoded again.
 
         Args:
             text: The conversation, with all special tokens that it needs.
-            salt: Turns are known only under their salt.
-            stores: Whether its turns are remembered.
+            cache: Turns are reused and remembered as prefixes are: under a salt, and as the mode says.
         """
-        if not _tells_offsets(self._wrapper._tokenizer):
+        if cache.mode == pb.CACHE_MODE_BYPASS or not _tells_offsets(self._wrapper._tokenizer):
             return self.encode(text, special=False)
         with self._lock:
             if self._segments is None:
                 return self._encoded([text])[0]
-            return self._segments.encode(text, salt, stores=stores)
+            return self._segments.encode(text, cache.salt, stores=cache.mode != pb.CACHE_MODE_READ_ONLY)
 
     def forget_turns(self) -> None:
         """Forget the turns that were encoded; any thread, and waits for none."""
