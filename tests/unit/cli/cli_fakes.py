@@ -47,6 +47,7 @@ INFO = ModelInfo(
     size_bytes=3 * GIB,
     num_layers=8,
     context_length=4096,
+    max_request_tokens=4096,
     vocab_size=32000,
     kv_bytes_per_token=2048,
     prefix_reuse="blocks",

@@ -59,7 +59,7 @@ def test_launch_takes_the_model_used_last(client: FakeClient, launched: list[tup
 
 def test_launch_needs_memory_for_a_prompt(client: FakeClient, launched: list[tuple[Any, ...]]) -> None:
     """A tool cannot work with a context of nothing."""
-    client.state = STATS
+    client.info = replace(INFO, max_request_tokens=0)
     result = run_cli(client, "launch", "codex")
     assert (result.exit_code, launched) == (exit_codes.REFUSED, [])
     assert "no memory for a prompt" in result.stderr

@@ -53,7 +53,7 @@ def test_bill_covers_prompts_with_an_uncomputed_beginning(bench: Bench) -> None:
     """The first computes what all have in common; a window keeps its last chunk, and latents are expanded by row."""
     phases = bench.run(1100, 4).phases
     assert min(phase.least for phase in phases.values()) >= LEAST
-    assert phases["prefill"].ratio <= 1.3
+    assert phases["prefill"].ratio <= MOST
 
 
 @pytest.mark.parametrize("bench", ["cohere2", "mamba2"], indirect=True)
