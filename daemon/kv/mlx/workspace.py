@@ -39,10 +39,10 @@ from daemon.shared.slices import LONG, Sliced
 PROBE = 64
 """Tokens of the smallest pass that is measured. Devices have other kernels for passes of a few tokens."""
 
-TRIES = 8
+TRIES = 4
 """Times that a short pass is measured at most."""
 
-TRY_SECONDS = 0.1
+TRY_SECONDS = 0.02
 """Time after which a pass is not measured again. A busy machine needs longer: the smallest ones are tried twice."""
 
 _WIDTHS = (256, 1024)
