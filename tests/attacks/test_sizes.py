@@ -96,6 +96,7 @@ def test_adapter_without_tensors_is_corrupt(small: Harness, tmp_path: Path) -> N
 
 def test_eviction_makes_room_for_an_adapters_real_size(tmp_path: Path) -> None:
     """Most of it is built, and not in a file. The victim is evicted before, so that the peak is within the budget."""
+    left = mx.get_active_memory()  # by tests before this one, in the same process
     harness = Harness(state_dir=tmp_path / "state", model_cache_mb=90)
     idle = str(wide_model(tmp_path, "idle", 1))
     assert harness.run(pb.GetOrLoadRequest(model=idle)).info.size_bytes > 30 * MIB
@@ -106,7 +107,7 @@ def test_eviction_makes_room_for_an_adapters_real_size(tmp_path: Path) -> None:
 
     assert failure.reason == "MODEL_CORRUPT", failure  # its tensors are missing: found once there is room for it
     assert harness.models == 0
-    assert mx.get_peak_memory() < 90 * MIB
+    assert mx.get_peak_memory() - left < 90 * MIB
     harness.settle()
     harness.close()
 
