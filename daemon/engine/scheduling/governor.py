@@ -213,7 +213,7 @@ class Governor:
         size, record = self._size, self.records.get(source) or Record()
         if not size.known or _best(size, [(record, MOST_GUESSES)], 1, _WIDTHS)[1] > _WORTH:
             return 0
-        lacking = min(size.risk(1), 0.99 * SAVED) * size.step - size.budget
+        lacking = _stake(size) - size.budget
         return max(0, min(_LONGEST_REST, int(lacking / (LOSS_SHARE * size.step))))
 
     def width(self, guesses: Sequence[tuple[Source, int]]) -> int:
@@ -243,7 +243,7 @@ class Governor:
             width, gain = _best(size, guesses, rows, [one for one in widths if size.knows(one)])
         if gain > _WORTH and size.allowance > 0:
             return width
-        return 1 if size.budget > min(size.risk(1), 0.99 * SAVED) * size.step else 0
+        return 1 if size.budget > _stake(size) else 0
 
     def _share_out(self, checks: Sequence[Check], seconds: float) -> None:
         usual = self._size.step / self._rows
@@ -272,6 +272,11 @@ class Governor:
             return False
         known = [size for size in self._sizes.values() if size.measured]
         return bool(known) and all(_best(size, [(record, MOST_GUESSES)], 1, _WIDTHS)[1] <= _WORTH for size in known)
+
+
+def _stake(size: PassCosts) -> float:
+    """Return the seconds that must be allowed to be lost before one guess is tried: less than what may be saved up."""
+    return min(size.risk(1), 0.99 * SAVED) * size.step
 
 
 def _best(
