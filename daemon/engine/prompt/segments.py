@@ -65,7 +65,7 @@ class Segments:
 
     Args:
         encode: Encodes segments.
-        marks: Added tokens of the tokenizer, as `marks_of` returns them.
+        marks: Added tokens of the tokenizer, as `marks_of` returns them; at least one.
 
     Attributes:
         marks: The same.
@@ -74,7 +74,7 @@ class Segments:
     def __init__(self, encode: Encode, marks: Sequence[str]) -> None:
         self._encode = encode
         self.marks = marks
-        self._mark = re.compile("|".join(map(re.escape, marks)) if marks else r"(?!)")
+        self._mark = re.compile("|".join(map(re.escape, marks)))
         self._known = self._none()
 
     def encode(self, text: str, salt: str = "", *, stores: bool = True) -> TokenIds:

@@ -115,7 +115,7 @@ class Tokenizer:
             segments.forget()
 
     def _encoded(self, texts: list[str], *, special: bool = False) -> list[TokenIds]:
-        """Return the ids of texts, and where their tokens begin."""
+        """Return the ids of texts, and where their tokens begin; for the thread that has the lock."""
         # Not verbose: the error for a prompt that is too long says more than the library's warning.
         options = {"add_special_tokens": special, "verbose": False, "return_offsets_mapping": True}
         encoded = self._wrapper._tokenizer(texts, **options)
@@ -128,8 +128,8 @@ class Tokenizer:
     def _segments(self) -> Segments | None:
         """What encodes conversations; None if the tokenizer does not encode their turns one by one."""
         marks = marks_of(self._wrapper._tokenizer.backend_tokenizer, self._chat_templates.sources)
-        segments = Segments(self._encoded, marks)
-        return segments if marks and segments.agrees() else None
+        segments = Segments(self._encoded, marks) if marks else None
+        return segments if segments is not None and segments.agrees() else None
 
     def encode_prompt(self, text: str) -> TokenIds:
         """Return the ids of a plain prompt; none for an empty text. A BOS at its beginning is not doubled."""
