@@ -196,7 +196,7 @@ class Day:
         """
         Invalidate a beginning, a model's prefixes or all prefixes while others run; then ask for what it was.
 
-        What was computed before is not reused any more, whoever holds it.
+        What was computed before is not reused any more, also where a running request still holds it.
         """
         after = self._requests.after(self._requests.history())
         prefix = after.tokens.ids[: self._rng.randint(1, len(after.tokens.ids))]

@@ -146,7 +146,7 @@ def test_retry_is_told_in_seconds_and_milliseconds() -> None:
     ],
 )
 def test_fault_of_a_body_is_told_with_its_kind_and_place(body: str, message: str, code: str) -> None:
-    """Agents cut texts within a character; without the place, nobody finds it. No part of the body is repeated."""
+    """Texts that were cut within a character are found by the place. No part of the body is repeated."""
     with pytest.raises(ValidationError) as caught:
         ChatRequest.model_validate_json(body)
     found = problem(caught.value)
