@@ -331,33 +331,3 @@ def test_single_config_value_is_read_alone(home: Path) -> None:
     assert given_value("socket", None, {}, home) is None
     with pytest.raises(ConfigError, match="socket from MLX_SIDECAR_SOCKET is 'v', but must be an absolute path"):
         given_value("socket", None, {"MLX_SIDECAR_SOCKET": "v"}, home)
-
-
-def test_table_of_a_group_has_keys_of_its_own(tmp_path: Path) -> None:
-    """`ranks` in `[group]` is `group_ranks`, and `[group.models]` is a table of models."""
-    (tmp_path / "config.toml").write_text(
-        '[group]\nranks = ["10.0.0.1", "10.0.0.2:7411"]\nkey_file = "~/k"\n[group.models]\n"org/large" = "tensor"\n'
-    )
-    config = load_config({"state_dir": str(tmp_path)}, {}, Path("/home/me")).config
-    assert config.group_ranks == ("10.0.0.1", "10.0.0.2:7411")
-    assert config.group_key_file == Path("/home/me/k")
-    assert config.group_models == {"org/large": "tensor"}
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("group_ranks", "10.0.0.1"),
-        ("group_ranks", "10.0.0.1:1,10.0.0.2:2"),
-        ("group_ranks", "10.0.0.1,mac.local:2"),
-        ("group_ranks", "10.0.0.1,10.0.0.2:2,10.0.0.2:2"),
-        ("group_listen", "10.0.0.1"),
-        ("group_listen", "10.0.0.1:99999"),
-        ("group_models", "org/large"),
-        ("group_models", "org/large=halves"),
-    ],
-)
-def test_group_that_cannot_be_is_refused(key: str, value: str, tmp_path: Path) -> None:
-    """By its key, with what is allowed."""
-    with pytest.raises(ConfigError, match=f"{key} from --{key.replace('_', '-')} is .* but must be"):
-        load_config({"state_dir": str(tmp_path), key: value}, {}, tmp_path)
