@@ -42,7 +42,8 @@ SPECULATIONS = {AUTO: pb.SPECULATION_AUTO, OFF: pb.SPECULATION_OFF}
 TOKENS_A_PASS = Metric("tokens a pass", "tokens", MORE)
 BESIDE = Metric("beside no guesses, median and its 95 % interval", "x", MORE)
 TYPICAL = Metric("beside no guesses, in steps of a typical time", "x", MORE)
-LEAST_BLOCKS = 4
+LEAST_BLOCKS = (4, 1)
+"""Of a case, and of one in a quick run."""
 SECONDS_A_ROUND = 1.6
 """How long a case is measured for each round of the run."""
 RESAMPLED = 2000
@@ -111,7 +112,7 @@ def compare(bench: Bench, result: Result, harness: Harness, what: tuple[str, Pat
     for streams, share in STREAMS.items():
         case = f"{shape}, {name}" + f", {streams} at once" * (streams > 1)
         sides = Sides(harness, model, Text(TEXTS[name], tokenizer, int(tokens * share), streams))
-        ratios = sides.ratios(case, bench.size(SECONDS_A_ROUND * bench.rounds, 0))
+        ratios = sides.ratios(case, bench.size(SECONDS_A_ROUND * bench.rounds, 0), bench.size(*LEAST_BLOCKS))
         result.rows += [Row(case, metric, side, tuple(values)) for (metric, side), values in sides.figures.items()]
         found = interval(ratios)
         said = f"{found[1]:.2f} ({found[0]:.2f} to {found[2]:.2f}), typical steps {sides.typical:.3f}"
@@ -149,15 +150,15 @@ class Sides:
     steps: dict[str, Steps] = field(default_factory=lambda: {AUTO: defaultdict(list), OFF: defaultdict(list)})
     _governors: dict[str, Governors] = field(default_factory=lambda: {AUTO: Governors(), OFF: Governors()})
 
-    def ratios(self, case: str, seconds: float) -> list[float]:
-        """Return how often the time with guesses fits into that without, of blocks: for so many seconds, or a few."""
+    def ratios(self, case: str, seconds: float, least: int) -> list[float]:
+        """Return how often the time with guesses fits into that without: of so many blocks at least, and seconds."""
         for side in SPECULATIONS:
             self._written(side, f"{case}/warm")
         for steps in self.steps.values():
             steps.clear()
         ratios: list[float] = []
         end = time.monotonic() + seconds
-        while len(ratios) < LEAST_BLOCKS or time.monotonic() < end:
+        while len(ratios) < least or time.monotonic() < end:
             gc.collect()
             ratios.append(self._block(f"{case}/{len(ratios)}", [AUTO, OFF] if len(ratios) % 2 else [OFF, AUTO]))
         return ratios

@@ -57,6 +57,7 @@ class Harness:
 
     Args:
         guesses: Whether tokens are guessed ahead for requests that leave it open, where that gains time.
+        measured: What passes of models take, as far as it is known.
         settings: Configuration keys.
 
     Attributes:
@@ -67,7 +68,7 @@ class Harness:
         pressure: How short of memory the system is said to be.
     """
 
-    def __init__(self, *, guesses: bool = False, **settings: Any) -> None:
+    def __init__(self, *, guesses: bool = False, measured: Measurements = MEASURED, **settings: Any) -> None:
         self.events: list[ipc.Event] = []
         self.figures = pb.StatsResponse()
         self._sent: list[ipc.Event] = []
@@ -82,7 +83,7 @@ class Harness:
         self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         config = Config(**{"warmup_tokens": 0, "state_dir": folder, **settings})
         self.engine = build_engine(
-            config, self, self._inbox.put, self.now, lambda: self.pressure, self.elapsed, measured=MEASURED
+            config, self, self._inbox.put, self.now, lambda: self.pressure, self.elapsed, measured=measured
         )
         if not guesses:
             unmoved = Unmoved()
