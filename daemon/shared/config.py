@@ -335,6 +335,11 @@ class Config:
         """The directory of cached prefixes on the disk."""
         return self.kv_disk_dir or self.state_dir / "kv"
 
+    @property
+    def kv_disk_group_folder(self) -> Path:
+        """The directory of cached prefixes of models of a group: of this machine's parts of them."""
+        return self.kv_disk_folder / "group"
+
     def to_json(self) -> str:
         """Return all values as one line of JSON, for `config_sources.from_json` in another process."""
         return json.dumps(asdict(self), default=str)

@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from daemon.kv.disk.files import Files, Found
+from daemon.kv.disk.files import Files
 from daemon.kv.disk.format import DamagedError, decode_header, decode_parts, encode_header, header_length
+from daemon.kv.disk.found import Found
 from daemon.kv.disk.limits import Space
 from daemon.kv.disk.note import Note
 from daemon.kv.disk.piece import Part, Piece
