@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
-import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,12 +34,6 @@ def _tensor(folder: Path) -> str:
     return str(copy_of_embedded(folder / "models", "large"))
 
 
-@pytest.fixture(name="pipeline", scope="module")
-def _pipeline(folder: Path) -> str:
-    """Return a model of which each rank has two layers."""
-    return str(write_random(folder / "models" / "layered", LAYERED, 7))
-
-
 @pytest.fixture(name="uneven", scope="module")
 def _uneven(folder: Path) -> str:
     """Return a model of which the first rank has two layers, and the other one."""
@@ -46,8 +41,8 @@ def _uneven(folder: Path) -> str:
 
 
 @pytest.fixture(name="group", scope="module")
-def _group(folder: Path, tensor: str, pipeline: str, uneven: str) -> Iterator[RunningGroup]:
-    models = f"{tensor}=tensor,{pipeline}=pipeline,{uneven}=pipeline"
+def _group(folder: Path, tensor: str, uneven: str) -> Iterator[RunningGroup]:
+    models = f"{tensor}=tensor,{uneven}=pipeline"
     group = RunningGroup.start(folder, roots=str(folder / "models"), group_models=models, kv_disk_mb="64")
     try:
         yield group
@@ -69,30 +64,55 @@ def ask(client: Client, model: str, **options: object) -> Completion:
     return client.complete(model, PROMPT, max_tokens=16, **options)  # type: ignore[arg-type]
 
 
-def pieces(group: RunningGroup, rank: int) -> dict[str, Path]:
-    """Return the files of a rank by their names."""
-    home = group.front if rank == 0 else group.others[rank - 1]
-    return {path.name: path for path in (home.folder / "kv" / "group").glob("*.kv")}
-
-
-def started_anew(group: RunningGroup, client: Client) -> None:
-    """Kill the engine of a rank, so that all ranks lose what they have in memory."""
-    restarts = client.stats().group.restarts
-    os.kill(group.engine_of(1), signal.SIGKILL)
-    wait_until(lambda: client.stats().group.restarts > restarts, "the group notices")
-    group.ready(client)
-
-
-@pytest.mark.parametrize("kind", ["tensor", "pipeline", "uneven"])
-def test_prefix_outlives_the_group(
-    group: RunningGroup, client: Client, kind: str, request: pytest.FixtureRequest
-) -> None:
-    """Both ranks write their parts of it, and read them when the group has started anew."""
-    model = request.getfixturevalue(kind)
+def written(group: RunningGroup, client: Client, model: str, known: int = 0) -> Completion:
+    """Use a prefix of a model twice, wait until all ranks have written it, and return the answer."""
     cold = ask(client, model)
-    ask(client, model)
-    wait_until(lambda: bool(pieces(group, 0)) and pieces(group, 0).keys() == pieces(group, 1).keys(), "it is written")
-    started_anew(group, client)
-    warm = ask(client, model)
-    assert warm.token_ids == cold.token_ids
-    assert warm.usage.cached_tokens > 0
+    assert ask(client, model).token_ids == cold.token_ids
+
+    def all_have() -> bool:
+        ranks = [group.pieces(rank).keys() for rank in range(1 + len(group.others))]
+        return len(ranks[0]) > known and all(each == ranks[0] for each in ranks)
+
+    wait_until(all_have, "all ranks have written it")
+    return cold
+
+
+def test_prefixes_outlive_the_group(
+    group: RunningGroup, client: Client, tensor: str, pipeline: str, uneven: str
+) -> None:
+    """Both ranks write their parts of each, and read them when the group has started anew, however it is cut."""
+    models = (tensor, pipeline, uneven)
+    cold = {model: written(group, client, model, known) for known, model in enumerate(models)}
+    group.restarted(client)
+    for model in models:
+        reused = client.stats().group.disk_tokens_reused
+        warm = ask(client, model)
+        assert warm.token_ids == cold[model].token_ids
+        assert warm.usage.cached_tokens > 0
+        wait_until(
+            lambda: client.stats().group.disk_tokens_reused == reused + warm.usage.cached_tokens,  # noqa: B023
+            "it is counted as reused from the disk",
+        )
+    stats = client.stats().group
+    assert (stats.disk_budget_bytes, stats.disk_faults, stats.disk_bytes > 0) == (64 << 20, 0, True)
+
+
+def test_cache_shows_the_part_of_a_machine(group: RunningGroup, client: Client, tensor: str) -> None:
+    """Beside whole models; each machine looks at its own directory."""
+    for home, part in ((group.front, "rank 0 of 2"), (group.others[0], "rank 1 of 2")):
+        command = [sys.executable, "-m", "daemon", "cache", "ls", "--json"]
+        shown = json.loads(subprocess.run(command, env=home.environ, stdout=subprocess.PIPE, text=True).stdout)
+        assert [each["files"] > 0 for each in shown["models"] if each["model"] == tensor and part in each["part"]] == [
+            True
+        ]
+
+
+def test_invalidated_prefixes_are_removed_on_all_ranks(group: RunningGroup, client: Client, tensor: str) -> None:
+    """Before the call returns; those of other models stay."""
+    before = [set(group.pieces(rank)) for rank in range(2)]
+    client.invalidate_model(tensor, weights=False)
+    after = [set(group.pieces(rank)) for rank in range(2)]
+    assert after[0] == after[1] < before[0] == before[1]
+    client.invalidate_all(weights=False)
+    assert [group.pieces(rank) for rank in range(2)] == [{}, {}]
+    assert ask(client, tensor).usage.cached_tokens == 0
