@@ -123,8 +123,8 @@ class Config:
             "Most MiB of cached prefixes on the disk, or auto; 0 keeps none",
             whole_or_auto(0),
             "`auto` is 8 GiB or a twentieth of what is free, whichever is less. The last tenth of a disk stays free, "
-            "and at most twice this is written in a day. With 0 what is there is removed at the start. See [The disk "
-            "tier](kv-tier.md).",
+            "and at most twice this is written in a day. With 0 what is there is removed at the start. Models of a "
+            "group have a budget of their own, the smallest of all machines. See [The disk tier](kv-tier.md).",
             "MiB|auto",
         ),
     )
@@ -133,7 +133,8 @@ class Config:
         metadata=_about(
             "Directory for cached prefixes on the disk; empty is kv in state_dir",
             read_optional_path,
-            "It must be this user's alone (mode 0700), and is created so. One daemon uses it at a time.",
+            "It must be this user's alone (mode 0700), and is created so. One daemon uses it at a time. Parts of "
+            "models of a group lie in `group` below it.",
         ),
     )
     wire_weights: bool = field(

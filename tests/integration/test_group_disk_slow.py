@@ -24,6 +24,7 @@ Start = Callable[..., RunningGroup]
 @pytest.fixture(name="model")
 def _model(folder: Path) -> str:
     """Return a model that two and three ranks can cut in each way."""
+    (folder / "models").mkdir()
     return str(write_random(folder / "models" / "wide", WIDE, 7))
 
 
@@ -210,7 +211,7 @@ def test_ranks_agree_over_random_restarts(start: Start, model: str) -> None:
     group = start()
     with group.front.client() as client:
         group.ready(client)
-        prompts = [list(range(1, 1 + 40 * count)) + [700 + count] for count in range(1, 6)]
+        prompts = [[*range(1, 1 + 40 * count), 700 + count] for count in range(1, 6)]
         cold = [tokens_of(client, model, prompt, salt=f"cold{number}") for number, prompt in enumerate(prompts)]
         for _ in range(3):
             for _ in range(2):

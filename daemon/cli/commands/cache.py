@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -139,8 +139,8 @@ def _agreed(model: str | None, nbytes: int) -> bool:
     return False
 
 
-def _drop(session: Session, places: Iterable[Files], model: str | None) -> None:
-    """Have the daemon drop prefixes; without one, remove them from the disk."""
+def _drop(session: Session, places: Sequence[Files], model: str | None) -> None:
+    """Have the daemon drop prefixes; remove those from the disk that no engine uses."""
     try:
         with session.client() as client:
             if model is None:
@@ -150,6 +150,9 @@ def _drop(session: Session, places: Iterable[Files], model: str | None) -> None:
     except DaemonNotRunning:
         for files in places:
             _remove(files, model)
+    else:
+        for files in places[1:]:  # of a group that may be no more
+            _remove(files, model, if_unused=True)
 
 
 def _tell_dropped(files: Files, model: str | None, nbytes: int, left: int) -> None:
@@ -260,8 +263,10 @@ def _is_sound(files: Files, piece: Piece) -> bool:
     return True
 
 
-def _remove(files: Files, model: str | None) -> None:
-    """Remove files while no daemon runs."""
+def _remove(files: Files, model: str | None, *, if_unused: bool = False) -> None:
+    """Remove files while no engine uses them; if one does and `if_unused`, leave them to it."""
+    from daemon.kv.disk.files import UnusableError
+
     if not files.folder.is_dir():
         return
     try:
@@ -274,6 +279,8 @@ def _remove(files: Files, model: str | None) -> None:
         ]
         files.remove(names, lasting=True)
     except OSError as error:
+        if if_unused and isinstance(error, UnusableError):
+            return
         raise click.ClickException(f"{files.folder}: {error.strerror or error}") from None
     finally:
         files.close()
