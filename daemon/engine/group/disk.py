@@ -67,5 +67,5 @@ def least_wanted(ranks: Sequence[int | None]) -> int | None:
     Args:
         ranks: What each has configured; None for what suits its disk. Beside a number that is the most that it can be.
     """
-    numbers = [AUTO_BYTES if wanted is None else wanted for wanted in ranks]
-    return None if ranks[numbers.index(min(numbers))] is None else min(numbers)
+    least = min(AUTO_BYTES if wanted is None else wanted for wanted in ranks)
+    return None if least == AUTO_BYTES and None in ranks else least

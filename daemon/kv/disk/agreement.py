@@ -113,7 +113,7 @@ def _scan_told(found: Found) -> dict[str, Any]:
 def _scan_merged(every: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     first, *others = [each["pieces"] for each in every]
     pieces = {}
-    for name, (facts, _, used) in sorted(first.items()):
+    for name, (facts, _, used) in first.items():
         if all(name in other and other[name][0] == facts for other in others):
             # The times of use are those of the first rank: so are those of the clock that they are compared with.
             pieces[name] = [max(each["pieces"][name][1] for each in every), used]

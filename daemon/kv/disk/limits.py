@@ -51,7 +51,7 @@ def budget(wanted: int | None, used: int, space: Space) -> int:
 
 
 def least(spaces: Sequence[Space]) -> Space:
-    """Return a disk that leaves no more to any budget than each of some disks does."""
+    """Return a disk that leaves to each budget what the smallest of some disks leaves to it."""
     free = min(space.free for space in spaces)
     # Less than nothing may be left above the reserve; budgets count what they use back in.
     above = min(space.free - space.total // RESERVE for space in spaces)

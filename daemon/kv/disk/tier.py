@@ -247,9 +247,9 @@ class DiskTier:
             self.restores.append(self.restores.pop(self.restores.index(restore)))
 
     def _failed(self, kind: str, error: Exception) -> None:
-        """Note a fault of the MLX thread; other ranks may not have it, so that this one cannot go on."""
+        """Note a fault of the MLX thread. Unless it lies in what a file holds, other ranks may not have it."""
         self.work.told(kind, error)
-        if not self._alone:
+        if not (self._alone or isinstance(error, ValueError)):
             raise error
 
     def _has_opened(self, found: Found | Exception) -> None:

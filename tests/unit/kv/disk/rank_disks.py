@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 from daemon.kv.disk.agreement import DifferError, adopted, merged, told
 from daemon.kv.disk.found import Found
+from daemon.kv.disk.piece import Part
+from daemon.kv.nodes import Node
 from daemon.kv.spec import PrefixSpec
-from tests.unit.kv.disk.fake_disk import FakeDisk, MemoryFiles
+from tests.unit.kv.disk.fake_disk import FakeCodec, FakeDisk, MemoryFiles
 from tests.unit.kv.fake_kv import FakePrefixes
 
 T = TypeVar("T")
@@ -42,6 +44,23 @@ class RankFiles(MemoryFiles):
         self.unopened -= {*names}
 
 
+class PaddedCodec(FakeCodec):
+    """
+    Fake KV with more layers than another rank has: blocks take more bytes, and hold the same tokens.
+
+    Args:
+        nbytes: Bytes that are added to each part.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self._padding = b" " * nbytes
+
+    def blocks(self, nodes: Sequence[Node], spec: PrefixSpec) -> Iterator[Part]:
+        """Yield blocks of the groups with full attention."""
+        for part in super().blocks(nodes, spec):
+            yield Part(part.about, bytes(part.data) + self._padding)
+
+
 class RankDisk(FakeDisk):
     """The disk tier of one rank, whose work waits until all ranks do it."""
 
@@ -61,15 +80,16 @@ class RankDisk(FakeDisk):
 
 class RankDisks:
     """
-    The tiers of some ranks, of which each is told the same.
+    The tiers of two ranks, of which each is told the same. The first may have more layers.
 
     Attributes:
         files: The files of each rank.
         disks: The tier of each rank.
     """
 
-    def __init__(self, parts: PrefixSpec, nbytes: int, wanted: int, ranks: int = 2) -> None:
-        self.files = [RankFiles() for _ in range(ranks)]
+    def __init__(self, parts: PrefixSpec, nbytes: int, wanted: int, *, uneven: bool = False) -> None:
+        self.files = [RankFiles(), RankFiles()]
+        self._codecs = [PaddedCodec(100 if uneven else 0), FakeCodec()]
         self._parts, self._nbytes, self._wanted = parts, nbytes, wanted
         self._begin(1e9)
         self.settle()
@@ -121,8 +141,8 @@ class RankDisks:
 
     def _begin(self, now: float) -> None:
         self.disks = [
-            RankDisk(FakePrefixes(1000, self._nbytes, parts=self._parts), files, self._wanted, now)
-            for files in self.files
+            RankDisk(FakePrefixes(1000, self._nbytes, parts=self._parts), files, self._wanted, now, codec)
+            for files, codec in zip(self.files, self._codecs, strict=True)
         ]
 
     def _agreed(self, works: Sequence[Work]) -> list[Any]:

@@ -7,13 +7,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from daemon.kv.spec import PrefixSpec, Resume
-from tests.unit.kv.disk.fake_disk import NAME, TOKENS
+from daemon.kv.keys import UNSALTED
+from daemon.kv.spec import LayerGroup, PrefixSpec, Resume
+from tests.unit.kv.disk.fake_disk import NAME, TOKENS, FakeDisk
 from tests.unit.kv.disk.rank_disks import RankDisk, RankDisks
 from tests.unit.kv.disk.test_tier_machine import NAMESPACES, PROMPTS
-from tests.unit.kv.fake_kv import ALL, BLOCK_BYTES, HYBRID, PLAIN, WINDOWED
+from tests.unit.kv.fake_kv import ALL, BLOCK_BYTES, HYBRID, PLAIN, WINDOWED, FakePrefixes, prompt
 
 RANK = st.integers(0, 1)
+BILLED = PrefixSpec((LayerGroup(1000), LayerGroup(1000)))
+"""Layers of a pipeline with unequal parts: each rank bills what the one with the most has."""
 
 
 def wrote(ranks: RankDisks, namespace: str, tokens: list[int]) -> None:
@@ -137,13 +140,49 @@ def test_note_of_one_rank_removes_the_pieces_of_all(ranks: RankDisks) -> None:
     assert not ranks.files[1].noted
 
 
+def test_rank_with_fewer_layers_counts_the_bytes_of_the_other() -> None:
+    """Before a piece is written as afterwards, or the ranks would not evict and read ahead alike."""
+    ranks = RankDisks(BILLED, 10**6, 10**6, uneven=True)
+    for disk in ranks.disks:
+        disk.knows(NAME)
+        disk.prefixes.store(NAME, TOKENS, Resume.YES)
+        disk.prefixes.reuse(NAME, [*TOKENS, 9])
+    while not ranks.disks[0].waiting:
+        ranks.step()
+        ranks.check()
+    ranks.settle()
+    ranks.check()
+    first, other = (sum(map(len, files.content.values())) for files in ranks.files)
+    assert ranks.all(lambda disk: disk.tier.catalog.nbytes) == first > other
+    ranks.restart([0, 0])
+    assert restored(ranks, NAME, [*TOKENS, 9]) == TOKENS
+
+
+def test_pieces_of_another_cut_do_not_hide_those_of_now() -> None:
+    """There are more of them, but no request has them."""
+    model = "a" * 128
+    before, now = (f"{model}{layout * 64}/{UNSALTED}" for layout in "bc")
+    disk = FakeDisk(FakePrefixes())
+    disk.settle()
+    for namespace, tokens in ((before, prompt(1)), (before, prompt(2)), (now, prompt(1))):
+        disk.knows(namespace)
+        disk.prefixes.store(namespace, tokens)
+        disk.prefixes.reuse(namespace, [*tokens, 9])
+        disk.settle()
+    again = FakeDisk(FakePrefixes(), disk.files)
+    again.settle()
+    assert again.tier.namespace_of(model, "") == before
+    again.knows(now)
+    assert again.tier.namespace_of(model, "") == now
+
+
 class RankDisksMachine(RuleBasedStateMachine):
     """Random calls, and faults of one rank at a time: all ranks decide alike, and restore what was stored."""
 
-    @initialize(parts=st.sampled_from([PLAIN, WINDOWED, HYBRID, ALL]), wanted=st.sampled_from([60_000, 10**6]))
+    @initialize(parts=st.sampled_from([PLAIN, WINDOWED, HYBRID, ALL, BILLED]), wanted=st.sampled_from([60_000, 10**6]))
     def start(self, parts: PrefixSpec, wanted: int) -> None:
         """Choose the layout and the limit."""
-        self.ranks = RankDisks(parts, 1000 * BLOCK_BYTES, wanted)
+        self.ranks = RankDisks(parts, 1000 * BLOCK_BYTES, wanted, uneven=parts is BILLED)
 
     @rule(namespace=NAMESPACES, tokens=PROMPTS)
     def write(self, namespace: str, tokens: list[int]) -> None:
