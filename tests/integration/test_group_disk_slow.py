@@ -127,7 +127,7 @@ def test_ranks_that_are_others_today_restore_nothing(start: Start, folder: Path,
     assert names(group) == [set(), set()]
 
 
-@pytest.mark.parametrize("fault", ["disk.write=raise", "disk.read=raise", "disk.read=sleep:4"])
+@pytest.mark.parametrize("fault", ["disk.write=raise", "disk.read=raise", "disk.read=sleep:15"])
 def test_disk_of_one_rank_that_fails_or_is_late(start: Start, model: str, fault: str) -> None:
     """Nothing is restored, on no rank, and calls go on."""
     group = start(failpoints=fault)
