@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_sidecar import Client, EngineRestarted
+from mlx_sidecar import Client, EngineRestarted, MachineFault
 from tests.integration.test_group_disk import ask, written
 from tests.integration.test_group_slow import WIDE
 from tests.support.daemons import wait_until
@@ -147,6 +147,19 @@ def test_disk_of_one_rank_that_fails_or_is_late(start: Start, model: str, fault:
         restarts = client.stats().group.restarts
         assert ask(client, model).token_ids == cold.token_ids
         assert client.stats().group.restarts == restarts
+
+
+def test_invalidation_that_one_rank_cannot_do_fails(start: Start, model: str) -> None:
+    """The caller hears which rank and why, as the files may be found again. The group goes on."""
+    group = start(failpoints="disk.remove=raise")
+    with group.front.client() as client:
+        group.ready(client)
+        cold = written(group, client, model)
+        with pytest.raises(MachineFault, match="rank 1"):
+            client.invalidate_model(model, weights=False)
+        assert ask(client, model).token_ids == cold.token_ids
+        assert client.stats().group.restarts == 0
+    assert names(group)[0] == set() != names(group)[1]
 
 
 def test_rank_that_dies_in_a_write(start: Start, model: str) -> None:
