@@ -295,3 +295,13 @@ def test_parts_are_read_back_by_their_rank(tmp_path: Path) -> None:
         ((piece, _),) = files.scan(1e9).pieces
         assert [bytes(part.data) for part in files.read(piece)] == [bytes(part.data) for part in PARTS]
         files.write_index([piece], [])
+
+
+def test_directory_of_a_group_may_come_first(tmp_path: Path) -> None:
+    """It lies in that of whole models, which must be private as well."""
+    parts, whole = Files(tmp_path / "kv" / "group", "rank 0 of 2"), Files(tmp_path / "kv")
+    parts.open()
+    whole.open()
+    assert whole.scan(1e9).pieces == []
+    parts.close()
+    whole.close()
