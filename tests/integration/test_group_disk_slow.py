@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from tests.integration.test_group_slow import WIDE
 from tests.support.daemons import wait_until
 from tests.support.groups import RunningGroup
 from tests.support.models import write_random
+from tests.support.repetitions import scaled
 
 pytestmark = pytest.mark.slow
 
@@ -219,21 +222,43 @@ def test_layers_in_a_pipeline_of_equal_parts(start: Start, model: str) -> None:
         assert warm.usage.cached_tokens > 0
 
 
-def test_ranks_agree_over_random_restarts(start: Start, model: str) -> None:
-    """Prompts with common beginnings, some of them invalidated, over restarts: all answers are those of cold runs."""
-    group = start()
+def test_ranks_agree_under_random_work(start: Start, model: str) -> None:
+    """
+    Small memories and small disks: prefixes come and go, are dropped, and engines are killed; eight callers at once.
+
+    All answers are those of cold runs, and no group ends but by a kill.
+    """
+    seed = random.randrange(2**32)
+    chance = random.Random(seed)
+    group = start(kv_disk_mb="1", kv_cache_mb="1", max_batch="4")
     with group.front.client() as client:
         group.ready(client)
-        prompts = [[*range(1, 1 + 40 * count), 700 + count] for count in range(1, 6)]
+        prompts = [beginning_of(chance) for _ in range(40)]
         cold = [tokens_of(client, model, prompt, salt=f"cold{number}") for number, prompt in enumerate(prompts)]
-        for _ in range(3):
-            for _ in range(2):
-                assert [tokens_of(client, model, prompt) for prompt in prompts] == cold
-            wait_until(lambda: names(group)[0] == names(group)[1] != set(), "it is written")
+        reused = 0
+        for _ in range(scaled(3)):
+            restarts = client.stats().group.restarts
+            with ThreadPoolExecutor(8) as threads:
+                chosen = [chance.randrange(len(prompts)) for _ in range(scaled(60))]
+                for number, answer in zip(
+                    chosen, threads.map(lambda at: tokens_of(client, model, prompts[at]), chosen), strict=True
+                ):
+                    assert answer == cold[number], f"SEED={seed} prompt {number}"
+                    if chance.random() < 0.03:
+                        client.invalidate_prefix(model, prompts[chance.randrange(len(prompts))][:48])
+            assert client.stats().group.restarts == restarts, f"SEED={seed}"
+            reused += client.stats().group.disk_tokens_reused
             group.restarted(client)
-        reused = client.stats().group.disk_tokens_reused
-        assert [tokens_of(client, model, prompt) for prompt in prompts] == cold
-        wait_until(lambda: client.stats().group.disk_tokens_reused > reused, "prefixes are restored")
+            wait_until(lambda: client.stats().group.disk_budget_bytes > 0, "the directories are open")
+        assert reused > 0
+    assert not [line for line in group.front.log() if line["event"] == "group_diverged"]
+    assert names(group)[0] == names(group)[1]
+
+
+def beginning_of(chance: random.Random) -> list[int]:
+    """Return a prompt; others begin with the same tokens, and go on otherwise."""
+    shared = [700 + chance.randrange(4)] * 16 * chance.randint(1, 12)
+    return [*shared, *(chance.randrange(1, 700) for _ in range(chance.randint(1, 160)))]
 
 
 def tokens_of(client: Client, model: str, prompt: list[int], **options: object) -> tuple[int, ...]:
