@@ -35,7 +35,7 @@ attacks: $(VENV)/.developed ## What an attacker or an unlucky machine does to a 
 	$(BIN)/python -m pytest tests/attacks -n 2 --dist loadfile
 
 group: $(VENV)/.developed ## Groups on loopback: random neighbours, ranks that die or stop, mlx-lm's own sharding
-	$(BIN)/python -m pytest -m slow tests/integration/test_group_slow.py
+	$(BIN)/python -m pytest -m slow tests/integration/test_group_slow.py tests/integration/test_group_disk_slow.py
 
 chaos: $(VENV)/.developed ## Random clients against a daemon that is killed all the time: MINUTES=5, SEED=
 	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from daemon.kv.disk.files import Files, Found
+from daemon.kv.disk.files import Files
+from daemon.kv.disk.found import Found
 from daemon.kv.disk.limits import Space
 from daemon.kv.disk.piece import Part, Piece
 from daemon.kv.keys import BLOCK_TOKENS

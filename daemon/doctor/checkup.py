@@ -24,5 +24,7 @@ def checkup(config: Config, system: System, service: Service, home: Path) -> Ite
     yield places.socket(config.socket)
     yield places.log_file(config.log_file)
     yield places.prefixes(config.kv_disk_folder, config.kv_disk_bytes)
+    if config.group_ranks or config.group_listen:
+        yield places.prefixes(config.kv_disk_group_folder, config.kv_disk_bytes, "prefixes of the group")
     yield from launchd.service(service, home)
     yield from trial(config.socket, system)

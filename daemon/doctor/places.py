@@ -56,15 +56,15 @@ def log_file(path: Path | None) -> Finding:
     return ok("log file", str(path))
 
 
-def prefixes(folder: Path, wanted: int | None) -> Finding:
+def prefixes(folder: Path, wanted: int | None, check: str = "prefixes on disk") -> Finding:
     """
     Check that the daemon can keep prefixes on the disk. Writes nothing.
 
     Args:
         folder: The directory.
         wanted: Most bytes; None for `auto`, 0 if the tier is off.
+        check: What is checked, in words.
     """
-    check = "prefixes on disk"
     if wanted == 0:
         return skipped(check, "kv_disk_mb is 0: cached prefixes do not outlive the engine")
     place = folder

@@ -32,6 +32,7 @@ from daemon.engine.calls.model_places import Places
 from daemon.engine.device import device_name, memory_size, working_set
 from daemon.engine.engine import Engine
 from daemon.engine.execution.runner import Runner
+from daemon.engine.group.disk import together
 from daemon.engine.group.ranks import Ranks, ShardedResolver
 from daemon.engine.memory.buffers import BufferCache
 from daemon.engine.memory.engine_memory import EngineMemory
@@ -109,7 +110,7 @@ def build_engine(
     limits = _model_limits(config, budget)
     models: Models = ModelCache(limits, loader.begin, ttl_clock, buffers.clear)
     background = Background(post, clock, WORKERS, ranks.answers if ranks else None)
-    disk = _disk_tier(config, prefixes, memory, background, clock, wall)
+    disk = _disk_tier(config, prefixes, memory, background, clock, ranks.wall if ranks else wall, ranks)
     memory.watch(models, runner, lambda: disk.staged)
     resolver = _resolver(config, digests, limits, ranks)
 
@@ -186,12 +187,15 @@ def _disk_tier(
     background: Background,
     clock: Callable[[], float],
     wall: Callable[[], float],
+    ranks: Ranks | None,
 ) -> DiskTier:
-    folder = config.kv_disk_folder
-    in_order = partial(_on_disk, background, repeat("writes"))
-    reads = partial(_on_disk, background, cycle(("reads", "more reads")))
-    work = DiskWork(Files(folder), Note(config.state_dir, folder), in_order, reads, clock, wall)
-    tier = DiskTier(work, config.kv_disk_bytes, prefixes, ArrayCodec(), clock, wall, memory.has_room)
+    folder, alone = config.kv_disk_folder, ranks is None
+    on_disk = partial(_on_disk, background) if ranks is None else partial(together, background, ranks.rank)
+    in_order = partial(on_disk, repeat("writes"))
+    reads = partial(on_disk, cycle(("reads", "more reads")))
+    files = Files(folder, ranks.part if ranks else "")
+    work = DiskWork(files, Note(config.state_dir, folder), in_order, reads, clock, wall)
+    tier = DiskTier(work, config.kv_disk_bytes, prefixes, ArrayCodec(), clock, wall, memory.has_room, alone=alone)
     if tier.enabled:
         prefixes.below = tier
     tier.begin()

@@ -220,8 +220,10 @@ class Daemon:
         from daemon.server.grpc_server import Server
 
         aliases = self._config.aliases
-        group = self._group.router if self._group is not None else None
-        routes = Routes(self._router, group, self._config.group_models, aliases)
+        routes = Routes(self._router, aliases=aliases)
+        if self._group is not None:
+            group = self._group
+            routes = Routes(self._router, group.router, self._config.group_models, aliases, group.note_invalidated)
         server = Server(routes, self._admission, self._callers, self._stats, self._cancelled, self._on_end, aliases)
         self._server = server
         await server.start(socket, serving=self._supervisor.serves)

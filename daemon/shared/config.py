@@ -123,8 +123,8 @@ class Config:
             "Most MiB of cached prefixes on the disk, or auto; 0 keeps none",
             whole_or_auto(0),
             "`auto` is 8 GiB or a twentieth of what is free, whichever is less. The last tenth of a disk stays free, "
-            "and at most twice this is written in a day. With 0 what is there is removed at the start. See [The disk "
-            "tier](kv-tier.md).",
+            "and at most twice this is written in a day. With 0 what is there is removed at the start. Models of a "
+            "group have a budget of their own, the smallest of all machines. See [The disk tier](kv-tier.md).",
             "MiB|auto",
         ),
     )
@@ -133,7 +133,8 @@ class Config:
         metadata=_about(
             "Directory for cached prefixes on the disk; empty is kv in state_dir",
             read_optional_path,
-            "It must be this user's alone (mode 0700), and is created so. One daemon uses it at a time.",
+            "It must be this user's alone (mode 0700), and is created so. One daemon uses it at a time. Parts of "
+            "models of a group lie in `group` below it.",
         ),
     )
     wire_weights: bool = field(
@@ -334,6 +335,11 @@ class Config:
     def kv_disk_folder(self) -> Path:
         """The directory of cached prefixes on the disk."""
         return self.kv_disk_dir or self.state_dir / "kv"
+
+    @property
+    def kv_disk_group_folder(self) -> Path:
+        """The directory of cached prefixes of models of a group: of this machine's parts of them."""
+        return self.kv_disk_folder / "group"
 
     def to_json(self) -> str:
         """Return all values as one line of JSON, for `config_sources.from_json` in another process."""

@@ -166,26 +166,30 @@ class GroupReadings(_message.Message):
     def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class GroupOutcome(_message.Message):
-    __slots__ = ("ticket", "fingerprint", "failure")
+    __slots__ = ("ticket", "fingerprint", "failure", "value")
     TICKET_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
     ticket: int
     fingerprint: bytes
     failure: Failure
-    def __init__(self, ticket: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+    value: bytes
+    def __init__(self, ticket: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., value: _Optional[bytes] = ...) -> None: ...
 
 class GroupMember(_message.Message):
-    __slots__ = ("limit_bytes", "memory_bytes", "ring", "jaccl")
+    __slots__ = ("limit_bytes", "memory_bytes", "ring", "jaccl", "kv_disk_bytes")
     LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     RING_FIELD_NUMBER: _ClassVar[int]
     JACCL_FIELD_NUMBER: _ClassVar[int]
+    KV_DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
     limit_bytes: int
     memory_bytes: int
     ring: str
     jaccl: bool
-    def __init__(self, limit_bytes: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., ring: _Optional[str] = ..., jaccl: bool = ...) -> None: ...
+    kv_disk_bytes: int
+    def __init__(self, limit_bytes: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., ring: _Optional[str] = ..., jaccl: bool = ..., kv_disk_bytes: _Optional[int] = ...) -> None: ...
 
 class GroupSetup(_message.Message):
     __slots__ = ("ring", "limit_bytes", "memory_bytes", "settings", "devices")

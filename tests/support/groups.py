@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,29 +54,33 @@ class RunningGroup:
 
     @classmethod
     def start(
-        cls, folder: Path, ranks: int = 2, roots: str = "", failpoints: str = "", **settings: str
+        cls, folder: Path, ranks: int = 2, roots: str = "", failpoints: str = "", kv_disk_mb: str = "0", **settings: str
     ) -> RunningGroup:
         """
         Start a group.
 
         Args:
-            folder: A folder of its own, with a short path.
+            folder: A folder of its own, with a short path; or that of a group that has ended, for the same ranks.
             ranks: How many.
             roots: Model roots of the others.
             failpoints: Those of the others.
+            kv_disk_mb: That of all ranks; "64,0" if the others have 0.
             settings: Keys of the daemon.
         """
+        disk, _, others_disk = kv_disk_mb.partition(",")
         key = write_key(folder / "key")
         others = []
         for rank in range(1, ranks):
             home = folder / str(rank)
-            home.mkdir()
+            home.mkdir(exist_ok=True)
+            (home / "daemon.log").unlink(missing_ok=True)
             # Port 0: the system chooses one that is free, and the log tells which.
-            others.append(join(home, "127.0.0.1:0", key, model_roots=roots, test_failpoints=failpoints))
+            own = {"model_roots": roots, "test_failpoints": failpoints, "kv_disk_mb": others_disk or disk}
+            others.append(join(home, "127.0.0.1:0", key, **own))
         addresses = [address_of(other) for other in others]
         home = folder / "0"
-        home.mkdir()
-        settings = {"group_key_file": str(key), "kv_disk_mb": "0", **settings}
+        home.mkdir(exist_ok=True)
+        settings = {"group_key_file": str(key), "kv_disk_mb": disk, **settings}
         front = RunningDaemon.start(home, None, group_ranks=",".join(["127.0.0.1", *addresses]), **settings)
         return cls(front, others)
 
@@ -87,6 +93,21 @@ class RunningGroup:
         parent = self.others[rank - 1].process.pid
         wait_until(lambda: bool(child_engines(parent)), "a rank has an engine")
         return child_engines(parent)[-1]
+
+    def pieces(self, rank: int) -> dict[str, Path]:
+        """Return the files of a rank's disk tier for models of the group, by name."""
+        return {path.name: path for path in (self.folder_of(rank) / "kv" / "group").glob("*.kv")}
+
+    def folder_of(self, rank: int) -> Path:
+        """Return the folder of a rank."""
+        return (self.front, *self.others)[rank].folder
+
+    def restarted(self, client: Client) -> None:
+        """Kill the engine of a rank, so that all ranks lose what they have in memory, and wait until all are back."""
+        restarts = client.stats().group.restarts
+        os.kill(self.engine_of(1), signal.SIGKILL)
+        wait_until(lambda: client.stats().group.restarts > restarts, "the group notices")
+        self.ready(client)
 
     def stop(self) -> None:
         """End all processes."""

@@ -41,6 +41,10 @@ class GroupStats:
         used_bytes: Bytes of weights, prefixes and requests in the engine of each rank.
         decoding: Requests that generate, each of their samples counted.
         generated_tokens: Tokens generated since it was started.
+        disk_bytes: Bytes of KV of its models on the disk of each rank.
+        disk_budget_bytes: Most of them, by the smallest rank; 0 without a disk tier, or if a directory cannot be used.
+        disk_tokens_reused: Tokens that were reused from the disks since it was started.
+        disk_faults: Faults of the ranks' disks since then. Each cost time: what was there was computed.
     """
 
     state: str = "unspecified"
@@ -53,3 +57,7 @@ class GroupStats:
     used_bytes: int = 0
     decoding: int = 0
     generated_tokens: int = 0
+    disk_bytes: int = 0
+    disk_budget_bytes: int = 0
+    disk_tokens_reused: int = 0
+    disk_faults: int = 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import click
@@ -29,6 +31,7 @@ class Kept:
 
     Attributes:
         model: The name that it was asked for by; empty for files that are damaged.
+        part: Which part of the model they are of, if it runs on a group of machines; empty if of all.
         tokens: Tokens of all its blocks.
         bytes: Bytes of its files.
         files: How many files.
@@ -36,6 +39,7 @@ class Kept:
     """
 
     model: str
+    part: str = ""
     tokens: int = 0
     bytes: int = 0
     files: int = 0
@@ -55,17 +59,21 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print it as JSON."
 @pass_session
 def ls(session: Session, /, as_json: bool) -> None:
     """List what is on the disk, by model."""
-    files = _files(session)
-    kept = sorted(_by_model(files), key=lambda each: each.used)
-    notes = [*_small(session, files, sum(each.bytes for each in kept)), *_no_pieces(files).values()]
+    places = _places(session)
+    listed = [sorted(_by_model(files), key=lambda each: each.used) for files in places]
+    kept, sizes = [*chain(*listed)], [sum(each.bytes for each in of) for of in listed]
+    notes = [*_small(session, places[0], sizes[0]), *chain(*(_no_pieces(files).values() for files in places))]
     if as_json:
-        return print_json({"directory": str(files.folder), "models": [asdict(each) for each in kept], "notes": notes})
+        directory = str(places[0].folder)
+        return print_json({"directory": directory, "models": [asdict(each) for each in kept], "notes": notes})
     if not kept:
-        click.echo(f"No prefix is on the disk, in {files.folder}.")
+        click.echo(f"No prefix is on the disk, in {places[0].folder}.")
         return _echo(notes)
-    rows = [[each.model or "(damaged)", count(each.tokens, "token"), size(each.bytes), _ago(each)] for each in kept]
+    rows = [[_name(each), count(each.tokens, "token"), size(each.bytes), _ago(each)] for each in kept]
     table(["MODEL", "PREFIXES", "SIZE", "LAST USED"], rows)
-    click.echo(f"{size(sum(each.bytes for each in kept))} in {files.folder}")
+    for files, nbytes, of in zip(places, sizes, listed, strict=True):
+        if of:
+            click.echo(f"{size(nbytes)} in {files.folder}")
     return _echo(notes)
 
 
@@ -74,22 +82,27 @@ def ls(session: Session, /, as_json: bool) -> None:
 @pass_session
 def verify(session: Session, /, as_json: bool) -> None:
     """Read every byte on the disk, and compare it with its checksum. Nothing is changed."""
-    files = _files(session)
-    others = _no_pieces(files)
-    checked = {
-        name: piece is not None and _is_sound(files, piece) for name, piece, _ in _look(files) if name not in others
-    }
-    damaged = sorted(name for name, sound in checked.items() if not sound)
+    checked: dict[Path, bool] = {}
+    notes: list[str] = []
+    for files in _places(session):
+        others = _no_pieces(files)
+        notes += others.values()
+        checked |= {
+            files.folder / name: piece is not None and _is_sound(files, piece)
+            for name, piece, _ in _look(files)
+            if name not in others
+        }
+    damaged = sorted(path for path, sound in checked.items() if not sound)
     if as_json:
-        print_json({"files": len(checked), "damaged": damaged, "notes": [*others.values()]})
+        print_json({"files": len(checked), "damaged": [path.name for path in damaged], "notes": notes})
     else:
         click.echo(f"{count(len(checked), 'file')} checked, {len(damaged) or 'none'} damaged.")
-        for name in damaged:
-            click.echo(f"  {files.folder / name}")
+        for path in damaged:
+            click.echo(f"  {path}")
         if damaged:
             click.echo("The daemon removes damaged files by itself, and computes their prompts again.")
-        _echo(others.values())
-    if damaged or others:
+        _echo(notes)
+    if damaged or notes:
         raise click.exceptions.Exit(1)
 
 
@@ -105,17 +118,17 @@ def rm(session: Session, /, model: str | None, everything: bool, yes: bool, as_j
         raise click.UsageError("Name a MODEL or give --all.")
     if not (yes or stdin_is_terminal()):
         raise click.UsageError("Without a terminal it cannot ask; give --yes.")
-    files = _files(session)
-    nbytes = _kept(files, model)
+    places = _places(session)
+    nbytes = _kept(places, model)
     agreed = yes or _agreed(model, nbytes)
     if agreed:
-        _drop(session, files, model)
-    left = _kept(files, model) if nbytes else 0
-    notes = [*_no_pieces(files).values()]
+        _drop(session, places, model)
+    left = _kept(places, model) if nbytes else 0
+    notes = [*chain(*(_no_pieces(files).values() for files in places))]
     if as_json:
         return print_json({"model": model, "dropped": agreed, "bytes": nbytes, "bytes_left": left, "notes": notes})
     _echo(notes if agreed else ())
-    return _tell_dropped(files, model, nbytes, left) if agreed else None
+    return _tell_dropped(places[0], model, nbytes, left) if agreed else None
 
 
 def _agreed(model: str | None, nbytes: int) -> bool:
@@ -126,8 +139,8 @@ def _agreed(model: str | None, nbytes: int) -> bool:
     return False
 
 
-def _drop(session: Session, files: Files, model: str | None) -> None:
-    """Have the daemon drop prefixes; without one, remove them from the disk."""
+def _drop(session: Session, places: Sequence[Files], model: str | None) -> None:
+    """Have the daemon drop prefixes; remove those from the disk that no engine uses."""
     try:
         with session.client() as client:
             if model is None:
@@ -135,7 +148,11 @@ def _drop(session: Session, files: Files, model: str | None) -> None:
             else:
                 client.invalidate_model(model, weights=False)
     except DaemonNotRunning:
-        _remove(files, model)
+        for files in places:
+            _remove(files, model)
+    else:
+        for files in places[1:]:  # of a group that may be no more
+            _remove(files, model, if_unused=True)
 
 
 def _tell_dropped(files: Files, model: str | None, nbytes: int, left: int) -> None:
@@ -150,10 +167,12 @@ def _tell_dropped(files: Files, model: str | None, nbytes: int, left: int) -> No
     )
 
 
-def _files(session: Session) -> Files:
+def _places(session: Session) -> list[Files]:
+    """Return the directory of whole models, and that of parts if this machine has some of a group."""
     from daemon.kv.disk.files import Files
 
-    return Files(session.config().kv_disk_folder)
+    own, group = session.config().kv_disk_folder, session.config().kv_disk_group_folder
+    return [Files(own), *([Files(group)] if os.path.isdir(group) else [])]
 
 
 def _look(files: Files) -> Iterator[tuple[str, Piece | None, float]]:
@@ -168,14 +187,14 @@ def _look(files: Files) -> Iterator[tuple[str, Piece | None, float]]:
 def _by_model(files: Files) -> Iterator[Kept]:
     from daemon.kv.keys import BLOCK_TOKENS
 
-    found: dict[str, Kept] = {}
+    found: dict[tuple[str, str], Kept] = {}
     now = time.time()
     others = _no_pieces(files)
     for name, piece, used in _look(files):
         if name in others:
             continue
-        model = printable(piece.model) if piece is not None else ""
-        kept = found.setdefault(model, Kept(model))
+        model, part = (printable(piece.model), printable(piece.part)) if piece is not None else ("", "")
+        kept = found.setdefault((model, part), Kept(model, part))
         kept.files += 1
         kept.bytes += piece.nbytes if piece is not None else _bytes_of(files.folder / name)
         kept.tokens += BLOCK_TOKENS * len(piece.hashes) if piece is not None else 0
@@ -211,9 +230,10 @@ def _echo(notes: Iterable[str]) -> None:
         click.echo(note)
 
 
-def _kept(files: Files, model: str | None) -> int:
+def _kept(places: Iterable[Files], model: str | None) -> int:
     """Return the bytes on the disk of a model, or of all."""
-    return sum(each.bytes for each in _by_model(files) if model is None or each.model == model)
+    every = chain(*(_by_model(files) for files in places))
+    return sum(each.bytes for each in every if model is None or each.model == model)
 
 
 def _bytes_of(path: Path) -> int:
@@ -221,6 +241,10 @@ def _bytes_of(path: Path) -> int:
         return path.lstat().st_size
     except OSError:
         return 0
+
+
+def _name(kept: Kept) -> str:
+    return f"{kept.model} ({kept.part})" if kept.part else kept.model or "(damaged)"
 
 
 def _ago(kept: Kept) -> str:
@@ -239,8 +263,10 @@ def _is_sound(files: Files, piece: Piece) -> bool:
     return True
 
 
-def _remove(files: Files, model: str | None) -> None:
-    """Remove files while no daemon runs."""
+def _remove(files: Files, model: str | None, *, if_unused: bool = False) -> None:
+    """Remove files while no engine uses them; if one does and `if_unused`, leave them to it."""
+    from daemon.kv.disk.files import UnusableError
+
     if not files.folder.is_dir():
         return
     try:
@@ -253,6 +279,8 @@ def _remove(files: Files, model: str | None) -> None:
         ]
         files.remove(names, lasting=True)
     except OSError as error:
+        if if_unused and isinstance(error, UnusableError):
+            return
         raise click.ClickException(f"{files.folder}: {error.strerror or error}") from None
     finally:
         files.close()

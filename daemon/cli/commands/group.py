@@ -13,7 +13,7 @@ import click
 
 from daemon.cli.output.formatting import examples, print_json, printable, table
 from daemon.cli.session import Session, knows_socket, pass_session
-from daemon.shared.wording import size
+from daemon.shared.wording import count, size
 
 if TYPE_CHECKING:
     from daemon.server.group.models import Compared
@@ -71,6 +71,16 @@ def _show_group(group: GroupStats) -> None:
         click.echo(f"{printable(group.problem)}.")
     for model in group.models:
         click.echo(f"{model.info.model}: {size(model.info.size_bytes)} on each machine")
+    if group.disk_budget_bytes:
+        click.echo(
+            f"Prefixes on the disk of each machine: {size(group.disk_bytes)} of {size(group.disk_budget_bytes)}, "
+            f"{count(group.disk_tokens_reused, 'token')} reused from there"
+        )
+    elif group.state == "ready":
+        click.echo(
+            "Prefixes on the disk of each machine: none. All need a kv_disk_mb above 0, and a directory that can be "
+            "used; the log says what is missing (group_kv_disk_off, kv_disk_unusable)."
+        )
 
 
 @command.command("test", epilog=examples("mlx-sidecar group test"))

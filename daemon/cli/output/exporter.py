@@ -29,7 +29,7 @@ _GAUGES = {
         *("active_bytes", "cache_bytes", "peak_bytes", "weights_bytes", "trie_bytes", "live_kv_bytes"),
         *("headroom_bytes", "limit_bytes"),
     ),
-    "group": ("limit_bytes", "used_bytes", "decoding"),
+    "group": ("limit_bytes", "used_bytes", "decoding", "disk_bytes", "disk_budget_bytes"),
 }
 _COUNTERS = {
     "model_cache": ("total_hits", "total_misses", "evictions"),
@@ -40,7 +40,7 @@ _COUNTERS = {
         *("tokens_shared", "shared_copied_tokens"),
     ),
     "engine": ("restarts", "prompt_tokens", "generated_tokens", "rejected", "cancelled"),
-    "group": ("restarts", "generated_tokens"),
+    "group": ("restarts", "generated_tokens", "disk_tokens_reused", "disk_faults"),
 }
 _SECONDS = {"uptime", "step_age", "step_time_p50", "step_time_p99", "token_gap_p50", "token_gap_p99"}
 

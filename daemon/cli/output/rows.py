@@ -126,7 +126,8 @@ def _ranks(group: GroupStats) -> list[str]:
     if not group.ranks:
         return []
     missing = [f"rank {rank.rank} ({rank.address}) {printable(rank.problem)}" for rank in group.ranks if rank.problem]
-    return [f"group of {len(group.ranks)} {group.state}, {group.decoding} decode", *missing]
+    disk = f", {size(group.disk_bytes)} of {size(group.disk_budget_bytes)} on each disk" * bool(group.disk_budget_bytes)
+    return [f"group of {len(group.ranks)} {group.state}, {group.decoding} decode{disk}", *missing]
 
 
 def _misses(cache: PrefixCacheStats) -> list[str]:

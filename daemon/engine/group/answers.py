@@ -3,7 +3,8 @@ Results of work off the MLX thread, such as lookups and tokenising, as all ranks
 
 Each rank does the work itself, with its own files. When it is done everywhere, the first rank says so, and all ranks
 act on it at the same place of the tape. If it failed at one rank it has failed. If results differ that must not, such
-as the content of a model, it has failed as well.
+as the content of a model, it has failed as well. Where each rank has a result of its own, such as what lies on its
+disk, all act on what they have in common.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 from daemon.cache.identity import ModelSource
 from daemon.engine.background.answers import Act, Answers, Fail
 from daemon.engine.group.connection import Connection
 from daemon.engine.group.digest import RANK
+from daemon.engine.group.disk import Local
 from daemon.engine.prompt.embedding import PreparedTexts
 from daemon.engine.prompt.preparation import PreparedRequest
+from daemon.kv.disk.agreement import DifferError, merged
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.failures import error_of, failure_of
 from daemon.v1 import ipc_pb2 as ipc
@@ -34,11 +38,13 @@ class _Work:
         fail: Takes its error.
         over: Whether no call waits for it any more.
         act: Acts on its result; None before it has one.
+        local: Its result, if each rank has its own.
     """
 
     fail: Fail
     over: Callable[[], bool]
     act: Act | None = None
+    local: Local[Any] | None = None
 
 
 class RankAnswers(Answers):
@@ -72,10 +78,13 @@ class RankAnswers(Answers):
 
     def done(self, ticket: int, act: Act, result: object) -> None:
         """Note a result."""
+        local = result if isinstance(result, Local) else None
         with self._lock:
             if ticket in self._work:
                 self._work[ticket].act = act
-        self._report(ipc.GroupOutcome(ticket=ticket, fingerprint=fingerprint(result)))
+                self._work[ticket].local = local
+        value = b"" if local is None else local.told
+        self._report(ipc.GroupOutcome(ticket=ticket, fingerprint=fingerprint(result), value=value))
 
     def failed(self, ticket: int, fail: Fail, error: SidecarError) -> None:
         """Note an error."""
@@ -90,6 +99,8 @@ class RankAnswers(Answers):
         if outcome.HasField("failure"):
             work.fail(error_of(outcome.failure))
         elif work.act is not None:
+            if work.local is not None:
+                work.local.settle(outcome.value)
             work.act()
 
 
@@ -130,7 +141,14 @@ class FirstAnswers(RankAnswers):
         for rank, outcome in sorted(reports.items()):
             if outcome.fingerprint != reports[0].fingerprint:
                 return ipc.GroupOutcome(ticket=ticket, failure=failure_of(_differs(self._others[rank - 1].name, rank)))
-        return ipc.GroupOutcome(ticket=ticket)
+        values = [outcome.value for _, outcome in sorted(reports.items())]
+        if not any(values):
+            return ipc.GroupOutcome(ticket=ticket)
+        try:
+            return ipc.GroupOutcome(ticket=ticket, value=merged(values))
+        except DifferError as error:
+            differ = SidecarError(Reason.MACHINE_FAULT, str(error), metadata={RANK: "0"})
+            return ipc.GroupOutcome(ticket=ticket, failure=failure_of(differ))
 
 
 def _differs(name: str, rank: int) -> SidecarError:

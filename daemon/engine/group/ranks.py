@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 from daemon.cache.digests import TakesLong
@@ -19,6 +20,7 @@ class Ranks:
     The ranks that compute with an engine.
 
     Attributes:
+        rank: The number of this one.
         count: How many there are.
         limit_bytes: Most bytes of weights, prefixes and requests: those of the smallest rank.
         memory_bytes: Bytes of memory of the smallest machine.
@@ -26,8 +28,10 @@ class Ranks:
         own_clock: Seconds of this rank's own clock, for what decides nothing that ranks must agree on.
         aside: Returns a function with readings of this rank alone.
         shard: Which part of a model this rank loads.
+        wall: Seconds since 1970, which may jump.
     """
 
+    rank: int
     count: int
     limit_bytes: int
     memory_bytes: int
@@ -35,6 +39,12 @@ class Ranks:
     own_clock: Callable[[], float]
     aside: Callable[[Callable[[], Any]], Callable[[], Any]]
     shard: Shard
+    wall: Callable[[], float]
+
+    @property
+    def part(self) -> str:
+        """Which part of models the pieces on its disk are of. What a part has is decided by mlx-lm."""
+        return f"rank {self.rank} of {self.count}, mlx-lm {version('mlx-lm')}"
 
 
 class ShardedResolver(Resolver):

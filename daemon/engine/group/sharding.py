@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 from zlib import crc32
 
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
-from daemon.cache.identity import ModelSource
+from daemon.cache.identity import ModelKey, ModelSource
 from daemon.cache.mlx.load_errors import load_errors
 from daemon.engine.group.digest import RANK
 from daemon.kv.mlx.layout import Layout
@@ -42,6 +43,7 @@ class Sharding:
         self._group = group
         self._models = models
         self._trouble = trouble
+        self._cuts: dict[ModelKey, str] = {}
 
     def cut(self, source: ModelSource, model: Any) -> None:
         """
@@ -56,7 +58,8 @@ class Sharding:
         no_tensor = self._no_tensor(source, model)
         if how == TENSOR and no_tensor:
             raise _unsupported(source, no_tensor)
-        if not no_tensor and how != PIPELINE:
+        self._cuts[source.key] = PIPELINE if no_tensor or how == PIPELINE else TENSOR
+        if self._cuts[source.key] == TENSOR:
             model.shard(self._group)
             return
         if no_pipeline := self._no_pipeline(model):
@@ -118,13 +121,15 @@ class Sharding:
         """
         Compare how the ranks keep the KV of their layers, and return how all bill it: as the rank with the most layers.
 
+        Its signature names the cut: parts of one cut are nothing to another one, or to the whole model.
+
         Raises:
             SidecarError: MODEL_UNSUPPORTED on all ranks, if their layers are of different kinds.
         """
-        if self._same(layout.signature):
-            return layout
-        self._one_kind(source, layout.kind)
-        return layout.billed_as(self.most(len(layout.shapes)))
+        if not self._same(layout.signature):
+            self._one_kind(source, layout.kind)
+            layout = layout.billed_as(self.most(len(layout.shapes)))
+        return replace(layout, signature=f"{self._cuts[source.key]} {self._group.size()}: {layout.signature}")
 
     def _same(self, text: str) -> bool:
         """Return whether a text is the same on all ranks, which ask at the same place."""

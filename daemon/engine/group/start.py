@@ -6,9 +6,10 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import mlx.core as mx
 import structlog
@@ -20,6 +21,7 @@ from daemon.engine.group import backends
 from daemon.engine.group.answers import FirstAnswers, RankAnswers
 from daemon.engine.group.connection import Connection
 from daemon.engine.group.digest import DigestingWire, NoWire
+from daemon.engine.group.disk import least_wanted
 from daemon.engine.group.lockstep import Lockstep
 from daemon.engine.group.ranks import Ranks
 from daemon.engine.group.sharding import Sharding
@@ -36,11 +38,13 @@ from daemon.v1 import ipc_pb2 as ipc
 
 _SETTINGS = (
     "max_models", "model_ttl", "evict_on_memory_pressure", "kv_cache_mb", "max_cache_blocks", "min_prefix_len",
-    "warmup_tokens", "max_batch", "group_models",
+    "warmup_tokens", "max_batch", "group_models", "kv_disk_mb",
 )  # fmt: skip
-"""Keys of the configuration that decisions depend on; each rank uses the values of the first."""
+"""Keys of the configuration that decisions depend on; each rank uses the values that the first tells."""
 _KNOWN_SECONDS = 1.0
 """Time in which a connection notices that its other side is gone."""
+_AUTO = -1
+"""The budget of a disk tier that the disk decides, as a rank tells it."""
 GONE_STATUS = 3
 """Exit status of a rank when its group has ended."""
 
@@ -184,6 +188,7 @@ class Rank:
         setup = self._setup
         settings = settings_of(setup.settings)
         ranks = Ranks(
+            rank=self._rank,
             count=len(setup.ring),
             limit_bytes=setup.limit_bytes,
             memory_bytes=setup.memory_bytes,
@@ -191,10 +196,11 @@ class Rank:
             own_clock=self._clock,
             aside=tape.aside,
             shard=Sharding(self._group, settings["group_models"], trouble),
+            wall=tape.reader(time.time),
         )
-        folder = self._config.state_dir / "group"
+        folder = self._config.kv_disk_group_folder
         weights = setup.limit_bytes >> 20
-        config = replace(self._config, **settings, model_cache_mb=weights, kv_disk_mb=0, kv_disk_dir=folder)
+        config = replace(self._config, **settings, model_cache_mb=weights, kv_disk_dir=folder)
         tape.begin()
         try:
             return build_engine(
@@ -217,6 +223,7 @@ class Rank:
             memory_bytes=memory_size(),
             ring=_free_address(self._address),
             jaccl=backends.has_jaccl(),
+            kv_disk_bytes=_AUTO if self._config.kv_disk_bytes is None else self._config.kv_disk_bytes,
         )
         if self._rank:
             (first,) = self._others
@@ -227,12 +234,21 @@ class Rank:
             ring=[one.ring for one in members],
             limit_bytes=min(one.limit_bytes for one in members),
             memory_bytes=min(one.memory_bytes for one in members),
-            settings=told_settings(self._config),
+            settings=told_settings(replace(self._config, kv_disk_mb=self._kv_disk_mb(members))),
             devices=self._devices(members),
         )
         for other in self._others:
             other.send(ipc.GroupFrame(setup=setup))
         return setup
+
+    def _kv_disk_mb(self, members: Sequence[ipc.GroupMember]) -> int | Literal["auto"]:
+        """Return the budget of each rank's disk tier, in MiB: the smallest of all."""
+        wanted = [None if one.kv_disk_bytes == _AUTO else one.kv_disk_bytes for one in members]
+        for rank, nbytes in enumerate(wanted):
+            if nbytes == 0 and any(each != 0 for each in wanted):
+                log.warning("group_kv_disk_off", rank=rank)
+        least = least_wanted(wanted)
+        return "auto" if least is None else least >> 20
 
     def _devices(self, members: Sequence[ipc.GroupMember]) -> str:
         """Return the devices by which the ranks are joined; empty for MLX's ring."""

@@ -14,7 +14,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
 from daemon.kv.disk.buffers import ReadBuffers
@@ -28,6 +28,7 @@ from daemon.kv.disk.format import (
     encode_index,
     header_length,
 )
+from daemon.kv.disk.found import Found
 from daemon.kv.disk.limits import RESERVE, Space
 from daemon.kv.disk.note import sync
 from daemon.kv.disk.piece import SUFFIX, Part, Piece
@@ -51,42 +52,23 @@ def _new(nbytes: int) -> memoryview:
     return memoryview(bytearray(nbytes))
 
 
-@dataclass(slots=True)
-class Found:
-    """
-    What a scan found.
-
-    Attributes:
-        pieces: The pieces, and when each was last used, in seconds since 1970.
-        hours: Bytes written by the hour, see `WriteLimit`.
-        space: The disk.
-        removed: Files that were removed because they are damaged or old.
-        read: Headers that were read because the index did not have them.
-        trouble: Why a file could not be opened, the first that could not; None if all could.
-    """
-
-    pieces: list[tuple[Piece, float]] = field(default_factory=list)
-    hours: list[list[int]] = field(default_factory=list)
-    space: Space = field(default_factory=lambda: Space(0, 0))
-    removed: int = 0
-    read: int = 0
-    trouble: OSError | None = None
-
-
 class Files:
     """
     One directory with the files of a disk tier.
 
     Args:
         folder: The directory; it is created if it is missing.
+        part: Which part of a model its pieces are of, in a group; pieces of another part are removed. Empty for whole
+            models.
 
     Attributes:
         buffers: What pieces are read into.
         left: Names of files that the last scan could not open, with their bytes; they count against the budget.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, part: str = "") -> None:
         self.folder = folder
+        self._part = part
         self.buffers = ReadBuffers()
         self.left: dict[str, int] = {}
         self._lock: int | None = None
@@ -101,7 +83,8 @@ class Files:
         """
         if self._lock is not None:
             return
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        # It may be the directory of another tier, which must be private too.
+        self.folder.parent.mkdir(0o700, parents=True, exist_ok=True)
         with suppress(FileExistsError):
             self.folder.mkdir(0o700)
         about = self.folder.lstat()
@@ -148,7 +131,7 @@ class Files:
                     found.removed += self._discard(item.name)
                 elif item.name.endswith(SUFFIX):
                     self._look(item, known, found, now)
-        found.space = self.space()
+        found.left, found.space = list(self.left), self.space()
         return found
 
     def look(self) -> Iterator[tuple[str, Piece | None, float]]:
@@ -183,7 +166,7 @@ class Files:
         Raises:
             OSError: If the disk is full or fails; nothing is left of it.
         """
-        header = encode_header(piece, parts)
+        header = encode_header(self._own(piece), parts)
         size = len(header) + sum(len(part.data) for part in parts)
         space = self.space()
         if space.free - size < space.total // RESERVE:
@@ -208,7 +191,8 @@ class Files:
         """
         data = self._whole(piece.name, piece.nbytes, self.buffers.take)
         header = decode_header(bytes(data[: header_length(bytes(data[:FIRST_BYTES]))]), len(data))
-        if header.piece.name != piece.name or header.piece.hashes != piece.hashes:
+        told = header.piece
+        if (told.name, told.hashes, told.part) != (piece.name, piece.hashes, piece.part or self._part):
             raise DamagedError("another piece")
         failpoint("disk.read")
         return decode_parts(header, data)
@@ -239,7 +223,7 @@ class Files:
         Raises:
             OSError: If the disk is full or fails; the old one stays.
         """
-        data = encode_index(pieces, hours)
+        data = encode_index(map(self._own, pieces), hours)
         with self._published(INDEX) as file:
             failpoint("disk.index")
             _write(file, data)
@@ -286,6 +270,8 @@ class Files:
                 found.read += 1
                 if piece.name != item.name:
                     raise DamagedError("a piece under another name")
+            if piece.part != self._part:
+                raise DamagedError("a piece of another part of the model")
         except DamagedError:
             found.removed += self._discard(item.name)
             return
@@ -296,6 +282,9 @@ class Files:
             found.trouble = found.trouble or error
             return
         found.pieces.append((piece, min(about.st_mtime, now)))
+
+    def _own(self, piece: Piece) -> Piece:
+        return replace(piece, part=self._part) if self._part else piece
 
     def _piece(self, name: str, size: int) -> Piece:
         with self._opened(name) as file:

@@ -29,6 +29,15 @@ _DIGEST = hashlib.sha256().digest_size
 MOST_HEADER = 64 << 20
 """Bytes of the longest header that is read; longer ones are damaged."""
 
+HEAD_BYTES = 1024
+NAME_BYTES = 6
+PART_HEAD_BYTES = 512
+HASH_TEXT_BYTES = 128
+"""
+Most bytes of a header: of its fixed facts, and for each character of the model's name, each part and each block. The
+writer tells the true size.
+"""
+
 
 class DamagedError(ValueError):
     """A file is not what it should be: torn, changed, or of another format."""
@@ -56,6 +65,11 @@ def encode_header(piece: Piece, parts: Sequence[Part]) -> bytes:
     body = json.dumps({**_facts(piece), "parts": told}, separators=(",", ":")).encode()
     head = (TAIL_MAGIC if piece.tail else MAGIC) + _LENGTH.pack(len(body)) + body
     return head + hashlib.sha256(head).digest()
+
+
+def most_header(piece: Piece, parts: int) -> int:
+    """Return the most bytes that the header of a piece with so many parts can have."""
+    return HEAD_BYTES + NAME_BYTES * len(piece.model) + PART_HEAD_BYTES * parts + HASH_TEXT_BYTES * len(piece.hashes)
 
 
 def header_length(first: bytes | bytearray) -> int:
@@ -159,6 +173,7 @@ def _facts(piece: Piece) -> dict[str, Any]:
         "anywhere": piece.anywhere,
         "nbytes": piece.nbytes,
         **({"tail": piece.tail.hex()} if piece.tail else {}),
+        **({"part": piece.part} if piece.part else {}),
     }
 
 
@@ -170,6 +185,7 @@ def _piece(facts: dict[str, Any]) -> Piece:
     return Piece(
         str(facts["namespace"]), str(facts["model"]), int(facts["start"]), bytes.fromhex(facts["parent"]), cut,
         bool(facts["anywhere"]), int(facts["nbytes"]), bytes.fromhex(facts.get("tail", "")),
+        str(facts.get("part", "")),
     )  # fmt: skip
 
 

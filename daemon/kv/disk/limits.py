@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 HOUR = 3600
@@ -50,6 +50,14 @@ def budget(wanted: int | None, used: int, space: Space) -> int:
     return max(0, min(most, reach - space.total // RESERVE))
 
 
+def least(spaces: Sequence[Space]) -> Space:
+    """Return a disk that leaves to each budget what the smallest of some disks leaves to it."""
+    free = min(space.free for space in spaces)
+    # Less than nothing may be left above the reserve; budgets count what they use back in.
+    above = min(space.free - space.total // RESERVE for space in spaces)
+    return Space((free - above) * RESERVE, free)
+
+
 @dataclass(slots=True)
 class WriteLimit:
     """
@@ -67,6 +75,15 @@ class WriteLimit:
     def of(cls, pairs: Sequence[Sequence[int]]) -> WriteLimit:
         """Return what `pairs` of hours and bytes say."""
         return cls({int(hour): int(nbytes) for hour, nbytes in pairs})
+
+    @classmethod
+    def of_all(cls, limits: Iterable[Sequence[Sequence[int]]]) -> WriteLimit:
+        """Return the limit that allows no more than each of some, as `pairs` of each."""
+        hours: dict[int, int] = {}
+        for pairs in limits:
+            for hour, nbytes in pairs:
+                hours[hour] = max(nbytes, hours.get(hour, 0))
+        return cls(hours)
 
     @property
     def pairs(self) -> list[list[int]]:

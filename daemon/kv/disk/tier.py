@@ -19,7 +19,8 @@ from functools import partial
 
 from daemon.kv.disk.catalog import Catalog, Entry
 from daemon.kv.disk.codec import Codec
-from daemon.kv.disk.files import Found
+from daemon.kv.disk.format import most_header
+from daemon.kv.disk.found import Found
 from daemon.kv.disk.limits import Space, WriteLimit, budget
 from daemon.kv.disk.piece import Part, Piece, chain
 from daemon.kv.disk.reads import Parts, Reads
@@ -45,15 +46,6 @@ REST_SECONDS = 5.0
 MOST_FORGOTTEN = 1024
 """Invalidations that are noted while the directory cannot be used; after more, all that it has goes."""
 
-HEAD_BYTES = 1024
-NAME_BYTES = 6
-PART_HEAD_BYTES = 512
-HASH_TEXT_BYTES = 128
-"""
-Most bytes of a header: of its fixed facts, and for each character of the model's name, each part and each block. The
-writer tells the true size.
-"""
-
 
 class DiskTier:
     """
@@ -67,6 +59,7 @@ class DiskTier:
         clock: Seconds that never go back.
         wall: Seconds since 1970, which may jump.
         has_room: Tells whether so many bytes of memory are free, or can be made free.
+        alone: Whether no other rank does the same. A fault on the MLX thread of one rank must not pass for less KV.
 
     Attributes:
         work: The work of the disk's threads.
@@ -91,8 +84,11 @@ class DiskTier:
         clock: Callable[[], float],
         wall: Callable[[], float],
         has_room: Callable[[int], bool] = lambda nbytes: True,
+        *,
+        alone: bool = True,
     ) -> None:
         self.work = work
+        self._alone = alone
         self.open = False
         self.opening = False
         self.catalog = Catalog()
@@ -157,7 +153,7 @@ class DiskTier:
             try:
                 self.writer.step()
             except Exception as error:
-                self.work.told("encode", error)
+                self._failed("encode", error)
                 self.writer.clear()
 
     def tick(self) -> None:
@@ -185,9 +181,13 @@ class DiskTier:
         self.writer.knows(namespace, spec, model)
 
     def namespace_of(self, model: str, salt: str) -> str:
-        """Return the namespace on the disk of a model's content and a salt, with the most pieces; empty if none."""
+        """
+        Return the namespace on the disk of a model's content and a salt; empty if there is none.
+
+        Of several, it is one that requests had, as a group may have cut the model otherwise before; then the largest.
+        """
         names = self.catalog.salted(model, salt_partition(salt))
-        return max(names, key=self.catalog.pieces_in, default="")
+        return max(names, key=lambda name: (bool(self.writer.spec(name)), self.catalog.pieces_in(name)), default="")
 
     def restorable(self, namespace: str, path: Sequence[Node], packed: bytes) -> int:
         """Return after how many tokens of a prompt with this path in memory a request can go on."""
@@ -241,18 +241,24 @@ class DiskTier:
         try:
             restore.step()
         except Exception as error:
-            self.work.told("restore", error)
+            self._failed("restore", error)
             restore.close()
         if restore in self.restores:  # the others have the next turns
             self.restores.append(self.restores.pop(self.restores.index(restore)))
 
-    def _has_opened(self, found: Found | Exception, noted: bool) -> None:
+    def _failed(self, kind: str, error: Exception) -> None:
+        """Note a fault of the MLX thread. Unless it lies in what a file holds, other ranks may not have it."""
+        self.work.told(kind, error)
+        if not (self._alone or isinstance(error, ValueError)):
+            raise error
+
+    def _has_opened(self, found: Found | Exception) -> None:
         self.opening = False
         if not isinstance(found, Exception):
             self.open, self._space = True, found.space
             self._writes = WriteLimit.of(found.hours)
-            self._remove(self.catalog.fill(found.pieces))
-            self._forget_noted(noted)
+            self._remove([*self.catalog.fill(found.pieces), *found.orphans])
+            self._forget_noted(found.noted)
             self._remove(self.catalog.shrink(self.budget))
             self.work.warn_if_small(self._wanted, self.budget)
         for restore in list(self.restores):
@@ -288,19 +294,13 @@ class DiskTier:
     def _touched(self, hashes: Sequence[bytes]) -> None:
         self.touched(self.catalog.path(hashes)[-1:])
 
-    def _submit(self, piece: Piece, parts: list[Part], idle: float | None) -> bool:
+    def _submit(self, piece: Piece, parts: list[Part], nbytes: int, idle: float | None) -> bool:
         """
         Take a piece to write, if the limits allow it, and tell whether they do.
 
         A piece that was used once and is idle pushes nothing out, and leaves half of a day's writes to others.
         """
-        size = sum(len(part.data) for part in parts)
-        size += (
-            HEAD_BYTES
-            + NAME_BYTES * len(piece.model)
-            + PART_HEAD_BYTES * len(parts)
-            + HASH_TEXT_BYTES * len(piece.hashes)
-        )
+        size = nbytes + most_header(piece, len(parts))
         most, now = self.budget, self._wall()
         daily = most if idle is None else most // 2
         if size > most or not self._writes.allows(size, daily, now) or self.work.paused:

@@ -15,13 +15,16 @@ from typing import Protocol, TypeVar
 
 import structlog
 
-from daemon.kv.disk.files import INDEX, Files, Found, UnusableError
+from daemon.kv.disk.files import INDEX, Files, UnusableError
 from daemon.kv.disk.format import DamagedError
+from daemon.kv.disk.found import Found
 from daemon.kv.disk.limits import Space
 from daemon.kv.disk.note import Note
 from daemon.kv.disk.piece import Part, Piece
 from daemon.kv.disk.troubles import too_small
+from daemon.shared.errors import SidecarError
 from daemon.shared.log_fields import Words, cause
+from daemon.shared.readings import told
 
 log = structlog.get_logger()
 
@@ -105,12 +108,12 @@ class DiskWork:
     @property
     def left_bytes(self) -> int:
         """Bytes of files that the last scan could not open, and that are on the disk still."""
-        return sum(list(self._files.left.values()))  # a copy, as the disk's thread takes files out
+        return int(told(sum(list(self._files.left.values()))))  # a copy, as the disk's thread takes files out
 
     @property
     def spare(self) -> int:
         """Bytes of memory that are kept for later reads."""
-        return self._files.buffers.nbytes
+        return int(told(self._files.buffers.nbytes))
 
     def rest(self) -> None:
         """Keep no memory for later reads: none came for a while."""
@@ -121,26 +124,26 @@ class DiskWork:
         self.counters.faults += 1
         if kind not in self._told:
             self._told.add(kind)
-            _log(kind, _shown(error), str(self._files.folder))
+            _log(kind, shown(error), str(self._files.folder))
 
     def warn_if_small(self, wanted: int | None, most: int) -> None:
         """Log that the disk leaves a budget that is too small to write anything; see `too_small`."""
         if too_small(wanted, most):
             log.warning("kv_disk_too_small", budget_bytes=most, directory=str(self._files.folder))
 
-    def open(self, then: Callable[[Found | Exception, bool], None]) -> None:
-        """Open the directory and scan it; `then` also takes whether another process left a note."""
+    def open(self, then: Callable[[Found | Exception], None]) -> None:
+        """Open the directory and scan it."""
 
-        def opened() -> tuple[Found, bool]:
+        def opened() -> Found:
             self._files.open()
-            return self._files.scan(self._wall()), self._note.left
+            found = self._files.scan(self._wall())
+            found.noted = self._note.left
+            return found
 
-        def done(result: tuple[Found, bool] | Exception) -> None:
-            self._failed("open", result)
-            found, noted = (result, False) if isinstance(result, Exception) else result
-            if not isinstance(found, Exception):
+        def done(found: Found | Exception) -> None:
+            if not self._failed("open", found) and not isinstance(found, Exception):
                 _log_scan(found, self._files)
-            then(found, noted)
+            then(found)
 
         self._run(opened, done)
 
@@ -268,11 +271,11 @@ class DiskWork:
 
 def _log_scan(found: Found, files: Files) -> None:
     """Log what a scan removed, and how many files it left out."""
-    if found.removed:
-        log.info("kv_disk_cleaned", files=found.removed)
+    if found.removed or found.orphans:
+        log.info("kv_disk_cleaned", files=found.removed + len(found.orphans))
     if found.trouble is not None:
-        trouble, directory = _shown(found.trouble), str(files.folder)
-        log.warning("kv_disk_left_out", files=len(files.left), error=trouble, directory=directory)
+        trouble, directory = shown(found.trouble), str(files.folder)
+        log.warning("kv_disk_left_out", files=len(found.left), error=trouble, directory=directory)
 
 
 def _log(kind: str, error: str, directory: str) -> None:
@@ -292,9 +295,9 @@ def _log(kind: str, error: str, directory: str) -> None:
             log.warning("kv_disk_write_failed", error=error, directory=directory)
 
 
-def _shown(error: Exception) -> str:
+def shown(error: Exception) -> str:
     """Return an error for the log. The tier's own ones and the system's have texts without names and contents."""
-    if isinstance(error, UnusableError | DamagedError):
+    if isinstance(error, UnusableError | DamagedError | SidecarError):
         return Words(error)
     said = isinstance(error, OSError) and error.strerror
     return Words(f"{cause(error)}, {said}") if said else cause(error)

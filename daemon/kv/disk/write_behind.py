@@ -92,7 +92,7 @@ class WriteBehind:
         catalog: What is on the disk.
         codec: Turns arrays into bytes.
         touched: Told which blocks of the disk were used again, as the chain up to the last of them.
-        submit: Takes a piece, its parts and for how long it was idle, and tells whether it will be written.
+        submit: Takes a piece, its parts, their bytes and for how long it was idle; tells whether it will be written.
         has_room: Tells whether so many bytes of memory are free, or can be made free.
 
     Attributes:
@@ -106,7 +106,7 @@ class WriteBehind:
         catalog: Catalog,
         codec: Codec,
         touched: Callable[[Sequence[bytes]], None],
-        submit: Callable[[Piece, list[Part], float | None], bool],
+        submit: Callable[[Piece, list[Part], int, float | None], bool],
         has_room: Callable[[int], bool],
     ) -> None:
         self.underway = 0
@@ -268,7 +268,10 @@ class WriteBehind:
             draft.parts.append(part)
             return
         self._draft = None
-        if not self._submit(draft.piece, draft.parts, draft.idle):
+        nbytes = sum(len(part.data) for part in draft.parts)
+        if draft.piece.anywhere:
+            nbytes = max(nbytes, draft.nbytes)  # a rank with fewer layers than another bills what that one has
+        if not self._submit(draft.piece, draft.parts, nbytes, draft.idle):
             self._refused(draft)
         elif draft.end is not None:
             _note_below(draft.end)

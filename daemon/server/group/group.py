@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import structlog
 
+from daemon.kv.disk.note import Note
 from daemon.server.group.rendezvous import Rendezvous
 from daemon.server.stats import STATES
 from daemon.server.supervision.call_router import CallRouter
@@ -32,6 +33,7 @@ class Group:
     """
 
     def __init__(self, config: Config) -> None:
+        self._config = config
         command = engine_command(config.to_json())
         self._rendezvous = Rendezvous(config, command)
         self.router = CallRouter(clocks.awake)
@@ -59,6 +61,19 @@ class Group:
         group.used_bytes = memory.weights_bytes + memory.trie_bytes + memory.live_kv_bytes
         group.decoding = snapshot.engine.decoding
         group.generated_tokens = snapshot.engine.generated_tokens
+        disk = snapshot.prefix_cache
+        group.disk_bytes, group.disk_budget_bytes = disk.disk_bytes, disk.disk_budget_bytes
+        group.disk_tokens_reused, group.disk_faults = disk.disk_tokens_reused, disk.disk_faults
+
+    def note_invalidated(self) -> None:
+        """
+        Note that prefixes were invalidated while the ranks are away: they drop all that their disks have.
+
+        Raises:
+            OSError: If that cannot be noted.
+        """
+        if self._config.kv_disk_mb:
+            Note(self._config.state_dir, self._config.kv_disk_group_folder).write()
 
     def _changed(self, state: State) -> None:
         log.info("group_state_changed", state=state.value, pid=self.supervisor.pid)

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 
+from daemon.cache.callbacks import ignore
 from daemon.server.supervision.call_router import CallRouter
 from daemon.server.supervision.engine_call import EngineCall
 from daemon.shared.errors import Reason, SidecarError, invalid
 from daemon.shared.group_values import PIPELINE, TENSOR
 from daemon.shared.model_names import plain
 from daemon.v1 import ipc_pb2 as ipc
+from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 _EVERYWHERE = "everywhere"
 """The way of a model that runs on all ranks, however it is cut."""
@@ -46,6 +48,7 @@ class Routes:
         group: The way to the engine of the group; None without one.
         models: How the models of the group are cut, by name.
         aliases: The models that short names stand for.
+        note: Called when prefixes of the group are invalidated while it is away: its disks have them still.
     """
 
     def __init__(
@@ -54,7 +57,9 @@ class Routes:
         group: CallRouter | None = None,
         models: Mapping[str, str] | None = None,
         aliases: Mapping[str, str] | None = None,
+        note: Callable[[], None] = ignore,
     ) -> None:
+        self._note = note
         self._local = local
         self._group = group
         names = aliases or {}
@@ -76,19 +81,25 @@ class Routes:
         return self._local.open(command) if how == "none" else self._at_group(command, model)
 
     def everywhere(self, command: ipc.Command) -> list[OpenCall]:
-        """Open an Invalidate call at each engine that may have something to drop; one that is away has nothing."""
+        """
+        Open an Invalidate call at each engine that may have something to drop.
+
+        A group that is away has nothing in memory; what its disks have is noted to be dropped.
+
+        Raises:
+            OSError: If that cannot be noted.
+        """
         how = self._models.get(_model(command), "none")
         calls: list[OpenCall] = []
         if how != _EVERYWHERE or self._group is None:
             copy = ipc.Command()
             copy.CopyFrom(command)
             calls.append(self._local.open(copy))
-        if (
-            self._group is not None
-            and (how != "none" or command.invalidate.HasField("all"))
-            and not (calls and self._group.problem)
-        ):
-            calls.append(self._group.open(command))
+        if self._group is not None and (how != "none" or command.invalidate.HasField("all")):
+            if not (calls and self._group.problem):
+                calls.append(self._group.open(command))
+            elif not command.invalidate.dry_run and getattr(_target(command.invalidate), "prefixes", True):
+                self._note()
         return calls
 
     def _at_group(self, command: ipc.Command, model: str) -> EngineCall:
@@ -150,6 +161,11 @@ def _body(command: ipc.Command) -> Any:
 
 def _model(command: ipc.Command) -> str:
     """Return the model that a command names; empty if it names none."""
-    body = _body(command)
-    target = getattr(body, body.WhichOneof("target")) if command.HasField("invalidate") else body
+    target = _target(command.invalidate) if command.HasField("invalidate") else _body(command)
     return str(getattr(target, "model", ""))
+
+
+def _target(request: pb.InvalidateRequest) -> Any:
+    kind = request.WhichOneof("target")
+    assert kind is not None
+    return getattr(request, kind)

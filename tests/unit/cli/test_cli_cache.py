@@ -113,3 +113,21 @@ def test_disk_that_is_too_small_is_told(folder: Path, monkeypatch: pytest.Monkey
     assert "kv_disk_mb" not in run("ls").output
     monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_blocks=300, f_bavail=32, f_frsize=1 << 20))
     assert "kv_disk_mb is 8, and the disk has room for 2.0 MiB of it" in run("ls").output
+
+
+def test_parts_of_models_of_a_group_are_shown_beside_whole_models(client: FakeClient, tmp_path: Path) -> None:
+    """By the part that this machine has; they are checked and removed as well."""
+    kv = tmp_path / ".mlx-sidecar" / "kv"
+    for files in (Files(kv), Files(kv / "group", "rank 1 of 2")):
+        files.open()
+        files.write(PIECE, PARTS)
+        files.close()
+    shown = json.loads(run("ls", "--json").output)["models"]
+    assert sorted((each["model"], each["part"], each["files"]) for each in shown) == [
+        ("org/model", "", 1),
+        ("org/model", "rank 1 of 2", 1),
+    ]
+    assert "org/model (rank 1 of 2)" in run("ls").output
+    assert "2 files checked, none damaged" in run("verify").output
+    assert run("rm", "org/model", "--yes").exit_code == 0
+    assert not [*kv.rglob("*.kv")]

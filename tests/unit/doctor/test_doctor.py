@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from daemon.doctor import machine, places, trial
+from daemon.doctor.checkup import checkup
 from daemon.doctor.finding import Verdict
 from daemon.doctor.system import System
 from daemon.launchd.agent import OPEN_FILES
@@ -266,6 +267,23 @@ def test_doctor_tells_of_prefixes_on_the_disk(tmp_path: Path, monkeypatch: pytes
     assert places.prefixes(folder, None).fix.endswith(f"chmod 700 {folder}")
     (tmp_path / "file").touch()
     assert places.prefixes(tmp_path / "file", None).verdict is Verdict.WARNING
+
+
+@pytest.mark.parametrize(
+    ("settings", "looks"),
+    [({}, False), ({"group_ranks": ("127.0.0.1", "127.0.0.2:7411")}, True), ({"group_listen": "127.0.0.1:7411"}, True)],
+)
+def test_doctor_looks_at_the_prefixes_of_a_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], looks: bool
+) -> None:
+    """They lie in a directory of their own."""
+    monkeypatch.setattr("daemon.doctor.launchd.service", lambda *_: iter(()))
+    monkeypatch.setattr("daemon.doctor.trial.trial", lambda *_: iter(()))
+    config = Config(state_dir=tmp_path, socket=tmp_path / "run" / "sidecar.sock", **settings)
+    service: Any = None
+    findings = [*checkup(config, System(), service, tmp_path)]
+    folders = [finding.found.partition(",")[0] for finding in findings if finding.check.startswith("prefixes")]
+    assert folders == [str(tmp_path / "kv"), *[str(tmp_path / "kv" / "group")] * looks]
 
 
 def answer(*logprobs: float, cached: int = 96, first: int = 1) -> Completion:

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable
+from itertools import repeat
+
 import pytest
 
+from daemon.engine.background.background import Background
 from daemon.engine.group.answers import RankAnswers
 from daemon.engine.group.digest import DigestingWire, NoWire
+from daemon.engine.group.disk import least_wanted, together
+from daemon.kv.disk.limits import Space
 from daemon.shared.errors import Reason, SidecarError
 from daemon.v1 import ipc_pb2 as ipc
 from tests.support.daemons import wait_until
 from tests.unit.engine.two_ranks import Pair, Two
+
+
+def full() -> None:
+    """Fail as a full disk does."""
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def no_post(action: Callable[[], None]) -> None:
+    """Take nothing: ranks act on what the first one tells."""
+    raise AssertionError(action)
 
 
 def work(answers: RankAnswers, acted: list[object]) -> int:
@@ -46,6 +63,51 @@ def test_failure_of_one_rank_fails_the_work_everywhere(pair: Pair) -> None:
     pair[0].close()
     two.thread.join()
     assert [error.message for error in acted] == ["a rank: it is not there"] * 2
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "expected"),
+    [
+        (lambda: 7, lambda: 9, [9, 9]),
+        (lambda: Space(200, 50), lambda: Space(100, 60), [Space(200, 50), Space(200, 50)]),
+        (lambda: 7, lambda: None, ["the ranks did other work"] * 2),
+        (lambda: 7, full, ["a rank: OSError: ENOSPC, No space left on device"] * 2),
+        (full, lambda: 7, ["rank 0: OSError: ENOSPC, No space left on device"] * 2),
+    ],
+)
+def test_ranks_act_on_what_their_disks_have_in_common(
+    pair: Pair, first: Callable[[], object], other: Callable[[], object], expected: list[object]
+) -> None:
+    """Each has another result of its own, and an error of one is that of both."""
+    two = Two(pair)
+    acted: list[object] = []
+    for rank, answers, work in ((0, two.answers, first), (1, two.other_answers, other)):
+        background = Background(no_post, lambda: 0.0, answers=answers)
+        together(background, rank, repeat("writes"), work, acted.append)
+    wait_until(lambda: bool(two.settled), "all ranks have reported")
+    two.rank.act(two.settled[0])
+    wait_until(lambda: len(acted) == 2, "both ranks have acted")
+    pair[0].close()
+    two.thread.join()
+    assert [str(each) if isinstance(each, SidecarError) else each for each in acted] == expected
+    assert all(each.metadata["rank"] for each in acted if isinstance(each, SidecarError))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "expected"),
+    [
+        ([None, None], None),
+        ([None, 0], 0),
+        ([5 << 20, 3 << 20], 3 << 20),
+        ([None, 3 << 20], 3 << 20),
+        ([9 << 30, None], None),
+        ([8 << 30, None], None),
+        ([8 << 30, 9 << 30], 8 << 30),
+    ],
+)
+def test_smallest_budget_of_the_disks_counts(ranks: list[int | None], expected: int | None) -> None:
+    """What suits a disk is 8 GiB at most."""
+    assert least_wanted(ranks) == expected
 
 
 def test_work_of_a_call_that_ended_is_forgotten(pair: Pair) -> None:

@@ -6,6 +6,7 @@ import errno
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -135,6 +136,7 @@ def two_ranks(ask: Callable[[Any, int], object]) -> list[object]:
         troubles: list[str] = []
         sharding: Any = Sharding(mx.distributed.init(), {}, troubles.append)
         sharding.most = most
+        sharding.cut(SOURCE, Model("pipeline"))
         try:
             return ask(sharding, number)
         except SidecarError as error:
@@ -181,7 +183,10 @@ def test_ranks_bill_the_layers_of_the_largest() -> None:
 def test_equal_ranks_keep_their_layouts() -> None:
     """Of whatever kinds their layers are."""
     own = layout(KV, WINDOW)
-    assert two_ranks(lambda sharding, _: sharding.alike(SOURCE, own)) == [own, own]
+    for one in two_ranks(lambda sharding, _: sharding.alike(SOURCE, own)):
+        assert isinstance(one, Layout)
+        assert one.signature == f"pipeline 1: {own.signature}"  # the KV of a part is none of the whole model's
+        assert replace(one, signature=own.signature) == own
 
 
 @pytest.mark.parametrize(

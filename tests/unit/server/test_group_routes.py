@@ -25,7 +25,8 @@ class Two:
         self.there: list[ipc.Command] = []
         self.local.connect(self.here.append)
         self.group.connect(self.there.append)
-        self.routes = Routes(self.local, self.group, models, {"short": "large"})
+        self.notes: list[str] = []
+        self.routes = Routes(self.local, self.group, models, {"short": "large"}, lambda: self.notes.append("noted"))
 
 
 async def read(call: OpenCall) -> list[ipc.Event]:
@@ -59,12 +60,27 @@ async def test_everything_is_dropped_everywhere() -> None:
     assert (len(two.here), len(two.there)) == (1, 2)
 
 
-async def test_everything_is_dropped_without_the_group() -> None:
-    """An engine that is not there holds nothing; what this machine holds goes, and its call is no loss."""
-    two = Two(large="tensor")
+@pytest.mark.parametrize(
+    ("target", "dry_run", "notes"),
+    [
+        (pb.AllTarget(prefixes=True), False, ["noted"]),
+        (pb.AllTarget(prefixes=True), True, []),
+        (pb.AllTarget(weights=True), False, []),
+        (pb.ModelTarget(model="large", prefixes=True), False, ["noted"]),
+        (pb.PrefixTarget(model="large"), False, ["noted"]),
+    ],
+)
+async def test_everything_is_dropped_without_the_group(
+    target: pb.AllTarget | pb.ModelTarget | pb.PrefixTarget, dry_run: bool, notes: list[str]
+) -> None:
+    """What this machine holds goes. An engine that is away holds nothing; what its disk has goes when it is back."""
+    two = Two(large="auto")
     two.group.unavailable("rank 1 does not answer")
-    calls = two.routes.everywhere(ipc.Command(invalidate=pb.InvalidateRequest(all=pb.AllTarget(weights=True))))
+    name = type(target).__name__.removesuffix("Target").lower()
+    request = pb.InvalidateRequest(dry_run=dry_run, **{name: target})  # type: ignore[arg-type]
+    calls = two.routes.everywhere(ipc.Command(invalidate=request))
     assert (len(calls), len(two.here), len(two.there)) == (1, 1, 0)
+    assert two.notes == notes
 
 
 async def test_model_that_is_too_large_goes_on_at_the_group() -> None:

@@ -727,7 +727,7 @@ class StatsResponse(_message.Message):
     def __init__(self, daemon: _Optional[_Union[DaemonStats, _Mapping]] = ..., model_cache: _Optional[_Union[ModelCacheStats, _Mapping]] = ..., models: _Optional[_Iterable[_Union[ModelStats, _Mapping]]] = ..., prefix_cache: _Optional[_Union[PrefixCacheStats, _Mapping]] = ..., engine: _Optional[_Union[EngineStats, _Mapping]] = ..., memory: _Optional[_Union[MemoryStats, _Mapping]] = ..., latency: _Optional[_Union[LatencyStats, _Mapping]] = ..., history: _Optional[_Iterable[_Union[HistorySample, _Mapping]]] = ..., group: _Optional[_Union[GroupStats, _Mapping]] = ...) -> None: ...
 
 class GroupStats(_message.Message):
-    __slots__ = ("state", "problem", "ranks", "models", "pid", "restarts", "limit_bytes", "used_bytes", "decoding", "generated_tokens")
+    __slots__ = ("state", "problem", "ranks", "models", "pid", "restarts", "limit_bytes", "used_bytes", "decoding", "generated_tokens", "disk_bytes", "disk_budget_bytes", "disk_tokens_reused", "disk_faults")
     STATE_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
     RANKS_FIELD_NUMBER: _ClassVar[int]
@@ -738,6 +738,10 @@ class GroupStats(_message.Message):
     USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     DECODING_FIELD_NUMBER: _ClassVar[int]
     GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_TOKENS_REUSED_FIELD_NUMBER: _ClassVar[int]
+    DISK_FAULTS_FIELD_NUMBER: _ClassVar[int]
     state: EngineState
     problem: str
     ranks: _containers.RepeatedCompositeFieldContainer[RankStats]
@@ -748,7 +752,11 @@ class GroupStats(_message.Message):
     used_bytes: int
     decoding: int
     generated_tokens: int
-    def __init__(self, state: _Optional[_Union[EngineState, str]] = ..., problem: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStats, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[ModelStats, _Mapping]]] = ..., pid: _Optional[int] = ..., restarts: _Optional[int] = ..., limit_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., decoding: _Optional[int] = ..., generated_tokens: _Optional[int] = ...) -> None: ...
+    disk_bytes: int
+    disk_budget_bytes: int
+    disk_tokens_reused: int
+    disk_faults: int
+    def __init__(self, state: _Optional[_Union[EngineState, str]] = ..., problem: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStats, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[ModelStats, _Mapping]]] = ..., pid: _Optional[int] = ..., restarts: _Optional[int] = ..., limit_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., decoding: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., disk_budget_bytes: _Optional[int] = ..., disk_tokens_reused: _Optional[int] = ..., disk_faults: _Optional[int] = ...) -> None: ...
 
 class RankStats(_message.Message):
     __slots__ = ("rank", "address", "problem", "versions")

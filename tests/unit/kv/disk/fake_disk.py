@@ -9,8 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from daemon.kv.disk.files import Files, Found
+from daemon.kv.disk.codec import Codec
+from daemon.kv.disk.files import Files
 from daemon.kv.disk.format import DamagedError, decode_header, decode_parts, encode_header, header_length
+from daemon.kv.disk.found import Found
 from daemon.kv.disk.limits import Space
 from daemon.kv.disk.note import Note
 from daemon.kv.disk.piece import Part, Piece
@@ -201,7 +203,12 @@ class FakeDisk:
     """
 
     def __init__(
-        self, prefixes: FakePrefixes, files: MemoryFiles | None = None, wanted: int | None = 10**6, now: float = 1e9
+        self,
+        prefixes: FakePrefixes,
+        files: MemoryFiles | None = None,
+        wanted: int | None = 10**6,
+        now: float = 1e9,
+        codec: Codec | None = None,
     ) -> None:
         self.prefixes = prefixes
         self.files = files or MemoryFiles()
@@ -213,7 +220,7 @@ class FakeDisk:
         run, run_read = partial(self._run, self._work.append), partial(self._run, self._reads.appendleft)
         work = DiskWork(self.files, MemoryNote(self.files), run, run_read, lambda: self.now, self._wall)
         self.tier = DiskTier(
-            work, wanted, prefixes.cache, FakeCodec(), lambda: self.now, self._wall, lambda _: self.has_room
+            work, wanted, prefixes.cache, codec or FakeCodec(), lambda: self.now, self._wall, lambda _: self.has_room
         )
         prefixes.cache.below = self.tier
         self.tier.begin()

@@ -266,3 +266,42 @@ def test_fault_at_any_step_leaves_whole_pieces_alone(files: Files, place: str, m
     monkeypatch.undo()
     assert all(name.endswith(".kv") for name in held(files))
     two_whole_pieces_at_most(files, size)
+
+
+def test_piece_of_another_part_is_removed(tmp_path: Path) -> None:
+    """A machine that is another rank today has other heads, and the lone engine has all. The name does not tell."""
+    for before, now in (("rank 0 of 2", "rank 1 of 2"), ("rank 0 of 2", ""), ("", "rank 0 of 2")):
+        files = Files(tmp_path / "kv", before)
+        files.open()
+        files.write(PIECE, PARTS)
+        files.write_index([PIECE], [])
+        ((piece, _),) = files.scan(1e9).pieces
+        files.close()
+        other = Files(tmp_path / "kv", now)
+        other.open()
+        with pytest.raises(DamagedError, match="another piece"):
+            other.read(replace(piece, part=""))
+        found = other.scan(1e9)
+        assert (found.pieces, found.removed) == ([], 1)
+        other.close()
+
+
+def test_parts_are_read_back_by_their_rank(tmp_path: Path) -> None:
+    """With an index and without one."""
+    files = Files(tmp_path / "kv", "rank 0 of 2")
+    files.open()
+    files.write(PIECE, PARTS)
+    for _ in range(2):
+        ((piece, _),) = files.scan(1e9).pieces
+        assert [bytes(part.data) for part in files.read(piece)] == [bytes(part.data) for part in PARTS]
+        files.write_index([piece], [])
+
+
+def test_directory_of_a_group_may_come_first(tmp_path: Path) -> None:
+    """It lies in that of whole models, which must be private as well."""
+    parts, whole = Files(tmp_path / "kv" / "group", "rank 0 of 2"), Files(tmp_path / "kv")
+    parts.open()
+    whole.open()
+    assert whole.scan(1e9).pieces == []
+    parts.close()
+    whole.close()
