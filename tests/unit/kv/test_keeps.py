@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from structlog.testing import capture_logs
 
 from daemon.kv.keeps import MOST_KEPT, Keep
+from daemon.kv.keys import BLOCK_TOKENS, pack
 from daemon.kv.lease import PrefixLease
 from daemon.kv.nodes import Node
 from daemon.kv.spec import PrefixSpec, Resume
@@ -249,7 +250,8 @@ class KeepMachine(RuleBasedStateMachine):
         lost = [expires for end, expires in before.items() if end not in after and expires > self.clock.now]
         assert all(expires <= keep.expires for expires in lost for keep in after.values()), "another one was due first"
         if done:
-            known = [keep for keep in after.values() if tokens[: keep.tokens] == self.tokens(keep)]
+            # The last token of a prompt is always computed, so that its keep ends before it.
+            known = [keep for keep in after.values() if tokens[:-1][: keep.tokens] == self.tokens(keep)]
             longest = max(known, key=lambda keep: keep.tokens)
             assert self.prefixes.cache.keeps.expires_in(longest) >= seconds
             assert longest.tokens >= floor_to_block(len(self.prefixes.reuse("n", tokens)))
@@ -300,8 +302,10 @@ class KeepMachine(RuleBasedStateMachine):
         return held or node.tick >= latest or any(node in self.path(keep) for keep in early)
 
     def path(self, keep: Keep) -> list[Node]:
-        """Return what is left of the path of a keep that has ended."""
-        return self.prefixes.cache.trie.walk("n", [node.key for node in reversed(list(keep.path()))])
+        """Return what is left of the path of a keep that has ended. Blocks that were evicted have no parents any more."""
+        tokens = self.kept[keep]
+        keys = [pack(tokens[start : start + BLOCK_TOKENS]) for start in range(0, len(tokens), BLOCK_TOKENS)]
+        return self.prefixes.cache.trie.walk("n", keys)
 
     def take_stock(self) -> None:
         """Remember what is kept."""
