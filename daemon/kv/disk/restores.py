@@ -19,7 +19,7 @@ from daemon.kv.disk.catalog import Entry, Plan
 from daemon.kv.disk.piece import Piece, chain
 from daemon.kv.disk.reads import Parts
 from daemon.kv.keys import BLOCK_TOKENS, block_keys, pack
-from daemon.kv.nodes import Node
+from daemon.kv.nodes import Checkpoint, Extent, Node
 from daemon.kv.spec import KVSource, PrefixSpec, Resume
 from daemon.shared.slices import Sliced
 
@@ -53,6 +53,35 @@ class _Staged:
 
     entry: Entry
     parts: Parts
+
+
+@dataclass(frozen=True, slots=True)
+class _Billed(KVSource):
+    """
+    A piece whose extents count as if they were just computed: on a rank with fewer layers, as those of the largest.
+
+    Attributes:
+        source: The piece.
+        spec: What a prefix consists of.
+    """
+
+    source: KVSource
+    spec: PrefixSpec
+
+    def pack(self, group: int, start: int, stop: int) -> Extent:
+        """Copy blocks."""
+        extent = self.source.pack(group, start, stop)
+        if self.spec.resumes_anywhere:  # only then may ranks have other numbers of layers
+            extent.nbytes = extent.blocks * self.spec.groups[group].block_bytes
+        return extent
+
+    def tail(self, group: int, first: int, last: int) -> Extent:
+        """Copy a tail."""
+        return self.source.tail(group, first, last)
+
+    def checkpoint(self, tokens: int) -> Checkpoint | None:
+        """Return the states of the recurrent layers."""
+        return self.source.checkpoint(tokens)
 
 
 class Restore:
@@ -163,7 +192,7 @@ class Restore:
             next(self._decoding)
         except StopIteration as end:
             self._decoding = None
-            self._store(staged.entry.piece, end.value, self._spec)
+            self._store(staged.entry.piece, _Billed(end.value, self._spec), self._spec)
             self._done_with(staged)
 
     def _done_with(self, staged: _Staged) -> None:

@@ -32,7 +32,15 @@ TOKENS = prompt(1, 2, 3, 4)
 
 
 class FakeCodec:
-    """Fake KV as JSON: each part says which tokens it stands for."""
+    """
+    Fake KV as JSON: each part says which tokens it stands for.
+
+    Args:
+        block_bytes: Bytes of a block of a layer group out of a piece.
+    """
+
+    def __init__(self, block_bytes: int = GROUP_BLOCK_BYTES) -> None:
+        self._block_bytes = block_bytes
 
     def blocks(self, nodes: Sequence[Node], spec: PrefixSpec) -> Iterator[Part]:
         """Yield blocks of the groups with full attention."""
@@ -55,7 +63,7 @@ class FakeCodec:
 
     def decoded(self, parts: Sequence[Part]) -> Sliced[KVSource]:
         """Return the source that some parts make up."""
-        source = FakeSource()
+        source = FakeSource(self._block_bytes)
         for part in parts:
             told = json.loads(bytes(part.data))
             if "state" in part.about:
@@ -71,7 +79,8 @@ class FakeCodec:
 class FakeSource:
     """KV out of a piece."""
 
-    def __init__(self) -> None:
+    def __init__(self, block_bytes: int) -> None:
+        self._block_bytes = block_bytes
         self.groups: dict[int, tuple[int, list[int]]] = {}
         self.tails: dict[int, list[int]] = {}
         self.state: tuple[int, ...] | None = None
@@ -82,7 +91,7 @@ class FakeSource:
         cut = tokens[(start - first) * BLOCK_TOKENS : (stop - first) * BLOCK_TOKENS] if start >= first else []
         if len(cut) < (stop - start) * BLOCK_TOKENS:
             raise NotHeldError("not in this piece")
-        return Extent((group, tuple(cut)), (stop - start) * GROUP_BLOCK_BYTES, 1, start, stop - start)
+        return Extent((group, tuple(cut)), (stop - start) * self._block_bytes, 1, start, stop - start)
 
     def tail(self, group: int, first: int, last: int) -> Extent:
         """Return the tail of a layer group, if the piece has it."""

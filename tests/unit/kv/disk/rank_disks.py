@@ -12,7 +12,7 @@ from daemon.kv.disk.piece import Part
 from daemon.kv.nodes import Node
 from daemon.kv.spec import PrefixSpec
 from tests.unit.kv.disk.fake_disk import FakeCodec, FakeDisk, MemoryFiles
-from tests.unit.kv.fake_kv import FakePrefixes
+from tests.unit.kv.fake_kv import GROUP_BLOCK_BYTES, FakePrefixes
 
 T = TypeVar("T")
 Work = Callable[[], Any]
@@ -53,6 +53,7 @@ class PaddedCodec(FakeCodec):
     """
 
     def __init__(self, nbytes: int) -> None:
+        super().__init__()
         self._padding = b" " * nbytes
 
     def blocks(self, nodes: Sequence[Node], spec: PrefixSpec) -> Iterator[Part]:
@@ -89,7 +90,8 @@ class RankDisks:
 
     def __init__(self, parts: PrefixSpec, nbytes: int, wanted: int, *, uneven: bool = False) -> None:
         self.files = [RankFiles(), RankFiles()]
-        self._codecs = [PaddedCodec(100 if uneven else 0), FakeCodec()]
+        fewer = GROUP_BLOCK_BYTES // 2 if uneven and parts.resumes_anywhere else GROUP_BLOCK_BYTES
+        self._codecs = [PaddedCodec(100 if uneven else 0), FakeCodec(fewer)]
         self._parts, self._nbytes, self._wanted = parts, nbytes, wanted
         self._begin(1e9)
         self.settle()
@@ -138,6 +140,7 @@ class RankDisks:
             lambda disk: [(each.piece.name, each.piece.nbytes, each.used, each.ready) for each in disk.tier.catalog]
         )
         self.all(lambda disk: (disk.tier.open, disk.tier.budget, disk.tier.staged, disk.tier.settled))
+        self.all(lambda disk: disk.prefixes.cache.memory_usage())
 
     def _begin(self, now: float) -> None:
         self.disks = [
