@@ -26,6 +26,7 @@ from daemon.engine.prompt.preparation import PreparedRequest
 from daemon.kv.disk.agreement import DifferError, merged
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.failures import error_of, failure_of
+from daemon.shared.log_fields import cause
 from daemon.v1 import ipc_pb2 as ipc
 
 
@@ -146,9 +147,13 @@ class FirstAnswers(RankAnswers):
             return ipc.GroupOutcome(ticket=ticket)
         try:
             return ipc.GroupOutcome(ticket=ticket, value=merged(values))
-        except DifferError as error:
-            differ = SidecarError(Reason.MACHINE_FAULT, str(error), metadata={RANK: "0"})
-            return ipc.GroupOutcome(ticket=ticket, failure=failure_of(differ))
+        except Exception as error:  # of what a rank told: the work has failed, or it would be awaited for ever
+            text = str(error) if isinstance(error, DifferError) else f"a rank told what cannot be read: {cause(error)}"
+            return ipc.GroupOutcome(ticket=ticket, failure=failure_of(_fault(text)))
+
+
+def _fault(text: str) -> SidecarError:
+    return SidecarError(Reason.MACHINE_FAULT, text, metadata={RANK: "0"})
 
 
 def _differs(name: str, rank: int) -> SidecarError:

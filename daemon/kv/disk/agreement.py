@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 from daemon.kv.disk.found import Found
 from daemon.kv.disk.limits import Space, WriteLimit, least
-from daemon.kv.disk.piece import Part, Piece
+from daemon.kv.disk.piece import Part, Piece, is_file_name
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ def merged(values: Sequence[bytes]) -> bytes:
         values: What each rank told, the first rank first.
 
     Raises:
-        DifferError: If they did other work, or read other parts.
+        DifferError: If they did other work, read other parts, or name what cannot be a piece.
     """
     kinds, every = zip(*map(json.loads, values), strict=True)
     match kinds[0] if len(set(kinds)) == 1 else None:
@@ -82,7 +82,12 @@ def merged(values: Sequence[bytes]) -> bytes:
 
 
 def adopted(result: T, value: bytes) -> T:
-    """Return what a rank acts on: what all have in common, with what only this rank needs to know of its own."""
+    """
+    Return what a rank acts on: what all have in common, with what only this rank needs to know of its own.
+
+    Raises:
+        DifferError: If it names what cannot be a piece.
+    """
     _, common = json.loads(value)
     match result:
         case Found():
@@ -118,6 +123,7 @@ def _scan_merged(every: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             # The times of use are those of the first rank: so are those of the clock that they are compared with.
             pieces[name] = [max(each["pieces"][name][1] for each in every), used]
     names = {name for each in every for name in (*each["pieces"], *each["left"])}
+    _check(names)
     return {
         "pieces": pieces,
         "orphans": sorted(names - pieces.keys()),
@@ -128,6 +134,7 @@ def _scan_merged(every: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _scan_adopted(found: Found, common: Mapping[str, Any]) -> Found:
+    _check(common["orphans"])
     own = {piece.name: piece for piece, _ in found.pieces}
     pieces = [(replace(own[name], nbytes=nbytes), used) for name, (nbytes, used) in common["pieces"].items()]
     return replace(
@@ -138,6 +145,12 @@ def _scan_adopted(found: Found, common: Mapping[str, Any]) -> Found:
         space=Space(*common["space"]),
         noted=common["noted"],
     )
+
+
+def _check(names: Iterable[str]) -> None:
+    """Refuse names of files elsewhere: all ranks remove what one of them lacks."""
+    if not all(map(is_file_name, names)):
+        raise DifferError("a rank named a file that is not in the directory of the disk tier")
 
 
 def _facts(piece: Piece) -> str:

@@ -33,9 +33,6 @@ from daemon.kv.place import Place, furthest
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.spec import PrefixSpec
 
-RETRY_SECONDS = 2.0
-"""Time until a directory that could not be used is tried again: the engine of a daemon that was killed lingers."""
-
 INDEX_SECONDS = 300.0
 INDEX_PIECES = 128
 """The index is written when a change is so old, or so many pieces have changed. Other pieces are read at a start."""
@@ -107,7 +104,7 @@ class DiskTier:
         self._used: set[str] = set()
         self._changes = 0
         self._forgotten: list[Callable[[], Iterable[Entry]]] = []
-        self._indexed = self._tried = clock()
+        self._indexed = clock()
 
     @property
     def enabled(self) -> bool:
@@ -141,7 +138,7 @@ class DiskTier:
         if not self.enabled:
             self.work.empty()
             return
-        self.opening, self._tried = True, self.clock()
+        self.opening = True
         self.work.open(self._has_opened)
 
     def step(self) -> None:
@@ -162,7 +159,7 @@ class DiskTier:
         if not self.enabled or self.opening:
             return
         if not self.open:
-            if now - self._tried >= RETRY_SECONDS:
+            if self.work.may_open:
                 self.begin()
             return
         self.work.remove_again()

@@ -28,6 +28,13 @@ from daemon.shared.readings import told
 
 log = structlog.get_logger()
 
+RETRY_SECONDS = 2.0
+MOST_RETRY_SECONDS = 60.0
+"""
+Time until a directory that could not be used is tried again, the first time and at most; it doubles. The engine of a
+daemon that was killed lingers for a moment. On ranks of a group, each try scans the directories of all others.
+"""
+
 PAUSE_SECONDS = 30.0
 """After a write that failed, nothing is written for so long."""
 
@@ -97,8 +104,16 @@ class DiskWork:
         self._wall = wall
         self._told: set[str] = set()
         self._paused_until = clock()
+        self._retry = RETRY_SECONDS
+        self._open_at = clock()
         self._unremoved: set[str] = set()
+        self._removing_again = False
         self._removal_error: Exception | None = None
+
+    @property
+    def may_open(self) -> bool:
+        """Whether a directory that could not be used is tried again now."""
+        return self._clock() >= self._open_at
 
     @property
     def paused(self) -> bool:
@@ -141,7 +156,11 @@ class DiskWork:
             return found
 
         def done(found: Found | Exception) -> None:
-            if not self._failed("open", found) and not isinstance(found, Exception):
+            if self._failed("open", found) or isinstance(found, Exception):
+                self._open_at = self._clock() + self._retry
+                self._retry = min(2 * self._retry, MOST_RETRY_SECONDS)
+            else:
+                self._retry = RETRY_SECONDS
                 _log_scan(found, self._files)
             then(found)
 
@@ -204,7 +223,13 @@ class DiskWork:
         self._run(partial(self._files.write, piece, parts), done)
 
     def remove(self, names: Sequence[str], *, lasting: bool = False) -> None:
-        """Remove files. With `lasting` an invalidation waits for it, and they stay away even if the machine dies."""
+        """
+        Remove files. With `lasting` an invalidation waits for it, and they stay away even if the machine dies.
+
+        It then also removes what could not be removed before: nobody knows any more whether the invalidation means it.
+        """
+        if lasting:
+            names = [*names, *self._unremoved]
         self.removing += lasting
         done = partial(self._removed, names=names, lasting=lasting)
         self._run(partial(self._files.remove, list(names), lasting=lasting), done)
@@ -221,9 +246,14 @@ class DiskWork:
 
     def remove_again(self) -> None:
         """Try to remove what could not be removed; after that nothing is left of what was noted."""
-        if self._unremoved and not self.removing:
-            names, self._unremoved = list(self._unremoved), set()
-            self._run(partial(self._remove_with_note, names), partial(self._removed, names=names, lasting=False))
+        if self._unremoved and not (self.removing or self._removing_again):
+            names, self._removing_again = list(self._unremoved), True
+
+            def done(result: Exception | None) -> None:
+                self._removing_again = False
+                self._removed(result, names, lasting=False)
+
+            self._run(partial(self._remove_with_note, names), done)
 
     def removal_error(self) -> Exception | None:
         """Return the error of the last removal that an invalidation waited for, once."""
@@ -259,6 +289,8 @@ class DiskWork:
         if self._failed("remove", result):
             self._unremoved.update(names)
             self._removal_error = result if lasting else self._removal_error
+        else:
+            self._unremoved.difference_update(names)
 
     def _failed(self, kind: str, result: object) -> bool:
         """Tell whether work failed, and note it either way."""

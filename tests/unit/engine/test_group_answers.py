@@ -5,13 +5,16 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from itertools import repeat
+from typing import cast
 
 import pytest
 
 from daemon.engine.background.background import Background
-from daemon.engine.group.answers import RankAnswers
+from daemon.engine.group.answers import FirstAnswers, RankAnswers
+from daemon.engine.group.connection import Connection
 from daemon.engine.group.digest import DigestingWire, NoWire
 from daemon.engine.group.disk import least_wanted, together
+from daemon.kv.disk.agreement import told
 from daemon.kv.disk.limits import Space
 from daemon.shared.errors import Reason, SidecarError
 from daemon.v1 import ipc_pb2 as ipc
@@ -108,6 +111,17 @@ def test_ranks_act_on_what_their_disks_have_in_common(
 def test_smallest_budget_of_the_disks_counts(ranks: list[int | None], expected: int | None) -> None:
     """What suits a disk is 8 GiB at most."""
     assert least_wanted(ranks) == expected
+
+
+@pytest.mark.parametrize("value", [b"not JSON", b'["scan"]', b'["write", []]', b'["index", null]'])
+def test_work_ends_if_a_rank_tells_what_cannot_be_read(value: bytes) -> None:
+    """All would wait for it."""
+    settled: list[ipc.GroupOutcome] = []
+    first = FirstAnswers([cast("Connection", None)], settled.append)
+    first.reported(0, ipc.GroupOutcome(ticket=1, value=told(7)))
+    first.reported(1, ipc.GroupOutcome(ticket=1, value=value))
+    (outcome,) = settled
+    assert outcome.failure.reason == Reason.MACHINE_FAULT
 
 
 def test_work_of_a_call_that_ended_is_forgotten(pair: Pair) -> None:

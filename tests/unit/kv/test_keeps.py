@@ -302,7 +302,7 @@ class KeepMachine(RuleBasedStateMachine):
         return held or node.tick >= latest or any(node in self.path(keep) for keep in early)
 
     def path(self, keep: Keep) -> list[Node]:
-        """Return what is left of the path of a keep that has ended. Blocks that were evicted have no parents any more."""
+        """Return what is left of the path of a keep that has ended. An evicted block does not know its parent."""
         tokens = self.kept[keep]
         keys = [pack(tokens[start : start + BLOCK_TOKENS]) for start in range(0, len(tokens), BLOCK_TOKENS)]
         return self.prefixes.cache.trie.walk("n", keys)

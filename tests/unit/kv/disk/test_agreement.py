@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -107,3 +108,13 @@ def test_ranks_that_did_other_work_are_told() -> None:
     """Instead of a value that is none."""
     with pytest.raises(DifferError, match="other work"):
         merged([told(7), told(None)])
+
+
+@pytest.mark.parametrize("name", ["../../mine.kv", "/etc/mine.kv", "mine.txt", "a\\b.kv", "a\0.kv"])
+def test_file_elsewhere_is_no_piece(name: str) -> None:
+    """All ranks would remove it, as one that not all have."""
+    sound = told(Found())
+    with pytest.raises(DifferError, match="not in the directory"):
+        merged([sound, sound.replace(b'"left":[]', b'"left":' + json.dumps([name]).encode())])
+    with pytest.raises(DifferError, match="not in the directory"):
+        adopted(Found(), merged([sound] * 2).replace(b'"orphans":[]', b'"orphans":' + json.dumps([name]).encode()))

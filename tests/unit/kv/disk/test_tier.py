@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from daemon.kv.disk.limits import Space
@@ -270,6 +272,41 @@ def test_second_daemon_works_without_the_disk() -> None:
     disk.tier.tick()
     disk.settle()
     assert disk.tier.open
+
+
+def test_directory_is_tried_ever_more_rarely() -> None:
+    """At least once a minute; each try of a rank makes all others of its group scan theirs."""
+    files = MemoryFiles()
+    files.fault = OSError(13, "not yours")
+    disk = FakeDisk(FakePrefixes(), files)
+    disk.settle()
+    tries = []
+    for second in range(1, 301):
+        disk.now += 1
+        disk.tier.tick()
+        tries += [second] * disk.tier.opening
+        disk.settle()
+    gaps = [later - sooner for sooner, later in pairwise([0, *tries])]
+    assert gaps[:5] == [2, 4, 8, 16, 32]
+    assert {*gaps[5:]} == {60}
+
+
+def test_invalidation_removes_what_could_not_be_removed_before() -> None:
+    """The catalog has it no more, so nobody can tell whether it is meant."""
+    disk = written(TOKENS)
+    disk.files.remove_fault = OSError(5, "it fails")
+    disk.tier._remove(disk.tier.catalog.drop(list(disk.tier.catalog)))
+    disk.settle()
+    assert disk.files.content
+    disk.prefixes.cache.forget_prefix(NAME, TOKENS)
+    disk.settle()
+    assert isinstance(disk.tier.work.removal_error(), OSError)
+    disk.tier.tick()  # tries again, and has not heard of it yet
+    disk.files.remove_fault = None
+    disk.prefixes.cache.forget_prefix(NAME, TOKENS)
+    disk.settle()
+    assert disk.tier.work.removal_error() is None
+    assert not disk.files.content
 
 
 def test_evicted_prefix_is_not_written_and_no_fault() -> None:
