@@ -222,7 +222,8 @@ def test_layers_in_a_pipeline_of_equal_parts(start: Start, model: str) -> None:
         assert warm.usage.cached_tokens > 0
 
 
-def test_ranks_agree_under_random_work(start: Start, model: str) -> None:
+@pytest.mark.parametrize("layers", [4, 3], ids=["tensor", "uneven pipeline"])
+def test_ranks_agree_under_random_work(start: Start, folder: Path, layers: int) -> None:
     """
     Small memories and small disks: prefixes come and go, are dropped, and engines are killed; eight callers at once.
 
@@ -230,7 +231,9 @@ def test_ranks_agree_under_random_work(start: Start, model: str) -> None:
     """
     seed = random.randrange(2**32)
     chance = random.Random(seed)
-    group = start(kv_disk_mb="1", kv_cache_mb="1", max_batch="4")
+    model = str(write_random(folder / "models" / "layers", {**WIDE, "num_hidden_layers": layers}, 7))
+    how = "pipeline" if layers % 2 else "tensor"
+    group = start(kv_disk_mb="1", kv_cache_mb="1", max_batch="4", group_models=f"{model}={how}")
     with group.front.client() as client:
         group.ready(client)
         prompts = [beginning_of(chance) for _ in range(40)]

@@ -84,7 +84,8 @@ def verify(session: Session, /, as_json: bool) -> None:
     """Read every byte on the disk, and compare it with its checksum. Nothing is changed."""
     checked: dict[Path, bool] = {}
     notes: list[str] = []
-    for files in _places(session):
+    places = _places(session)
+    for files in places:
         others = _no_pieces(files)
         notes += others.values()
         checked |= {
@@ -94,7 +95,8 @@ def verify(session: Session, /, as_json: bool) -> None:
         }
     damaged = sorted(path for path, sound in checked.items() if not sound)
     if as_json:
-        print_json({"files": len(checked), "damaged": [path.name for path in damaged], "notes": notes})
+        names = [str(path.relative_to(places[0].folder)) for path in damaged]
+        print_json({"files": len(checked), "damaged": names, "notes": notes})
     else:
         click.echo(f"{count(len(checked), 'file')} checked, {len(damaged) or 'none'} damaged.")
         for path in damaged:

@@ -131,3 +131,5 @@ def test_parts_of_models_of_a_group_are_shown_beside_whole_models(client: FakeCl
     assert "2 files checked, none damaged" in run("verify").output
     assert run("rm", "org/model", "--yes").exit_code == 0
     assert not [*kv.rglob("*.kv")]
+    (kv / "group" / PIECE.name).write_bytes(b"no piece")
+    assert json.loads(run("verify", "--json").output)["damaged"] == [f"group/{PIECE.name}"]
