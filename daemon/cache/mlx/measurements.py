@@ -32,7 +32,7 @@ from daemon.shared.log_fields import cause
 from daemon.shared.small_file import read_small, replace_small
 
 FILE_NAME = "measurements.json"
-FORMAT = 2
+FORMAT = 3
 """Goes up whenever `workspace.py` measures something else, or means something else by the same figures."""
 
 MOST_MODELS = 256

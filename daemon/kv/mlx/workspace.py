@@ -11,7 +11,7 @@ is measured rather than computed. For `width` tokens behind `context` others,
 rose there, since windows and scans grow with the square of the width. A pass of a decode step has a few tokens, and
 buffers that do not shrink with them: its bytes are on the line from a pass of one token, measured as well. `scores` has
 nodes for contexts. They are measured with one small width over caches of zeros, which costs no forward pass over a long
-prompt.
+prompt. A model whose attention has windows alone has no such nodes: its passes are measured behind full windows.
 
 MLX makes room for operations ahead of those that it computes. How many depends on which of two threads is faster, so
 that a pass of short operations takes up to a quarter less at times. Short passes are therefore measured several times,
@@ -112,11 +112,12 @@ def measuring(model: Any, layout: Layout, seconds: float = MOST_SECONDS) -> Slic
         seconds: Time that the widest pass may take.
     """
     positions = _positions(model)
+    filled = min(_filled(layout), max(0, positions - _WIDTHS[-1]))
     probe = min(PROBE, positions)
-    single, _ = yield from _largest(model, layout, 1, 0)
-    alone, took = yield from _largest(model, layout, probe, 0)
+    single, _ = yield from _largest(model, layout, 1, filled)
+    alone, took = yield from _largest(model, layout, probe, filled)
     scores: list[Node] = [(0, 0.0)]
-    for context in _CONTEXTS if layout.shapes and layout.bytes_per_token else ():
+    for context in _CONTEXTS if layout.shapes and layout.full_bytes(1) else ():
         if context + PROBE <= positions:
             behind, _ = yield from _largest(model, layout, PROBE, context)
             scores.append((context, max(scores[-1][1], (behind - alone) / PROBE)))
@@ -125,9 +126,18 @@ def measuring(model: Any, layout: Layout, seconds: float = MOST_SECONDS) -> Slic
     for width in _WIDTHS:
         if width > positions or (width > _WIDTHS[0] and took * width / fixed[-1][0] > seconds):
             break
-        more, took = yield from _largest(model, layout, width, 0)
+        more, took = yield from _largest(model, layout, width, filled)
         fixed.append((width, max(0.0, more - behind_itself.bytes(width) / MARGIN) / width))
     return Workspace(tuple(fixed), tuple(scores), float(single))
+
+
+def _filled(layout: Layout) -> int:
+    """
+    Return the tokens behind which passes of a model without full attention are measured: as many as fill its windows.
+
+    Contexts are not told apart there, and a pass behind full windows attends to the most tokens.
+    """
+    return 0 if layout.full_bytes(1) else max((group.window or 0 for group in layout.parts.groups), default=0)
 
 
 def _largest(model: Any, layout: Layout, width: int, context: int) -> Sliced[tuple[int, float]]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import KVCache, make_prompt_cache
+from mlx_lm.utils import load_model
 
 from daemon.kv.mlx import peak, workspace
 from daemon.kv.mlx.layout import Layout
 from daemon.kv.mlx.self_test import probe
 from daemon.kv.mlx.workspace import PROBE, TRIES, Workspace, measuring
 from daemon.shared.slices import LONG, Sliced, drain
+from tests.support.models import TINY, random_model
 from tests.unit.kv.tiny_models import RECURRENT, REUSABLE, WINDOWED, build
 
 MODELS = {**REUSABLE, **WINDOWED, **RECURRENT}
@@ -91,6 +94,28 @@ def test_positions_end_where_the_model_says_so() -> None:
     layout = probe(model)
     assert drain(measuring(Short(), layout)).fixed
     assert max(seen) <= 100
+
+
+def test_passes_of_windows_alone_are_measured_behind_full_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They attend to no more behind any context, and to less at the beginning."""
+    model, _ = load_model(random_model(tmp_path, "recurrent_gemma"))
+    layout = probe(model)
+    contexts: set[int] = set()
+
+    def noting(_model: Any, _layout: Layout, width: int, context: int) -> Sliced[tuple[int, float]]:
+        yield LONG
+        contexts.add(context)
+        return 1000 * width, 1.0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workspace, "_pass", noting)
+        drain(measuring(model, layout, math.inf))
+    window = TINY["recurrent_gemma"]["attention_window_size"]
+    assert contexts == {window}
+    work = drain(measuring(model, layout, math.inf))
+    assert layout.live_bytes(PROBE + window, PROBE) + 2 * layout.state_bytes + work.bytes(PROBE, window) >= taken(
+        model, layout, PROBE, window
+    )
 
 
 @pytest.mark.parametrize(("seconds", "tries"), [(0.001, TRIES), (1.0, 1)])
