@@ -39,7 +39,7 @@ class GroupRouter(CallRouter):
         if self.noted:
             self.noted = False
             request = pb.InvalidateRequest(all=pb.AllTarget(prefixes=True))
-            # Nobody waits for the answer. An engine that fails before has not removed the note, or has dropped all.
+            # The answer is not read. An engine that dies before has not removed the note, or has removed all else.
             send(ipc.Command(call_id=next(self._ids), invalidate=request))
         super().connect(send)
 
