@@ -39,7 +39,7 @@ class GroupRouter(CallRouter):
         if self.noted:
             self.noted = False
             request = pb.InvalidateRequest(all=pb.AllTarget(prefixes=True))
-            # The answer is not read. An engine that dies before has not removed the note, or has removed all else.
+            # The answer is not read: if the engine dies first, the note is there still, or went with all pieces.
             send(ipc.Command(call_id=next(self._ids), invalidate=request))
         super().connect(send)
 
