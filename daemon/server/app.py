@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 import structlog
 
 from daemon import __version__
+from daemon.kv.disk.note import Note
 from daemon.server.admission import Admission
 from daemon.server.call_record import CallRecord
 from daemon.server.callers import Callers
@@ -128,6 +129,18 @@ def _group(config: Config) -> Group | None:
     return Group(config)
 
 
+def note_of_no_group(config: Config) -> Callable[[], Awaitable[None]]:
+    """Return the function that notes an Invalidate of all, for a group that this machine was part of, or joins."""
+    folder = config.kv_disk_group_folder
+    note = Note(config.state_dir, folder)
+
+    def write() -> None:
+        if folder.exists():
+            note.write()
+
+    return lambda: asyncio.to_thread(write)
+
+
 class Daemon:
     """
     One daemon on one socket. The caller holds the lock of the socket.
@@ -220,7 +233,7 @@ class Daemon:
         from daemon.server.grpc_server import Server
 
         aliases = self._config.aliases
-        routes = Routes(self._router, aliases=aliases)
+        routes = Routes(self._router, aliases=aliases, note=note_of_no_group(self._config))
         if self._group is not None:
             group = self._group
             routes = Routes(self._router, group.router, self._config.group_models, aliases, group.note_invalidated)

@@ -108,9 +108,8 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         bind_contextvars(target=request.WhichOneof("target"), dry_run=request.dry_run)
         answer = pb.InvalidateResponse()
         with ExitStack() as held:
-            calls = [
-                held.enter_context(closing(call)) for call in self._router.everywhere(ipc.Command(invalidate=request))
-            ]
+            opened = await self._router.everywhere(ipc.Command(invalidate=request))
+            calls = [held.enter_context(closing(call)) for call in opened]
             for call in calls:
                 async for event in call.events():
                     _add(answer, event.invalidate)

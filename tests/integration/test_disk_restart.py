@@ -156,10 +156,13 @@ def test_directory_that_cannot_be_used_is_told(start_daemon: Start) -> None:
 
 
 def test_tier_that_is_turned_off_leaves_nothing(start_daemon: Start) -> None:
-    """Its files are removed at the next start."""
+    """Its files are removed at the next start. Those of a group that it is in no more are noted at an Invalidate."""
     killed(with_a_prefix(start_daemon))
     daemon = start_daemon(kv_disk_mb="0")
     with daemon.client() as client:
         assert ask(client).usage.cached_tokens == 0
         wait_until(lambda: not files(daemon), "the files are removed")
         assert client.stats().prefix_cache.disk_budget_bytes == 0
+        (daemon.folder / "kv" / "group").mkdir()
+        client.invalidate_all()
+        assert len(list(daemon.folder.glob("kv-invalidated-*"))) == 1

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,7 +17,7 @@ import pytest
 from mlx_sidecar import Client, EngineRestarted, MachineFault
 from tests.integration.test_group_disk import ask, written
 from tests.integration.test_group_slow import WIDE
-from tests.support.daemons import wait_until
+from tests.support.daemons import RunningDaemon, wait_until
 from tests.support.groups import RunningGroup
 from tests.support.models import write_random
 from tests.support.repetitions import scaled
@@ -210,6 +213,43 @@ def test_prefixes_that_are_dropped_while_a_rank_is_away_stay_dropped(start: Star
         wait_until(lambda: not list((group.folder_of(0)).glob("kv-invalidated-*")), "the note is done with")
 
 
+def test_prefixes_that_are_dropped_while_a_group_starts_stay_dropped(start: Start, model: str) -> None:
+    """Whether or not its engines have looked at their disks when the call comes."""
+    seed = random.randrange(2**32)
+    chance = random.Random(seed)
+    group = start()
+    with group.front.client() as client:
+        group.ready(client)
+        for _ in range(scaled(4)):
+            cold = written(group, client, model)
+            begin_anew(group, client)
+            time.sleep(chance.uniform(0, 2))
+            with suppress(EngineRestarted):
+                client.invalidate_all(weights=False)
+                group.ready(client)
+                warm = ask(client, model)
+                assert (warm.usage.cached_tokens, warm.disk_tokens) == (0, 0), f"SEED={seed}"
+                assert warm.token_ids == cold.token_ids
+            group.ready(client)
+
+
+def test_prefixes_that_are_dropped_without_a_group_are_not_in_a_later_one(start: Start, model: str) -> None:
+    """The first machine runs alone in between, with the same directories."""
+    group = start()
+    with group.front.client() as client:
+        group.ready(client)
+        written(group, client, model)
+    group.stop()
+    alone = RunningDaemon.start(group.folder_of(0), None, kv_disk_mb="64")
+    with alone.client() as client:
+        client.invalidate_all(weights=False)
+    alone.stop()
+    group = start()
+    with group.front.client() as client:
+        group.ready(client)
+        assert ask(client, model).disk_tokens == 0
+
+
 def test_layers_in_a_pipeline_of_equal_parts(start: Start, model: str) -> None:
     """Both ranks have three layers each."""
     group = start("pipeline")
@@ -256,6 +296,13 @@ def test_ranks_agree_under_random_work(start: Start, folder: Path, layers: int) 
         assert reused > 0
     assert not [line for line in group.front.log() if line["event"] == "group_diverged"]
     assert names(group)[0] == names(group)[1]
+
+
+def begin_anew(group: RunningGroup, client: Client) -> None:
+    """Kill the engine of a rank, and wait until the next one of the first rank has been started."""
+    restarts = client.stats().group.restarts
+    os.kill(group.engine_of(1), signal.SIGKILL)
+    wait_until(lambda: client.stats().group.restarts > restarts and bool(client.stats().group.pid), "it starts anew")
 
 
 def beginning_of(chance: random.Random) -> list[int]:

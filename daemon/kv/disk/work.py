@@ -151,8 +151,9 @@ class DiskWork:
 
         def opened() -> Found:
             self._files.open()
+            noted = self._note.look()
             found = self._files.scan(self._wall())
-            found.noted = self._note.left
+            found.noted = noted
             return found
 
         def done(found: Found | Exception) -> None:
@@ -173,6 +174,7 @@ class DiskWork:
             if self._files.folder.is_dir():
                 try:
                     self._files.open()
+                    self._note.look()
                     pieces = self._files.scan(self._wall()).pieces
                     self._files.remove([*(piece.name for piece, _ in pieces), INDEX], lasting=True)
                 except OSError:

@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import structlog
 
 from daemon.kv.disk.note import Note
 from daemon.server.group.rendezvous import Rendezvous
 from daemon.server.stats import STATES
-from daemon.server.supervision.call_router import CallRouter
+from daemon.server.supervision.call_router import CallRouter, Send
 from daemon.server.supervision.engine_process import engine_command
 from daemon.server.supervision.supervisor import State, Supervisor
 from daemon.shared import clocks
 from daemon.shared.config import Config
+from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 LAST_BACKOFF = 5.0
 """Most seconds between two tries to bring the ranks together: another machine may come back at any time."""
 
 log = structlog.get_logger()
+
+
+class GroupRouter(CallRouter):
+    """
+    The way of calls to the group.
+
+    Attributes:
+        noted: Whether prefixes were invalidated since the last engine took calls. The next one may have looked at its
+            disk before that was noted, so it is told.
+    """
+
+    noted = False
+
+    def connect(self, send: Send) -> None:
+        """Send what was noted, then what waits, to a new engine, and from now on each call at once."""
+        if self.noted:
+            self.noted = False
+            request = pb.InvalidateRequest(all=pb.AllTarget(prefixes=True))
+            # The answer is not read: if the engine dies first, the note is there still, or went with all pieces.
+            send(ipc.Command(call_id=next(self._ids), invalidate=request))
+        super().connect(send)
 
 
 class Group:
@@ -33,10 +57,10 @@ class Group:
     """
 
     def __init__(self, config: Config) -> None:
-        self._config = config
+        self._note = Note(config.state_dir, config.kv_disk_group_folder)
         command = engine_command(config.to_json())
         self._rendezvous = Rendezvous(config, command)
-        self.router = CallRouter(clocks.awake)
+        self.router = GroupRouter(clocks.awake)
         self.supervisor = Supervisor(
             command,
             clocks.awake,
@@ -65,15 +89,15 @@ class Group:
         group.disk_bytes, group.disk_budget_bytes = disk.disk_bytes, disk.disk_budget_bytes
         group.disk_tokens_reused, group.disk_faults = disk.disk_tokens_reused, disk.disk_faults
 
-    def note_invalidated(self) -> None:
+    async def note_invalidated(self) -> None:
         """
         Note that prefixes were invalidated while the ranks are away: they drop all that their disks have.
 
         Raises:
             OSError: If that cannot be noted.
         """
-        if self._config.kv_disk_mb:
-            Note(self._config.state_dir, self._config.kv_disk_group_folder).write()
+        await asyncio.to_thread(self._note.write)
+        self.router.noted = True
 
     def _changed(self, state: State) -> None:
         log.info("group_state_changed", state=state.value, pid=self.supervisor.pid)

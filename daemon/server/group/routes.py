@@ -7,10 +7,10 @@ machine's engine. If that says MODEL_EXCEEDS_BUDGET, the call goes on at the gro
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import ExitStack, closing
 from typing import Any, Protocol
 
-from daemon.cache.callbacks import ignore
 from daemon.server.supervision.call_router import CallRouter
 from daemon.server.supervision.engine_call import EngineCall
 from daemon.shared.errors import Reason, SidecarError, invalid
@@ -48,7 +48,8 @@ class Routes:
         group: The way to the engine of the group; None without one.
         models: How the models of the group are cut, by name.
         aliases: The models that short names stand for.
-        note: Called when prefixes of the group are invalidated while it is away: its disks have them still.
+        note: Called when prefixes are invalidated that the disks of the group may have, and no group can be asked. It
+            raises OSError if that cannot be noted. None if there are no such disks.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Routes:
         group: CallRouter | None = None,
         models: Mapping[str, str] | None = None,
         aliases: Mapping[str, str] | None = None,
-        note: Callable[[], None] = ignore,
+        note: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._note = note
         self._local = local
@@ -80,27 +81,37 @@ class Routes:
             return _FirstHere(self._local.open(command), lambda: self._at_group(copy, model))
         return self._local.open(command) if how == "none" else self._at_group(command, model)
 
-    def everywhere(self, command: ipc.Command) -> list[OpenCall]:
+    async def everywhere(self, command: ipc.Command) -> list[OpenCall]:
         """
         Open an Invalidate call at each engine that may have something to drop.
 
-        A group that is away has nothing in memory; what its disks have is noted to be dropped.
+        A group that is away, or that is not configured, has nothing in memory; what its disks have is noted to be
+        dropped. That comes first: nothing is dropped if it fails.
 
         Raises:
             OSError: If that cannot be noted.
+            SidecarError: As `CallRouter.open` does.
         """
         how = self._models.get(_model(command), "none")
-        calls: list[OpenCall] = []
-        if how != _EVERYWHERE or self._group is None:
-            copy = ipc.Command()
-            copy.CopyFrom(command)
-            calls.append(self._local.open(copy))
-        if self._group is not None and (how != "none" or command.invalidate.HasField("all")):
-            if not (calls and self._group.problem):
-                calls.append(self._group.open(command))
-            elif not command.invalidate.dry_run and getattr(_target(command.invalidate), "prefixes", True):
-                self._note()
+        here = self._group is None or how != _EVERYWHERE
+        there = how != "none" or command.invalidate.HasField("all")
+        if here and there and self._away and self._note is not None and _drops_prefixes(command.invalidate):
+            await self._note()
+        with ExitStack() as opened:
+            calls: list[OpenCall] = []
+            if here:
+                copy = ipc.Command()
+                copy.CopyFrom(command)
+                calls.append(opened.enter_context(closing(self._local.open(copy))))
+            if self._group is not None and there and not (here and self._away):  # it may be back since it was noted
+                calls.append(opened.enter_context(closing(self._group.open(command))))
+            opened.pop_all()
         return calls
+
+    @property
+    def _away(self) -> bool:
+        """Whether there is no group that could be asked, now or shortly."""
+        return self._group is None or bool(self._group.problem)
 
     def _at_group(self, command: ipc.Command, model: str) -> EngineCall:
         assert self._group is not None
@@ -163,6 +174,11 @@ def _model(command: ipc.Command) -> str:
     """Return the model that a command names; empty if it names none."""
     target = _target(command.invalidate) if command.HasField("invalidate") else _body(command)
     return str(getattr(target, "model", ""))
+
+
+def _drops_prefixes(request: pb.InvalidateRequest) -> bool:
+    """Return whether an Invalidate call drops prefixes: that of a prefix always does."""
+    return not request.dry_run and bool(getattr(_target(request), "prefixes", True))
 
 
 def _target(request: pb.InvalidateRequest) -> Any:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
+from daemon.cache.callbacks import ignore
 from daemon.server.group.routes import OpenCall, Routes
 from daemon.server.supervision.call_router import CallRouter
 from daemon.shared.errors import Reason, SidecarError
@@ -19,14 +21,21 @@ from tests.unit.server.supervised import generate
 class Two:
     """Two engines and the routes to them."""
 
-    def __init__(self, **models: str) -> None:
+    def __init__(self, *, group: bool = True, **models: str) -> None:
         self.local, self.group = CallRouter(lambda: 0.0), CallRouter(lambda: 0.0)
         self.here: list[ipc.Command] = []
         self.there: list[ipc.Command] = []
         self.local.connect(self.here.append)
         self.group.connect(self.there.append)
         self.notes: list[str] = []
-        self.routes = Routes(self.local, self.group, models, {"short": "large"}, lambda: self.notes.append("noted"))
+        self.while_noting: Callable[[], None] = ignore
+        there = self.group if group else None
+        self.routes = Routes(self.local, there, models, {"short": "large"}, self._note)
+
+    async def _note(self) -> None:
+        assert not self.here, "it comes first"
+        self.while_noting()
+        self.notes.append("noted")
 
 
 async def read(call: OpenCall) -> list[ipc.Event]:
@@ -53,10 +62,10 @@ async def test_short_name_is_that_of_its_model() -> None:
 async def test_everything_is_dropped_everywhere() -> None:
     """An Invalidate of one model goes where that model is."""
     two = Two(large="tensor")
-    two.routes.everywhere(ipc.Command(invalidate=pb.InvalidateRequest(all=pb.AllTarget(weights=True))))
+    await two.routes.everywhere(ipc.Command(invalidate=pb.InvalidateRequest(all=pb.AllTarget(weights=True))))
     assert (len(two.here), len(two.there)) == (1, 1)
     target = pb.ModelTarget(model="large", weights=True)
-    two.routes.everywhere(ipc.Command(invalidate=pb.InvalidateRequest(model=target)))
+    await two.routes.everywhere(ipc.Command(invalidate=pb.InvalidateRequest(model=target)))
     assert (len(two.here), len(two.there)) == (1, 2)
 
 
@@ -78,9 +87,54 @@ async def test_everything_is_dropped_without_the_group(
     two.group.unavailable("rank 1 does not answer")
     name = type(target).__name__.removesuffix("Target").lower()
     request = pb.InvalidateRequest(dry_run=dry_run, **{name: target})  # type: ignore[arg-type]
-    calls = two.routes.everywhere(ipc.Command(invalidate=request))
+    calls = await two.routes.everywhere(ipc.Command(invalidate=request))
     assert (len(calls), len(two.here), len(two.there)) == (1, 1, 0)
     assert two.notes == notes
+
+
+ALL = ipc.Command(invalidate=pb.InvalidateRequest(all=pb.AllTarget(prefixes=True)))
+
+
+async def test_disks_of_a_group_that_is_not_configured_are_noted() -> None:
+    """They may have anything. An Invalidate of one model is about those of this machine."""
+    two = Two(group=False)
+    assert len(await two.routes.everywhere(ALL)) == 1
+    assert two.notes == ["noted"]
+    target = pb.ModelTarget(model="large", prefixes=True)
+    await two.routes.everywhere(ipc.Command(invalidate=pb.InvalidateRequest(model=target)))
+    assert (len(two.here), two.notes) == (2, ["noted"])
+
+
+async def test_group_that_came_back_meanwhile_is_asked() -> None:
+    """Its engine has looked for notes before this one was written."""
+    two = Two(large="tensor")
+    two.group.unavailable("rank 1 does not answer")
+    two.while_noting = lambda: two.group.connect(two.there.append)
+    assert len(await two.routes.everywhere(ALL)) == 2
+    assert (len(two.here), len(two.there)) == (1, 1)
+
+
+async def test_nothing_is_dropped_if_it_cannot_be_noted() -> None:
+    """The caller knows that it failed, and no call is left open."""
+    two = Two(large="tensor")
+    two.group.unavailable("rank 1 does not answer")
+
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    two.while_noting = full
+    with pytest.raises(OSError, match="No space"):
+        await two.routes.everywhere(ALL)
+    assert (two.here, two.there) == ([], [])
+
+
+async def test_call_here_is_closed_if_none_can_be_opened_at_the_group() -> None:
+    """It would be left open for good."""
+    two = Two(large="tensor")
+    two.group.close()
+    with pytest.raises(SidecarError):
+        await two.routes.everywhere(ALL)
+    assert [command.WhichOneof("body") for command in two.here] == ["invalidate", "cancel"]
 
 
 async def test_model_that_is_too_large_goes_on_at_the_group() -> None:

@@ -177,25 +177,25 @@ class MemoryFiles(Files):
 
 
 class MemoryNote(Note):
-    """A note beside the files of a test."""
+    """A note beside the files of a test; all processes share one name."""
 
     def __init__(self, files: MemoryFiles) -> None:
         super().__init__(files.folder, files.folder)
         self._files = files
+        self._mine = False
 
-    @property
-    def left(self) -> bool:
-        """Whether another tier left one."""
-        return not self._own and self._files.noted
+    def look(self) -> bool:
+        """Tell whether another tier left one."""
+        return not self._mine and self._files.noted
 
     def write(self) -> None:
         """Write it, if there is none yet."""
-        self._own = self._own or not self._files.noted
+        self._mine = self._mine or not self._files.noted
         self._files.noted = True
 
     def clear(self) -> None:
         """Remove it."""
-        self._own = self._files.noted = False
+        self._mine = self._files.noted = False
 
 
 class FakeDisk:

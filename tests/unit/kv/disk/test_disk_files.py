@@ -179,14 +179,29 @@ def test_note_tells_other_processes_of_its_directory_alone(tmp_path: Path) -> No
     """Until what it stands for is done; the process that wrote it knows better."""
     place, folder = tmp_path / "state", tmp_path / "kv"
     note = Note(place, folder)
+    assert not note.look()
     note.write()
-    assert not note.left
-    assert not Note(place, tmp_path / "other").left
+    assert not note.look()
+    assert not Note(place, tmp_path / "other").look()
     other = Note(place, folder)
     other.write()
-    assert other.left
+    assert other.look()
     other.clear()
-    assert not Note(place, folder).left
+    assert not Note(place, folder).look()
+
+
+def test_note_is_removed_by_those_that_saw_it(tmp_path: Path) -> None:
+    """One that was written since, in place of it, is about something else."""
+    writer, reader = Note(tmp_path, tmp_path / "kv"), Note(tmp_path, tmp_path / "kv")
+    for _ in range(3):
+        writer.write()
+    assert len(list(tmp_path.iterdir())) == 1
+    assert reader.look()
+    writer.write()
+    reader.clear()
+    assert reader.look()
+    reader.clear()
+    assert not list(tmp_path.iterdir())
 
 
 def test_index_spares_reading_the_headers(files: Files) -> None:
