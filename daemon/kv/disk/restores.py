@@ -58,7 +58,7 @@ class _Staged:
 @dataclass(frozen=True, slots=True)
 class _Billed(KVSource):
     """
-    A piece whose extents count as if they were just computed: on a rank with fewer layers, as those of the largest.
+    A piece with extents that count as computed ones do: on a rank with fewer layers, as those of the largest.
 
     Attributes:
         source: The piece.
@@ -71,7 +71,7 @@ class _Billed(KVSource):
     def pack(self, group: int, start: int, stop: int) -> Extent:
         """Copy blocks."""
         extent = self.source.pack(group, start, stop)
-        if self.spec.resumes_anywhere:  # only then may ranks have other numbers of layers
+        if self.spec.resumes_anywhere:  # others have as many layers on each rank
             extent.nbytes = extent.blocks * self.spec.groups[group].block_bytes
         return extent
 

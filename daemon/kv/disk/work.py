@@ -228,7 +228,7 @@ class DiskWork:
         """
         Remove files. With `lasting` an invalidation waits for it, and they stay away even if the machine dies.
 
-        It then also removes what could not be removed before: nobody knows any more whether the invalidation means it.
+        It then also removes what could not be removed before: the catalog cannot tell any more whether that is meant.
         """
         if lasting:
             names = [*names, *self._unremoved]

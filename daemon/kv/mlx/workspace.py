@@ -11,7 +11,7 @@ is measured rather than computed. For `width` tokens behind `context` others,
 rose there, since windows and scans grow with the square of the width. A pass of a decode step has a few tokens, and
 buffers that do not shrink with them: its bytes are on the line from a pass of one token, measured as well. `scores` has
 nodes for contexts. They are measured with one small width over caches of zeros, which costs no forward pass over a long
-prompt. A model whose attention has windows alone has no such nodes: its passes are measured behind full windows.
+prompt. A model with windows alone has no such nodes: its passes are measured behind full windows.
 
 MLX makes room for operations ahead of those that it computes. How many depends on which of two threads is faster, so
 that a pass of short operations takes up to a quarter less at times. Short passes are therefore measured several times,
