@@ -9,7 +9,7 @@ from typing import cast
 
 from daemon import __version__
 from mlx_sidecar import Client
-from tests.support.daemons import alive, wait_until
+from tests.support.daemons import alive, listens, wait_until
 from tests.unit.launchd.mac import Mac
 
 
@@ -56,6 +56,7 @@ def test_crashed_service_restarts_and_crash_loop_ends(mac: Mac) -> None:
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: mac.job().pid not in (None, pid), "launchd starts it again")
     assert mac.job().last_exit == "Killed: 9"
+    wait_until(lambda: listens(mac.socket), "it listens again")  # a client waits for that for two seconds
     with Client(mac.socket, timeout=60) as client:
         wait_until(lambda: client.stats().engine.state == "ready", "it serves again")
 
