@@ -22,14 +22,12 @@ HASH_BYTES = 32
 """Bytes of the hash of a block."""
 
 SUFFIX = ".kv"
+"""Ends the name of each piece."""
 
 
 def is_file_name(name: str) -> bool:
     """Return whether a name can be that of a piece's file, rather than lead to another directory."""
     return name.endswith(SUFFIX) and not any(mark in name for mark in "/\\\0")
-
-
-"""Ends the name of each piece."""
 
 
 def root_hash(namespace: str) -> bytes:
