@@ -97,7 +97,7 @@ class RankDisks:
         self.settle()
 
     def restart(self, done: Sequence[int]) -> None:
-        """Kill all engines, after each rank's disk has done so much of what it had to do; nobody has heard of it."""
+        """Kill all engines, after each rank's disk has done so much of its work. No result has arrived."""
         for disk, count in zip(self.disks, done, strict=True):
             for work, _ in list(disk.writes)[:count]:
                 self._result(work)

@@ -66,7 +66,7 @@ def test_ranks_have_the_pieces_that_all_have(ranks: list[Found]) -> None:
 
 
 def test_file_that_a_rank_could_not_open_is_an_orphan() -> None:
-    """Nobody has a use for it."""
+    """No rank can use it alone."""
     whole = Found(pieces=[(PIECES[0], 1.0), (PIECES[1], 1.0)])
     lacking = Found(pieces=[(PIECES[0], 1.0)], left=[PIECES[1].name, "closed.kv"])
     for each in agreed([whole, lacking]):
