@@ -52,6 +52,14 @@ def names(ranks: RankDisks) -> list[set[str]]:
     return [set(files.content) for files in ranks.files]
 
 
+def used_twice(ranks: RankDisks) -> None:
+    """Store a prompt and use it again on each rank, so that it is to be written."""
+    for disk in ranks.disks:
+        disk.knows(NAME)
+        disk.prefixes.store(NAME, TOKENS, Resume.YES)
+        disk.prefixes.reuse(NAME, [*TOKENS, 9])
+
+
 def test_all_ranks_write_and_restore_a_prefix(ranks: RankDisks) -> None:
     """The pieces have the same names on each."""
     assert names(ranks)[0] == names(ranks)[1] != set()
@@ -114,10 +122,7 @@ def test_piece_that_a_rank_cannot_write_goes_on_all(ranks: RankDisks) -> None:
 def test_engines_killed_in_a_write_leave_a_piece_of_all_or_of_none() -> None:
     """One rank's disk has written, and the other's has not."""
     ranks = RankDisks(PLAIN, 10**6, 10**6)
-    for disk in ranks.disks:
-        disk.knows(NAME)
-        disk.prefixes.store(NAME, TOKENS, Resume.YES)
-        disk.prefixes.reuse(NAME, [*TOKENS, 9])
+    used_twice(ranks)
     while not ranks.disks[0].waiting:
         ranks.step()
     ranks.restart([1, 0])
@@ -143,10 +148,7 @@ def test_note_of_one_rank_removes_the_pieces_of_all(ranks: RankDisks) -> None:
 def test_rank_with_fewer_layers_counts_the_bytes_of_the_other() -> None:
     """Before a piece is written as afterwards, or the ranks would not evict and read ahead alike."""
     ranks = RankDisks(BILLED, 10**6, 10**6, uneven=True)
-    for disk in ranks.disks:
-        disk.knows(NAME)
-        disk.prefixes.store(NAME, TOKENS, Resume.YES)
-        disk.prefixes.reuse(NAME, [*TOKENS, 9])
+    used_twice(ranks)
     while not ranks.disks[0].waiting:
         ranks.step()
         ranks.check()
