@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from mlx_sidecar import (
     ModelNotFound,
     ModelUnsupported,
 )
+from tests.conftest import short_folder
 from tests.support.daemons import wait_until
 from tests.support.groups import RunningGroup
 from tests.support.models import copy_of_embedded, random_model, write_random
@@ -41,9 +41,8 @@ LAYERED = {
 
 @pytest.fixture(name="folder", scope="module")
 def _folder() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="mlxs-", dir="/tmp"))
-    yield path
-    shutil.rmtree(path)
+    with short_folder() as path:
+        yield path
 
 
 @pytest.fixture(name="model", scope="module")

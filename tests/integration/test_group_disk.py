@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mlx_sidecar import Client, Completion
+from tests.conftest import short_folder
 from tests.integration.test_group import LAYERED
 from tests.support.daemons import wait_until
 from tests.support.groups import RunningGroup
@@ -23,9 +22,8 @@ PROMPT = "The harbour master wrote down the name of each ship, and on the fourth
 
 @pytest.fixture(name="folder", scope="module")
 def _folder() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="mlxs-", dir="/tmp"))
-    yield path
-    shutil.rmtree(path)
+    with short_folder() as path:
+        yield path
 
 
 @pytest.fixture(name="tensor", scope="module")
