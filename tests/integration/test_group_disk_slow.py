@@ -223,7 +223,7 @@ def test_prefixes_that_are_dropped_while_a_group_starts_stay_dropped(start: Star
         for _ in range(scaled(4)):
             cold = written(group, client, model)
             begin_anew(group, client)
-            time.sleep(chance.uniform(0, 2))
+            time.sleep(chance.uniform(0, 2))  # the call comes at any moment of the start
             with suppress(EngineRestarted):
                 client.invalidate_all(weights=False)
                 group.ready(client)
