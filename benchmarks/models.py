@@ -1,8 +1,9 @@
 """
 Benchmark of the model cache over the socket: `python -m benchmarks.models [--rounds N] [--layers N] [--out FILE]`.
 
-It measures two ratios within one run. The first is a GetOrLoad hit to a Stats call, which has almost no work. The
-second is the gap between a stream's deltas during the load of a large generated model to the gap before the load.
+It measures ratios within one run. The first are of a GetOrLoad hit to a Stats call, which has almost no work: for a
+model with one file of weights, and for one with many, as each call looks at all of them. The other is of the gap
+between a stream's deltas during the load of a large generated model to the gap before the load.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -18,12 +20,16 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import cast
 
+import mlx.core as mx
 from tokenizers import Tokenizer
 
 from benchmarks import machine
 from benchmarks.page import RESULTS
+from daemon.cache.digests import SETTLED_NS
 from daemon.cache.resolver import EMBEDDED_PATH
+from daemon.cache.weight_files import weight_files
 from mlx_sidecar import Client
 from tests.support.models import wide_model
 from tools.demo import daemon
@@ -35,8 +41,9 @@ EMBEDDED = Tokenizer.from_file(str(EMBEDDED_PATH / "tokenizer.json"))
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """Medians of alternating calls in seconds."""
+    """Medians of alternating calls in seconds; `files` are the files of weights that the model has."""
 
+    files: int
     get_or_load: float
     stats: float
     ratio: float
@@ -69,35 +76,55 @@ def main() -> int:
         daemon(Path(folder)) as environ,
         Client(environ["MLX_SIDECAR_SOCKET"]) as client,
     ):
-        client.load("embedded")
-        hit = measure_hit(client, arguments.rounds)
+        parted = many_files(Path(folder) / "parted")
+        hits = [measure_hit(client, str(model), arguments.rounds) for model in (EMBEDDED_PATH, parted)]
         streaming = str(wide_model(Path(folder), "streaming", 2, arguments.stream_layers))
         client.load(streaming)
         large = wide_model(Path(folder), "large", 1, arguments.layers, width=1024)
         os.sync()  # a user's model was written long ago; without this, the write of 2 GB would slow the load
         gaps = measure_gaps(client, streaming, str(large))
-    print(f"GetOrLoad hit {1000 * hit.get_or_load:.2f} ms, Stats {1000 * hit.stats:.2f} ms, {hit.ratio:.1f} x")
+    for hit in hits:
+        print(
+            f"GetOrLoad hit of {hit.files} files {1000 * hit.get_or_load:.2f} ms, Stats {1000 * hit.stats:.2f} ms, "
+            f"{hit.ratio:.1f} x"
+        )
     print(
         f"stream gap alone {1000 * gaps.alone_median:.1f} ms, longest {1000 * gaps.alone_most:.1f} ms; "
         f"while {gaps.model_bytes / 1e6:.0f} MB load in {gaps.load_seconds:.1f} s: "
         f"median {gaps.ratio_of_medians:.1f} x, longest {gaps.ratio_of_most:.1f} x"
     )
-    figures = {"hit": asdict(hit), "gaps": asdict(gaps)}
+    figures = {"hits": [asdict(hit) for hit in hits], "gaps": asdict(gaps)}
     arguments.out.write_text(json.dumps({"benchmark": "model cache", **machine.describe(), **figures}, indent=2) + "\n")
     return 0
 
 
-def measure_hit(client: Client, rounds: int) -> Hit:
-    """Alternate between a GetOrLoad hit and Stats."""
+def many_files(folder: Path) -> Path:
+    """Write the embedded model with a file for each of its tensors, and return its folder."""
+    folder.mkdir()
+    for file in EMBEDDED_PATH.glob("*.json"):
+        shutil.copy(file, folder)
+    weights: dict[str, mx.array] = {}
+    for file in weight_files(EMBEDDED_PATH):
+        weights.update(cast("dict[str, mx.array]", mx.load(str(file))))
+    for number, (name, array) in enumerate(sorted(weights.items())):
+        mx.save_safetensors(str(folder / f"model-{number:05}.safetensors"), {name: array}, metadata={"format": "mlx"})
+    return folder
+
+
+def measure_hit(client: Client, model: str, rounds: int) -> Hit:
+    """Alternate between a GetOrLoad hit of a model and Stats."""
+    client.load(model)
+    time.sleep(SETTLED_NS / 1e9)  # files that were written just now are read with each call
     hits, travels = [], []
     for _ in range(rounds):
         began = time.perf_counter()
-        client.load("embedded")
+        client.load(model)
         between = time.perf_counter()
         client.stats()
         hits.append(between - began)
         travels.append(time.perf_counter() - between)
-    return Hit(median(hits), median(travels), median(hits) / median(travels))
+    files = len(weight_files(Path(model)))
+    return Hit(files, median(hits), median(travels), median(hits) / median(travels))
 
 
 def measure_gaps(client: Client, streaming: str, model: str) -> Gaps:

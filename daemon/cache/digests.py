@@ -104,6 +104,9 @@ class Digests:
         now_ns: Returns the time by the file system's clock, in nanoseconds.
         aside: A context entered while a large file is read, so that running streams notice little of it. Its value is
             called after each mebibyte.
+
+    Attributes:
+        corrected: How often a digest was corrected. What was made of digests before may be wrong.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class Digests:
         now_ns: Callable[[], int] = time.time_ns,
         aside: Callable[[], AbstractContextManager[Rest]] = lambda: nullcontext(ignore),
     ) -> None:
+        self.corrected = 0
         self._now_ns = now_ns
         self._aside = aside
         # Apart, so that a folder with thousands of small files does not push out digests that take minutes to compute.
@@ -161,6 +165,7 @@ class Digests:
             self._misnamed.put(str(path), None)
             self._large.discard(str(path))
             self._small.discard(str(path))
+            self.corrected += 1
         if stamp.ctime_ns + SETTLED_NS < self._now_ns():
             self._remember(path, stamp, digest)
         else:

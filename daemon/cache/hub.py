@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from daemon.cache.callbacks import Report
 from daemon.cache.model_files import check, read
+from daemon.cache.unchanged import Findings
 from daemon.cache.weight_files import is_weight_file, weight_files
 from daemon.shared.errors import Reason, SidecarError
 
@@ -37,6 +38,7 @@ PATTERNS = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.
 """Files that mlx-lm reads of a model. Python files are left out: they are never run."""
 _IGNORED = ["*/*.safetensors"]
 """Files that the patterns match as well: their asterisk stands for slashes too."""
+_COMPLETE = Findings[Path, bool]()
 
 
 def snapshot(repo: str, revision: str, *, allow_download: bool, report: Report) -> Path:
@@ -77,6 +79,10 @@ def is_complete(path: Path) -> bool:
     After an interrupted download, huggingface_hub returns an incomplete snapshot, unless it has a list of its files.
     An index may list files that mlx-lm does not load: they are never downloaded.
     """
+    return _COMPLETE.get(path, [path], lambda: _is_complete(path))
+
+
+def _is_complete(path: Path) -> bool:
     index = path / "model.safetensors.index.json"
     if not (path / "config.json").is_file() or not any(file.is_file() for file in weight_files(path)):
         return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from daemon.cache.hub import planned_bytes, snapshot
 from daemon.cache.identity import ModelSource, identify
 from daemon.cache.keyed_lock import KeyedLock
 from daemon.cache.lru_dict import LruDict
+from daemon.cache.unchanged import Findings
 from daemon.shared.errors import Reason, SidecarError, invalid
 from daemon.shared.machine_faults import machine_fault
 from daemon.shared.model_names import climbs, plain
@@ -61,6 +63,10 @@ class Wanted:
     offline: bool = False
 
 
+_Identified = tuple[str, Path, Path | None, bool, int]
+"""Name, directory, adapter's directory, whether the Hub's cache has it, and digests that were corrected by then."""
+
+
 class Watcher(Protocol):
     """Gets the progress of long work, on the thread that does it. Its methods may raise to abandon the work."""
 
@@ -82,6 +88,7 @@ class Resolver:
         digests: Looks digests of weight files up, or computes them.
         supported: Returns whether mlx-lm knows a model_type.
         afford: Raises if a model of a name and size can never be loaded.
+        now_ns: Returns the time by the file system's clock, in nanoseconds.
     """
 
     def __init__(
@@ -93,6 +100,7 @@ class Resolver:
         digests: Digests | None = None,
         supported: Callable[[str], bool] = lambda _: True,
         afford: Callable[[str, int], None] = ignore,
+        now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._roots = [root.resolve() for root in roots]
         self._fetch = fetch
@@ -102,6 +110,7 @@ class Resolver:
         self._afford = afford
         self._revisions = LruDict[str, str](MOST_REVISIONS)
         """By Hub id, the revision that it stands for if a request names none."""
+        self._identified = Findings[_Identified, ModelSource](now_ns)
         self._lock = threading.Lock()
         self._downloads = KeyedLock[str]()
 
@@ -120,17 +129,27 @@ class Resolver:
         """
         adapter = self._directory("adapter", wanted.adapter) if wanted.adapter else None
         name, path, is_hub = self._located(wanted, watcher)
-        source = identify(
-            name,
-            path,
-            adapter,
-            digests=self._digests,
-            hub=is_hub,
-            report=watcher.reading if watcher else None,
-            roots=() if name == EMBEDDED else tuple(self._roots),
-            afford=ignore if wanted.estimate else self._afford,
-            estimate=wanted.estimate,
-        )
+        afford = ignore if wanted.estimate else self._afford
+
+        def identified() -> ModelSource:
+            return identify(
+                name,
+                path,
+                adapter,
+                digests=self._digests,
+                hub=is_hub,
+                report=watcher.reading if watcher else None,
+                roots=() if name == EMBEDDED else tuple(self._roots),
+                afford=afford,
+                estimate=wanted.estimate,
+            )
+
+        if wanted.estimate:  # without a key
+            source = identified()
+        else:
+            key = name, path, adapter, is_hub, self._digests.corrected
+            source = self._identified.get(key, filter(None, (path, adapter)), identified)
+            afford(name, source.size_bytes)
         self._refuse_unsupported(source)
         return source
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from mlx_lm.utils import load_tokenizer
 
-from daemon.cache.digests import Stamp
 from daemon.cache.identity import ModelSource
 from daemon.cache.model_files import private_copy
+from daemon.cache.unchanged import State, state_of
 from daemon.engine.output.harmony import understood
 from daemon.engine.prompt.chat_templates import Templates
 from daemon.engine.prompt.special_tokens import eos_ids
@@ -67,17 +67,16 @@ class Tokenizers:
             tokenizer.forget_turns()
 
 
-def _stamps(path: Path) -> Iterator[tuple[str, Stamp]]:
+def _stamps(path: Path) -> Iterator[State]:
     """
     Yield the names and stamps of a model's files, except its weights.
 
     They belong to the key of the cache: a chat template may change while the weights stay, and copies of a model may
     have different templates.
     """
-    more = path / ADDITIONAL
-    for file in sorted((*path.iterdir(), *(more.iterdir() if more.is_dir() else ()))):
-        if file.is_file() and file.suffix != ".safetensors":
-            yield str(file.relative_to(path)), Stamp.of(file)
+    for folder in (path, path / ADDITIONAL):
+        if folder.is_dir():
+            yield state_of(folder, lambda name: not name.endswith(".safetensors"))
 
 
 def _load(source: ModelSource, templates: Templates) -> Tokenizer:
