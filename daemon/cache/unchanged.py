@@ -2,8 +2,8 @@
 What was found out about folders of models, remembered while their files stay as they were.
 
 Each call looks up its model anew, since its files may have changed. To check and name a model of sixty files takes
-longer than a decode step, and holds up the thread that decodes. The stamps of its files say for a
-tenth of that time that nothing changed.
+longer than a decode step, and holds up the thread that decodes. The stamps of its files say for a tenth of that time
+that nothing changed.
 """
 
 from __future__ import annotations

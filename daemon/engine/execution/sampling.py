@@ -139,14 +139,19 @@ class Sampler:
         if params.temperature == 0:
             return mx.argmax(logits, axis=-1)
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        ids = None
+        if 0 < params.top_k < logprobs.shape[-1]:
+            # The other options leave the most likely tokens too, and to sort all is most of the time of a draw.
+            # In the order of their ids, a draw among these is a draw among all.
+            ids = mx.sort(mx.argpartition(-logprobs, kth=params.top_k - 1, axis=-1)[..., : params.top_k], axis=-1)
+            logprobs = mx.take_along_axis(logprobs, ids, axis=-1)
         if params.top_p < 1:
-            logprobs = _keep_top_p(logprobs, params.top_p)
+            logprobs = _keep_top_p(logprobs, params.top_p, whole=ids is None)
         if params.min_p > 0:
             logprobs = _keep_min_p(logprobs, params.min_p)
-        if 0 < params.top_k < logprobs.shape[-1]:
-            logprobs = _keep_top_k(logprobs, params.top_k)
         self._key, key = mx.random.split(self._key)
-        return mx.random.categorical(logprobs * (1 / max(params.temperature, LEAST_TEMPERATURE)), key=key)
+        drawn = mx.random.categorical(logprobs * (1 / max(params.temperature, LEAST_TEMPERATURE)), key=key)
+        return drawn if ids is None else mx.take_along_axis(ids, drawn[..., None], axis=-1)[..., 0]
 
 
 def sample(samplers: Sequence[Sampler], logits: mx.array) -> list[Sampled]:
@@ -227,7 +232,8 @@ def row_vectors(params: SamplingParams, *, masked: bool, scored: bool) -> int:
     vectors = LEAST_VECTORS + 2 * masked + 2 * scored + 6 * params.penalises
     vectors += 2 * bool(params.logit_bias)
     if params.temperature > 0:
-        vectors += 4 + 5 * (params.top_p < 1) + 2 * (params.min_p > 0) + 3 * (params.top_k > 0)
+        # The other options look at all tokens only if `top_k` drops none.
+        vectors += 4 + max(5 * (params.top_p < 1) + 2 * (params.min_p > 0), 3 * (params.top_k > 0))
     return vectors
 
 
@@ -236,28 +242,23 @@ def _peaks(logits: mx.array) -> mx.array:
     return mx.max(logits, axis=-1).astype(mx.float32)
 
 
-# mlx-lm has these three under mx.compile, which compiles once more for each new value of an option: 0.6 s on the CPU,
+# mlx-lm has these two under mx.compile, which compiles once more for each new value of an option: 0.6 s on the CPU,
 # within a decode step of all streams, and the compiled function is kept for ever.
 
 
-def _keep_top_p(logprobs: mx.array, top_p: float) -> mx.array:
-    """Drop the tokens below the most likely ones that sum to `top_p`."""
+def _keep_top_p(logprobs: mx.array, top_p: float, *, whole: bool) -> mx.array:
+    """Drop the tokens below the most likely ones that sum to `top_p`; `whole` if there are all tokens."""
     ordered = mx.sort(logprobs, axis=-1)
     probabilities = mx.exp(ordered)
     above = mx.cumsum(probabilities, axis=-1, reverse=True, inclusive=False)
-    dropped = (above >= top_p * mx.sum(probabilities, axis=-1, keepdims=True)).sum(axis=-1, keepdims=True)
+    least = top_p * mx.sum(probabilities, axis=-1, keepdims=True) if whole else top_p  # a long sum is rounded
+    dropped = (above >= least).sum(axis=-1, keepdims=True)
     return _drop_below(logprobs, mx.take_along_axis(ordered, dropped, axis=-1))
 
 
 def _keep_min_p(logprobs: mx.array, min_p: float) -> mx.array:
     """Drop the tokens that are less than `min_p` times as likely as the most likely one."""
     return _drop_below(logprobs, mx.max(logprobs, axis=-1, keepdims=True) + math.log(min_p))
-
-
-def _keep_top_k(logprobs: mx.array, top_k: int) -> mx.array:
-    """Drop all but the `top_k` most likely tokens."""
-    rest = mx.argpartition(-logprobs, kth=top_k - 1, axis=-1)[..., top_k:]
-    return mx.put_along_axis(logprobs, rest, mx.array(-math.inf, logprobs.dtype), axis=-1)
 
 
 def _drop_below(logprobs: mx.array, least: mx.array) -> mx.array:

@@ -114,6 +114,8 @@ OPTIONS = {
     "temperature": SamplingParams(temperature=1, seed=1),
     "nucleus": SamplingParams(temperature=1, seed=1, top_p=0.9),
     "all filters": FILTERED,
+    "some tokens": SamplingParams(temperature=1, seed=1, top_k=5),
+    "filters that keep each token": replace(FILTERED, top_k=VOCAB),
     "penalties": replace(FILTERED, repetition_penalty=1.1, presence_penalty=0.1),
     "bias": SamplingParams(logit_bias=((1, 2.0),)),
 }

@@ -36,14 +36,14 @@ def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(scaled / scaled.sum())
 
 
-def allowed(top_p: float = 1, top_k: int = 0, min_p: float = 0) -> set[int]:
+def allowed(logits: NDArray[np.float32] = LOGITS, top_p: float = 1, top_k: int = 0, min_p: float = 0) -> set[int]:
     """Return the tokens that the options leave."""
-    chances = probabilities(LOGITS)
+    chances = probabilities(logits)
     order = np.argsort(-chances)
     before = np.cumsum(chances[order]) - chances[order]
     kept = {int(token) for token, mass in zip(order, before, strict=True) if mass < top_p}
     kept &= {int(token) for token in order if chances[token] >= min_p * chances.max()}
-    return kept & {int(token) for token in order[: top_k or VOCAB]}
+    return kept & {int(token) for token in order[: top_k or len(order)]}
 
 
 def test_default_sampling_is_greedy() -> None:
@@ -65,6 +65,25 @@ def test_sampling_draws_exactly_the_allowed_tokens(options: dict[str, Any]) -> N
     """Very hot, so that each of them comes up."""
     one = sampler(temperature=100, seed=1, **options)
     assert set(draw(one, 400)) == allowed(**options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"top_k": 20, "top_p": 0.8}, {"top_k": 64, "top_p": 0.95, "min_p": 0.02}, {"top_k": 1}]
+)
+def test_top_k_draws_the_token_that_a_draw_among_all_tokens_gives(options: dict[str, Any]) -> None:
+    """Only the most likely tokens are looked at. A token has the same chance, and with a seed the same luck."""
+    width = 50_000
+    for seed in range(20):
+        logits = np.random.default_rng(seed).normal(0, 3, width).astype(np.float32)
+        left = list(allowed(logits, **options))
+        kept = np.full(width, -math.inf, np.float32)
+        kept[left] = logits[left]
+        _, key = mx.random.split(mx.random.key(seed))
+        expected = mx.random.categorical(mx.array(kept)[None] / 0.7, key=key).item()
+
+        one = Sampler(sampling_params(pb.Sampling(temperature=0.7, seed=seed, **options)), (), width, logprobs=False)
+
+        assert draw(one, logits=logits) == [expected]
 
 
 def test_temperature_flattens_the_distribution() -> None:
