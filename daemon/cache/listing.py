@@ -25,7 +25,7 @@ from daemon.cache.model_config import MAX_CONFIG_BYTES, Config, checked_config
 from daemon.cache.model_files import Roots, read
 from daemon.cache.resolver import EMBEDDED, EMBEDDED_PATH
 from daemon.cache.weight_files import is_weight_file, refuse_other_formats
-from daemon.shared.errors import SidecarError
+from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.liveness import moved
 
 HUB_CACHE, ROOT, IS_EMBEDDED, ELSEWHERE = "hub_cache", "root", "embedded", ""
@@ -103,7 +103,14 @@ def hub_names(folder: Path) -> list[str]:
 
 
 def root_models(root: Path) -> list[DiskModel]:
-    """Return the models below a directory, or the one in it, sorted by name."""
+    """
+    Return the models below a directory of `model_roots`, or the one in it, sorted by name.
+
+    Raises:
+        SidecarError: MODEL_NOT_FOUND if there is no such directory: its disk is away, or its name is misspelled.
+    """
+    if not root.is_dir():
+        raise SidecarError(Reason.MODEL_NOT_FOUND, "model_roots names it, and there is no such directory")
     return [described(DiskModel(str(path), path, ROOT), (root.resolve(),)) for path in root_folders(root)]
 
 

@@ -238,7 +238,9 @@ def test_doctor_reports_an_unwritable_log_file(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
     (tmp_path / "file").touch()
     assert places.log_file(tmp_path / "file").verdict is Verdict.OK
-    assert places.log_file(tmp_path / "file" / "log").verdict is Verdict.FAILED
+    finding = places.log_file(tmp_path / "file" / "log")
+    assert finding.verdict is Verdict.FAILED
+    assert finding.found.endswith(f"{tmp_path / 'file'} is no directory for it")
     assert places.log_file(tmp_path).verdict is Verdict.FAILED
 
 
