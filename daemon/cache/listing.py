@@ -191,12 +191,18 @@ def close_names(name: str, known: Iterable[str], most: int = 3) -> list[str]:
     """Return the known names that a mistyped name may stand for, the likeliest first."""
     by_key: dict[str, str] = {}
     for other in known:
-        by_key.setdefault(other.lower(), other)
-        by_key.setdefault(other.lower().rpartition("/")[2], other)
-    wanted = name.lower()
-    keys = [wanted, wanted.rpartition("/")[2]]
+        for key in _comparable(other):
+            by_key.setdefault(key, other)
+    keys = _comparable(name)
     near = [by_key[match] for key in keys for match in difflib.get_close_matches(key, by_key, n=most, cutoff=0.7)]
     return [other for other in dict.fromkeys(near) if other != name][:most]
+
+
+def _comparable(name: str) -> list[str]:
+    """Return what of a name is compared: of a path its end alone, because all models of a directory begin alike."""
+    whole = name.lower()
+    end = whole.rpartition("/")[2]
+    return [end] if whole.startswith("/") else [whole, end]
 
 
 def _hub_model(repo: CachedRepoInfo) -> DiskModel:

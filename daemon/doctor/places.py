@@ -48,7 +48,9 @@ def log_file(path: Path | None) -> Finding:
         place = place.parent
     good = os.access(place, os.W_OK) and (place == path or place.is_dir())
     if not good or path.is_dir():
-        found = f"{path} cannot be written" + ("" if place == path else f": {place} is no directory for it")
+        found = f"{path} cannot be written" + (
+            "" if place == path else f": {place} is no directory that can be written to"
+        )
         return failed("log file", found, "set log_file to a file in a directory of your own")
     disk = os.statvfs(place)
     free = disk.f_bavail * disk.f_frsize

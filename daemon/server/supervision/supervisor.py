@@ -179,6 +179,8 @@ class Supervisor:
         self._vitals = _Vitals(self._seen, clock)
         self._engine: EngineProcess | None = None
         self._backoff = FIRST_BACKOFF
+        self._told = ""
+        """Why an engine could not be started, as the log has it: it is tried again and again, and told once."""
         self._spawned = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -234,7 +236,8 @@ class Supervisor:
         self._set(State.RESTARTING)
         # An engine that was killed for its stuck threads died of calls that have ended; those that run are bystanders.
         calls = self._router.engine_died(pause, blame_calls=self._vitals.threads_stuck < MOST_STUCK)
-        log.error("engine_died", status=status, lived_s=round(lived, 3), calls=calls, retry_in_s=pause)
+        if status is not None:
+            log.error("engine_died", status=status, lived_s=round(lived, 3), calls=calls, retry_in_s=pause)
         await asyncio.sleep(pause)
         self.restarts += 1
 
@@ -246,10 +249,13 @@ class Supervisor:
             engine = self._engine = await self._spawn()
         except OSError as error:
             self._router.unavailable(str(error) if isinstance(error, ConnectionError) else "")
-            log.error("engine_start_failed", error=cause(error))
+            if cause(error) != self._told:
+                self._told = cause(error)
+                log.error("engine_start_failed", error=self._told)
             return None
         finally:
             self._spawned.set()
+        self._told = ""
         self._on_spawn(engine.pid)
         watch = asyncio.create_task(self._watch(engine), name="engine-watch")
         try:

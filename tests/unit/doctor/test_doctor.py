@@ -240,7 +240,7 @@ def test_doctor_reports_an_unwritable_log_file(tmp_path: Path) -> None:
     assert places.log_file(tmp_path / "file").verdict is Verdict.OK
     finding = places.log_file(tmp_path / "file" / "log")
     assert finding.verdict is Verdict.FAILED
-    assert finding.found.endswith(f"{tmp_path / 'file'} is no directory for it")
+    assert finding.found.endswith(f"{tmp_path / 'file'} is no directory that can be written to")
     assert places.log_file(tmp_path).verdict is Verdict.FAILED
 
 

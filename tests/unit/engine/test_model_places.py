@@ -136,6 +136,8 @@ def test_damaged_models_are_listed_with_their_problem(tmp_path: Path) -> None:
         ("nothing-like-it", ["mlx-community/Qwen3-8B-4bit"], []),
         ("org/name", ["org/name"], []),
         ("x" * 1024, ["x" * 900], ["x" * 900]),
+        ("/home/ada/models/gemma", ["/home/ada/models/wide"], []),
+        ("/home/ada/modles/Wide", ["/home/ada/models/wide"], ["/home/ada/models/wide"]),
     ],
 )
 def test_close_names_find_what_was_meant(name: str, known: list[str], near: list[str]) -> None:
