@@ -58,6 +58,7 @@ class Group:
 
     def __init__(self, config: Config) -> None:
         self._note = Note(config.state_dir, config.kv_disk_group_folder)
+        self._logged: State | None = None
         command = engine_command(config.to_json())
         self._rendezvous = Rendezvous(config, command)
         self.router = GroupRouter(clocks.awake)
@@ -100,4 +101,8 @@ class Group:
         self.router.noted = True
 
     def _changed(self, state: State) -> None:
+        # While a rank is away, a start is tried every few seconds: a night of that would push all else out of the log.
+        if self._logged is State.RESTARTING and state in (State.STARTING, State.RESTARTING):
+            return
+        self._logged = state
         log.info("group_state_changed", state=state.value, pid=self.supervisor.pid)

@@ -37,7 +37,7 @@ import structlog
 from daemon.server.supervision.call_router import CallRouter
 from daemon.server.supervision.engine_process import EngineProcess
 from daemon.shared.durations import seconds
-from daemon.shared.log_fields import cause
+from daemon.shared.log_fields import Words, cause
 from daemon.shared.observed_time import SeenTime
 from daemon.v1 import ipc_pb2 as ipc
 
@@ -248,10 +248,12 @@ class Supervisor:
         try:
             engine = self._engine = await self._spawn()
         except OSError as error:
-            self._router.unavailable(str(error) if isinstance(error, ConnectionError) else "")
-            if cause(error) != self._told:
-                self._told = cause(error)
-                log.error("engine_start_failed", error=self._told)
+            told_to_callers = str(error) if isinstance(error, ConnectionError) else ""
+            self._router.unavailable(told_to_callers)
+            why = Words(told_to_callers) or cause(error)
+            if why != self._told:
+                self._told = why
+                log.error("engine_start_failed", error=why)
             return None
         finally:
             self._spawned.set()
