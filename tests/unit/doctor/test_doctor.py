@@ -21,7 +21,7 @@ from daemon.launchd.agent import OPEN_FILES
 from daemon.shared import process_setup
 from daemon.shared.config import Config
 from mlx_sidecar import Completion, TokenLogprob
-from tests.unit.cli.cli_fakes import STATS, TIMINGS, USAGE
+from tests.unit.cli.cli_fakes import TIMINGS, USAGE
 
 GIB = 1 << 30
 MAC_PROBE = {
@@ -202,25 +202,6 @@ def test_doctor_reports_an_unsafe_socket_path(folder: Path) -> None:
     assert places.socket(folder / ("x" * 100)).verdict is Verdict.FAILED
     place.write_text("a file")
     assert places.socket(place).verdict is Verdict.FAILED
-
-
-@pytest.mark.parametrize(
-    ("state", "restarts", "step_age", "verdict", "found"),
-    [
-        ("ready", 0, 0.0, Verdict.OK, "pid 78, ready, never restarted"),
-        ("ready", 1, 0.0, Verdict.WARNING, "pid 78, ready, restarted once"),
-        ("stalled", 0, 0.0, Verdict.FAILED, "pid 78 is stalled: no sign of life; restarted 0 times"),
-        ("stalled", 2, 7.4, Verdict.FAILED, "pid 78 is stalled: a step of 7 s; restarted 2 times"),
-        ("starting", 0, 0.0, Verdict.WARNING, "it is starting; restarted 0 times"),
-        ("restarting", 3, 0.0, Verdict.FAILED, "it is restarting; restarted 3 times"),
-    ],
-)
-def test_doctor_reports_a_hanging_or_dead_engine(
-    state: str, restarts: int, step_age: float, verdict: Verdict, found: str
-) -> None:
-    """A hanging or dead engine is reported before the trial starts."""
-    finding = trial.engine(replace(STATS.engine, state=state, restarts=restarts, step_age=step_age))
-    assert (finding.verdict, finding.found) == (verdict, found)
 
 
 def test_doctor_reports_a_full_log_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
