@@ -39,6 +39,8 @@ DEPTH = 3
 """Most directories between a root and a model below it."""
 
 _DEFAULT_BRANCH = "main"
+_MOST_NEAR = 3
+"""Names that are suggested for a mistyped one."""
 _TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 _TOOLS = re.compile(r"\btools\b")
 _REASONING = re.compile(r"\b(enable_thinking|thinking|reasoning_content|reasoning_effort)\b|<think>")
@@ -187,15 +189,15 @@ def _able(model: DiskModel, config: Config, roots: Roots) -> DiskModel:
     )
 
 
-def close_names(name: str, known: Iterable[str], most: int = 3) -> list[str]:
+def close_names(name: str, known: Iterable[str]) -> list[str]:
     """Return the known names that a mistyped name may stand for, the likeliest first."""
     by_key: dict[str, str] = {}
     for other in known:
         for key in _comparable(other):
             by_key.setdefault(key, other)
     keys = _comparable(name)
-    near = [by_key[match] for key in keys for match in difflib.get_close_matches(key, by_key, n=most, cutoff=0.7)]
-    return [other for other in dict.fromkeys(near) if other != name][:most]
+    near = [by_key[match] for key in keys for match in difflib.get_close_matches(key, by_key, n=_MOST_NEAR, cutoff=0.7)]
+    return [other for other in dict.fromkeys(near) if other != name][:_MOST_NEAR]
 
 
 def _comparable(name: str) -> list[str]:
