@@ -181,13 +181,14 @@ def test_fault_of_a_body_is_told_with_its_kind_and_place(body: str, message: str
     ],
 )
 async def test_refusal_of_the_door_is_logged_with_its_reason(headers: dict[str, str], reason: str) -> None:
-    """The allow list of log fields knows all of them."""
+    """The allow list of log fields knows all of them. A flood of refusals leaves one line."""
     app = build(AsyncClient("/nowhere/s.sock"), Policy("t", loopback_only=True))
     with capture_logs() as lines:
-        answer = await Request("POST", "/v1/chat/completions", headers=headers).to(app)
+        for _ in range(3):
+            answer = await Request("POST", "/v1/chat/completions", headers=headers).to(app)
     (line,) = [permitted({**line, "event": Words(line["event"])}) for line in lines]
     assert answer.json["error"]["code"] == reason
-    assert (line["reason"], line["status"]) == (reason, answer.status)
+    assert (line["reason"], line["status"], line["calls"]) == (reason, answer.status, 1)
     assert reason in HTTP_REFUSALS
 
 
