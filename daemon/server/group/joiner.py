@@ -155,7 +155,7 @@ class Joiner:
         await self._watch(engine)
 
     def _refused(self, error: BaseException, **where: str) -> None:
-        """Log that a caller was refused, or could not be taken; whoever reaches the port can call without end."""
+        """Log that a caller was refused, or could not be taken; a stranger can call without end."""
         if calls := self._pace.due(cause(error)):
             log.warning("group_caller_refused", error=cause(error), calls=calls, **where)
 
