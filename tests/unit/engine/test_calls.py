@@ -151,9 +151,7 @@ def test_the_first_prompt_after_a_load_finds_the_tokenizer_read(
     assert harness.run(generate("The")).finished.usage.completion_tokens > 0
 
 
-def test_the_first_conversation_after_a_load_finds_a_worker_that_knows_its_template(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_first_conversation_after_a_load_finds_a_worker(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker takes most of a second to start, and the weights take longer to load."""
     harness.run(LOAD)
     harness.until(lambda: bool(harness.engine._templates._shapes))

@@ -125,7 +125,7 @@ def test_memory_shedding_pauses_after_each_step() -> None:
     assert memory.relief.check() == 2
 
 
-def test_lasting_memory_pressure_is_logged_while_it_frees_something() -> None:
+def test_lasting_memory_pressure_is_logged_once() -> None:
     """Once more when the level changes; a night of pressure by another program leaves few lines."""
     memory = Memory(1, 0)
     with capture_logs() as logs:
