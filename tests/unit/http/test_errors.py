@@ -60,6 +60,11 @@ def test_errors_of_the_client_have_a_status(error: Exception, status: int) -> No
     assert found.status == status
 
 
+def test_error_without_a_reason_has_a_code_in_words() -> None:
+    found = [problem(DaemonNotRunning("none")), problem(QueueFull("full", reason="QUEUE_FULL"))]
+    assert [each and each.code for each in found] == ["daemon_not_running", "queue_full"]
+
+
 def test_bugs_are_no_problems() -> None:
     """They are logged and answered without their text."""
     assert problem(ValueError("secret")) is None
