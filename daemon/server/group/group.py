@@ -58,7 +58,6 @@ class Group:
 
     def __init__(self, config: Config) -> None:
         self._note = Note(config.state_dir, config.kv_disk_group_folder)
-        self._logged: State | None = None
         command = engine_command(config.to_json())
         self._rendezvous = Rendezvous(config, command)
         self.router = GroupRouter(clocks.awake)
@@ -70,6 +69,7 @@ class Group:
             spawn=self._rendezvous.spawn,
             last_backoff=LAST_BACKOFF,
         )
+        self._logged: State | None = None
 
     def fill(self, answer: pb.StatsResponse) -> None:
         """Add the state of the group to that of the daemon."""
