@@ -12,10 +12,10 @@ from daemon.http.access import Policy
 from daemon.http.anthropic.errors import shape as anthropic_shape
 from daemon.http.anthropic.request_types import MessagesRequest
 from daemon.http.app import build
-from daemon.http.errors import STATUSES, Problem, error_response, problem, retry_headers
+from daemon.http.errors import STATUSES, error_response, problem, retry_headers
 from daemon.http.openai.chat_types import ChatRequest
 from daemon.http.openai.errors import NAMES, shape
-from daemon.http.parameters import Parameters, check
+from daemon.http.parameters import Parameters
 from daemon.http.responses.request_types import ResponseRequest
 from daemon.shared.errors import Reason
 from daemon.shared.log_fields import HTTP_REFUSALS, Words, permitted
@@ -108,20 +108,6 @@ def test_images_are_refused_for_what_they_are(kind: type[Parameters], content: l
     assert found is not None
     assert "models read text, and no images" in found.message
     assert (found.field or "").endswith("].type")
-
-
-def test_unknown_parameter_is_refused_with_the_likely_one() -> None:
-    """At its place, also in an object of the request; a name that is like none has no hint."""
-    turn = {"role": "user", "content": "Hi", "contnt": "Hi"}
-    for given, field, hint in (
-        ({"temprature": 1}, "temprature", "; did you mean temperature?"),
-        ({"messages": [turn]}, "messages[0].contnt", "; did you mean content?"),
-        ({"zzz": 1}, "zzz", ""),
-    ):
-        whole = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], **given}
-        with pytest.raises(Problem) as caught:
-            check(ChatRequest.model_validate(whole))
-        assert (caught.value.field, caught.value.message) == (field, f"{field} is no known parameter{hint}")
 
 
 def test_failed_call_has_the_id_of_the_log() -> None:
