@@ -90,7 +90,6 @@ def comparison(cold: Completion, warm: Completion) -> Table:
         ("prompt tokens", lambda c: str(c.usage.prompt_tokens)),
         ("of them cached", lambda c: str(c.usage.cached_tokens)),
         ("time to first token", lambda c: f"{1000 * (c.timings.first_token or 0):.0f} ms"),
-        ("tokens per second", lambda c: f"{(c.usage.completion_tokens - 1) / (c.timings.decode or 1):.0f}"),
     ]
     for name, figure in figures:
         table.add_row(name, figure(cold), figure(warm))

@@ -143,7 +143,10 @@ def _refusing(repo: str, revision: str) -> Iterator[None]:
             Reason.MODEL_NOT_FOUND, f"the Hub has no model {repo}, or it is private", field="model"
         ) from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError, FileMetadataError, HTTPError) as error:
-        raise _not_cached(repo, f"the Hub cannot be reached either ({type(error).__name__})") from error
+        why = f"the Hub cannot be reached either ({type(error).__name__})"
+        if constants.HF_HUB_OFFLINE:
+            why = "the Hub is not asked, because HF_HUB_OFFLINE was set when the daemon started"
+        raise _not_cached(repo, why) from error
 
 
 def _fetch(repo: str, revision: str, **options: Any) -> Path:

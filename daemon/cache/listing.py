@@ -25,7 +25,7 @@ from daemon.cache.model_config import MAX_CONFIG_BYTES, Config, checked_config
 from daemon.cache.model_files import Roots, read
 from daemon.cache.resolver import EMBEDDED, EMBEDDED_PATH
 from daemon.cache.weight_files import is_weight_file, refuse_other_formats
-from daemon.shared.errors import SidecarError
+from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.liveness import moved
 
 HUB_CACHE, ROOT, IS_EMBEDDED, ELSEWHERE = "hub_cache", "root", "embedded", ""
@@ -39,6 +39,8 @@ DEPTH = 3
 """Most directories between a root and a model below it."""
 
 _DEFAULT_BRANCH = "main"
+_MOST_NEAR = 3
+"""Names that are suggested for a mistyped one."""
 _TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 _TOOLS = re.compile(r"\btools\b")
 _REASONING = re.compile(r"\b(enable_thinking|thinking|reasoning_content|reasoning_effort)\b|<think>")
@@ -103,7 +105,14 @@ def hub_names(folder: Path) -> list[str]:
 
 
 def root_models(root: Path) -> list[DiskModel]:
-    """Return the models below a directory, or the one in it, sorted by name."""
+    """
+    Return the models below a directory of `model_roots`, or the one in it, sorted by name.
+
+    Raises:
+        SidecarError: MODEL_NOT_FOUND if there is no such directory: its disk is away, or its name is misspelled.
+    """
+    if not root.is_dir():
+        raise SidecarError(Reason.MODEL_NOT_FOUND, "model_roots names it, and there is no such directory")
     return [described(DiskModel(str(path), path, ROOT), (root.resolve(),)) for path in root_folders(root)]
 
 
@@ -180,16 +189,22 @@ def _able(model: DiskModel, config: Config, roots: Roots) -> DiskModel:
     )
 
 
-def close_names(name: str, known: Iterable[str], most: int = 3) -> list[str]:
+def close_names(name: str, known: Iterable[str]) -> list[str]:
     """Return the known names that a mistyped name may stand for, the likeliest first."""
     by_key: dict[str, str] = {}
     for other in known:
-        by_key.setdefault(other.lower(), other)
-        by_key.setdefault(other.lower().rpartition("/")[2], other)
-    wanted = name.lower()
-    keys = [wanted, wanted.rpartition("/")[2]]
-    near = [by_key[match] for key in keys for match in difflib.get_close_matches(key, by_key, n=most, cutoff=0.7)]
-    return [other for other in dict.fromkeys(near) if other != name][:most]
+        for key in _comparable(other):
+            by_key.setdefault(key, other)
+    keys = _comparable(name)
+    near = [by_key[match] for key in keys for match in difflib.get_close_matches(key, by_key, n=_MOST_NEAR, cutoff=0.7)]
+    return [other for other in dict.fromkeys(near) if other != name][:_MOST_NEAR]
+
+
+def _comparable(name: str) -> list[str]:
+    """Return what of a name is compared: of a path its end alone, because all models of a directory begin alike."""
+    whole = name.lower()
+    end = whole.rpartition("/")[2]
+    return [end] if whole.startswith("/") else [whole, end]
 
 
 def _hub_model(repo: CachedRepoInfo) -> DiskModel:

@@ -91,12 +91,13 @@ def hidden_size(config: Config) -> int:
 
 
 def estimated_kv_bytes_per_token(config: Config) -> int:
-    """Return the bytes of KV of a token if every layer is plain attention with 16-bit values."""
+    """Return the bytes of KV of a token if every layer is plain attention, with 16-bit values unless it says 32."""
     heads = _number(config, "num_attention_heads", "n_head")
     kv_heads = _number(config, "num_key_value_heads") or heads
     hidden = _number(config, "hidden_size", "n_embd")
     head_dim = _number(config, "head_dim") or (hidden // heads if heads else 0)
-    return min(2 * 2 * num_layers(config) * kv_heads * head_dim, _MAX_BYTES)
+    value_bytes = 4 if "float32" in (config.get("torch_dtype"), config.get("dtype")) else 2
+    return min(2 * value_bytes * num_layers(config) * kv_heads * head_dim, _MAX_BYTES)
 
 
 def _number(config: Config, *names: str) -> int:

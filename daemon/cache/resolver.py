@@ -236,7 +236,8 @@ class Resolver:
                 field=field,
             )
         if not exists:
-            raise SidecarError(Reason.MODEL_NOT_FOUND, f"there is no directory {name}", field=field)
+            why = f"{name} is a file; name its directory" if path.exists() else f"there is no directory {name}"
+            raise SidecarError(Reason.MODEL_NOT_FOUND, why, field=field)
         return path
 
     def _refuse_unsupported(self, source: ModelSource) -> None:

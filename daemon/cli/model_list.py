@@ -59,13 +59,18 @@ def _on_disk(config: Config) -> ModelList:
     from huggingface_hub import constants
 
     from daemon.cache.listing import embedded_model, hub_models, root_models
-    from mlx_sidecar import ModelList
+    from daemon.shared.errors import SidecarError
+    from mlx_sidecar import ModelList, UnreadPlace
 
-    models = [*embedded_model(), *hub_models(Path(constants.HF_HUB_CACHE))]
-    models += [model for root in config.model_roots for model in root_models(root)]
+    models, unread = [*embedded_model(), *hub_models(Path(constants.HF_HUB_CACHE))], []
+    for root in config.model_roots:
+        try:
+            models += root_models(root)
+        except SidecarError as error:
+            unread.append(UnreadPlace(str(root), error.message))
     budget = config.model_cache_bytes
     shown = [_shown(model, config.aliases, budget) for model in sorted(models, key=lambda model: model.model.lower())]
-    return ModelList(tuple(shown), (), budget, truncated=False, aliases=config.aliases)
+    return ModelList(tuple(shown), tuple(unread), budget, truncated=False, aliases=config.aliases)
 
 
 def _shown(model: DiskModel, aliases: Mapping[str, str], budget: int) -> ListedModel:

@@ -10,9 +10,10 @@ from daemon.doctor.finding import Finding, failed, ok, skipped, warning
 from daemon.kv.disk.limits import RESERVE, Space, budget
 from daemon.kv.disk.piece import SUFFIX
 from daemon.kv.disk.troubles import mend_small, small, too_small
-from daemon.server.socket_path import MAX_SOCKET_BYTES, SocketPathError, check_name, check_vacant, prepare_directory
+from daemon.server.socket_path import SocketPathError, check_name, check_vacant, prepare_directory
 from daemon.shared.logs import MAX_FILE_BYTES
 from daemon.shared.wording import size
+from mlx_sidecar._address import MAX_SOCKET_BYTES
 
 
 def socket(path: Path) -> Finding:
@@ -47,7 +48,10 @@ def log_file(path: Path | None) -> Finding:
         place = place.parent
     good = os.access(place, os.W_OK) and (place == path or place.is_dir())
     if not good or path.is_dir():
-        return failed("log file", f"{path} cannot be written", "set log_file to a file in a directory of your own")
+        found = f"{path} cannot be written" + (
+            "" if place == path else f": {place} is no directory that can be written to"
+        )
+        return failed("log file", found, "set log_file to a file in a directory of your own")
     disk = os.statvfs(place)
     free = disk.f_bavail * disk.f_frsize
     if free < MAX_FILE_BYTES:

@@ -22,6 +22,7 @@ from daemon.doctor.finding import Finding, failed, ok, skipped, warning
 from daemon.doctor.system import System
 from daemon.shared.config import ENV_PREFIX
 from daemon.shared.observed_time import ended
+from daemon.shared.wording import count
 from mlx_sidecar import Client, Completion, EngineStats, SidecarError, Stats
 
 MODEL = "embedded"
@@ -38,6 +39,7 @@ def trial(socket: Path, system: System) -> Iterator[Finding]:
     if socket.exists() and (stats := _stats(socket)):
         yield same_version(stats.daemon.version)
         yield engine(stats.engine)
+        yield from beside_the_engine(stats)
     else:
         yield skipped("running daemon", f"none at {socket}")
     with tempfile.TemporaryDirectory(prefix="mlxs-", dir="/tmp") as folder, _daemon(Path(folder)) as process:
@@ -76,6 +78,21 @@ def engine(stats: EngineStats) -> Finding:
     if stats.restarts:
         return warning("engine", f"pid {stats.pid}, ready, {again}", "see the daemon's log for: engine_died")
     return ok("engine", f"pid {stats.pid}, ready, never restarted")
+
+
+def beside_the_engine(stats: Stats) -> Iterator[Finding]:
+    """Check the rest of the running daemon: work that hangs, and the HTTP door and the group where it has them."""
+    for work in stats.engine.stuck:
+        found = f"{work.work} for {work.model} has given no sign of life for {work.silent or 0:.0f} s"
+        yield failed("background work", found, "look at the disk or share of that model")
+    http = stats.daemon.http
+    if http.state == "serving":
+        yield ok("http", f"it serves at {http.address}")
+    elif http.restarts:
+        found = f"it is {http.state}; started again {count(http.restarts, 'time')}"
+        yield failed("http", found, "see the daemon's log for: http_start_failed, http_ended")
+    if stats.group.problem:
+        yield failed("group", stats.group.problem, "run: mlx-sidecar group status")
 
 
 def _try(socket: Path, system: System) -> Iterator[Finding]:

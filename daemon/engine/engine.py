@@ -131,7 +131,7 @@ class Engine:
 
     def step(self) -> None:
         """
-        Do one turn: resume calls, one step of the runner, one slice of a load, and now and then a sweep.
+        Do one turn: resume calls, one step of the runner, one slice of a load, and now and then a sweep; resume calls.
 
         A slice of a load is left out while streams have not yet been served for as long as the last slice took.
         """
@@ -144,7 +144,6 @@ class Engine:
         self._share.served(self._clock() - began)
         if self._disk.busy:
             self._disk.step()
-            self._calls.poll()  # a call that has its prefix now joins the runner before the loop waits
         loads = self._models.busy and (self._share.due or not self._runner.decoding)
         if loads:
             self._load_slice()
@@ -153,6 +152,7 @@ class Engine:
             self._buffers.turned()
         if self._clock() - self._swept >= SWEEP_SECONDS:
             self._sweep()
+        self._calls.poll()  # a call that this turn lets go on does so now: the loop may wait for a command next
 
     def close(self) -> None:
         """Stop background work."""
@@ -164,7 +164,6 @@ class Engine:
         self._models.step()
         self._wire()
         self._share.loaded(self._clock() - began)
-        self._calls.poll()  # a call that has its model now joins the runner in this turn
 
     def _wire(self) -> None:
         if not self._models.busy:

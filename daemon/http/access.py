@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from daemon.http.errors import Problem
+from daemon.shared.log_pace import LogPace
 
 MOST_BYTES = 16 << 20
 """Most bytes of a body: twice as much as a request of the gRPC API may have, because JSON takes more."""
@@ -87,6 +89,7 @@ class Gate:
         self._app = app
         self._refuse = refuse
         self._look = look
+        self._pace = LogPace(time.monotonic)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, as ASGI asks for it."""
@@ -94,7 +97,8 @@ class Gate:
         if found is None:
             await self._app(scope, receive, send)
             return
-        log.warning("http_refused", status=found.status, reason=found.code)
+        if calls := self._pace.due(str(found.code)):
+            log.warning("http_refused", status=found.status, reason=found.code, calls=calls)
         response = self._refuse(HTTPConnection(scope), found)
         response.headers["connection"] = "close"
         await response(scope, receive, _lingering(receive, send))

@@ -176,7 +176,7 @@ def _refused(error: SidecarError, names: Mapping[str, str]) -> Problem:
         message, field = _renamed(message, field, names)
     if error.error_id:
         message += f" (error id {error.error_id})"
-    code = (error.reason or type(error).__name__).lower()
+    code = (error.reason or re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__)).lower()
     return Problem(
         status, message, code=code, field=field, retry_after=retry, request_id=error.metadata.get("request_id")
     )

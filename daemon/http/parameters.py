@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -64,7 +65,9 @@ def _check_one(kind: type[Parameters], name: str, given: Any, steps: tuple[int |
         return
     field = path(steps)
     if (refusal := kind.refused.get(name)) is None:
-        raise Problem(400, f"{field} is no known parameter", code="unknown_parameter", field=field)
+        near = get_close_matches(name, (*kind.model_fields, *kind.harmless, *kind.refused), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise Problem(400, f"{field} is no known parameter{hint}", code="unknown_parameter", field=field)
     # The type as well: True is equal to 1.
     if not any(given == one and type(given) is type(one) for one in refusal.neutral):
         raise Problem(400, f"{field} is not supported: {refusal.why}", code="unsupported_parameter", field=field)

@@ -6,10 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from mlx_sidecar._address import place_text, privacy_advice
-
-MAX_SOCKET_BYTES = 103
-"""Longest path of a Unix socket on macOS; Linux allows four bytes more."""
+from mlx_sidecar._address import MAX_SOCKET_BYTES, place_text, privacy_advice
 
 _URI_CHARACTERS = "%#?"
 

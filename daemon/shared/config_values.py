@@ -80,9 +80,9 @@ def whole(least: int, most: int = _MOST) -> Reader:
     return read
 
 
-def whole_or_auto(least: int, most: int = _MOST) -> Reader:
-    """Return a reader of whole numbers from `least` to `most`, or "auto"."""
-    number = whole(least, most)
+def whole_or_auto(least: int) -> Reader:
+    """Return a reader of whole numbers from `least` on, or "auto"."""
+    number = whole(least)
 
     def read(raw: Any, text: bool, home: Path) -> object:
         if isinstance(raw, str) and raw.strip().lower() == "auto":

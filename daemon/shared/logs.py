@@ -30,6 +30,8 @@ KEPT_FILES = 5
 
 _BRING_HANDLERS = ("asyncio", "grpc", "huggingface_hub", "mlx_lm", "transformers")
 _CHATTY = ("httpcore", "httpx", "urllib3")
+_FIRST = ("timestamp", "level", "event", "process", "rpc", "code", "reason", "model")
+"""Fields that a line begins with, because an eye looks for them; the others follow in the order of their names."""
 _installed: list[logging.Handler] = []
 _SHARED: list[structlog.typing.Processor] = [
     structlog.contextvars.merge_contextvars,
@@ -139,7 +141,8 @@ def _permitted(_logger: Any, _method: str, fields: structlog.typing.EventDict) -
     error = _exception(fields.pop("exc_info", None))
     if error is not None:
         fields["exception"] = frames(error)
-    return permitted(fields)
+    kept = permitted(fields)
+    return {name: kept[name] for name in (*_FIRST, *sorted(kept.keys() - set(_FIRST))) if name in kept}
 
 
 def _exception(given: Any) -> BaseException | None:
@@ -178,7 +181,7 @@ class _PrivateFile(RotatingFileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
         self._lost += 1
         if self._lost == 1:
-            _report(Path(self.baseFilename), sys.exc_info()[1])
+            _report(Path(self.baseFilename), sys.exc_info()[1], "its lines are lost until it can be")
 
 
 def _open_private(path: str, flags: int) -> int:
@@ -193,12 +196,12 @@ def _open_file(path: Path) -> logging.Handler | None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handler = _PrivateFile(path)
     except OSError as error:
-        _report(path, error)
+        _report(path, error, "stderr gets the log instead")
         return None
     handler.setFormatter(_json_formatter())
     return handler
 
 
-def _report(path: Path, error: BaseException | None) -> None:
+def _report(path: Path, error: BaseException | None, effect: str) -> None:
     reason = error.strerror if isinstance(error, OSError) else error
-    sys.stderr.write(f"mlx-sidecar: the log file {path} cannot be written ({reason})\n")
+    sys.stderr.write(f"mlx-sidecar: the log file {path} cannot be written ({reason}); {effect}\n")

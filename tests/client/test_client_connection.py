@@ -74,6 +74,14 @@ def test_no_socket_means_that_no_daemon_runs(socket: Path, timeout: float) -> No
     assert str(caught.value).endswith(f"start it with: mlx-sidecar serve --socket {socket}")
 
 
+def test_socket_path_that_no_daemon_can_have_is_named(socket: Path) -> None:
+    """A command that starts a daemon there would be refused, so none is advised."""
+    long = socket.with_name("s" * 100)
+    with Client(long, timeout=0.0) as client, pytest.raises(DaemonNotRunning, match="at most 103; choose a") as caught:
+        client.stats()
+    assert "mlx-sidecar serve" not in str(caught.value)
+
+
 def test_default_socket_is_not_part_of_the_advice(socket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is where `serve` listens without it."""
     monkeypatch.setenv("MLX_SIDECAR_SOCKET", str(socket))

@@ -89,7 +89,7 @@ def test_offline_uncached_model_is_refused(daemon: RunningDaemon, command: list[
         client.stats()
     shown = _cli(daemon, command[0], "org/other", *command[1:])
     assert shown.returncode == 1
-    assert "org/other is not in the local Hub cache; the Hub cannot be reached either" in shown.stderr
+    assert "org/other is not in the local Hub cache; the Hub is not asked, because HF_HUB_OFFLINE" in shown.stderr
 
 
 def test_cached_models_are_listed_counted_and_removed(daemon: RunningDaemon, folder: Path) -> None:

@@ -12,8 +12,10 @@ from urllib.parse import quote
 
 from mlx_sidecar._exceptions import UntrustedSocket
 
+MAX_SOCKET_BYTES = 103
+"""Longest path of a Unix socket on macOS; Linux allows four bytes more."""
 _ADVISED_BYTES = 90
-"""Longest path in an advice. macOS allows 103 bytes, and the daemon needs some of them for a private name."""
+"""Longest path in an advice. The daemon needs some bytes for a private name."""
 
 
 def default_socket_path() -> Path:

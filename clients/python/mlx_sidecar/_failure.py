@@ -7,6 +7,7 @@ daemon runs.
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message as Proto
 
-from mlx_sidecar._address import listens, resolve
+from mlx_sidecar._address import MAX_SOCKET_BYTES, listens, resolve
 from mlx_sidecar._exceptions import (
     REASONS,
     Cancelled,
@@ -37,6 +38,12 @@ RETRY_SECONDS = 1.0
 
 def not_running(socket: Path, why: str) -> DaemonNotRunning:
     """Return the exception for a daemon that does not run; `why` is the evidence."""
+    length = len(os.fsencode(socket))
+    if length > MAX_SOCKET_BYTES:  # no daemon can serve there, so the command that starts one would fail
+        return DaemonNotRunning(
+            f"no mlx-sidecar can answer at {socket}: the path has {length} bytes, and a socket's at most "
+            f"{MAX_SOCKET_BYTES}; choose a shorter one"
+        )
     return DaemonNotRunning(f"no mlx-sidecar answers at {socket} ({why}); start it with: {_serve(socket)}")
 
 

@@ -44,9 +44,9 @@ def nbytes(of: Iterable[mx.array]) -> int:
 
 
 @contextmanager
-def bounded_modules(most: int = MOST_MODULES) -> Iterator[None]:
+def bounded_modules() -> Iterator[None]:
     """
-    Bound the number of modules that are constructed in a block.
+    Let at most `MOST_MODULES` modules be constructed in a block.
 
     A configuration gives the number of layers in many places and nestings, and mlx-lm has a class for each
     architecture. All their modules pass `nn.Module.__init__`, and MLX has no hook for it: so it is replaced for the
@@ -56,13 +56,13 @@ def bounded_modules(most: int = MOST_MODULES) -> Iterator[None]:
         TooManyModulesError: At the first module too many.
     """
     construct = nn.Module.__init__
-    left = most
+    left = MOST_MODULES
 
     def counted(self: nn.Module) -> None:
         nonlocal left
         left -= 1
         if left < 0:
-            raise TooManyModulesError(f"its configuration asks for more than {most} modules")
+            raise TooManyModulesError(f"its configuration asks for more than {MOST_MODULES} modules")
         construct(self)
 
     nn.Module.__init__ = counted

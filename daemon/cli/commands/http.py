@@ -58,7 +58,8 @@ def _serve(session: Session, port: int | None, unix: Path | None) -> None:
     try:
         listener = listen_on(port) if port is not None else listen_at(unix or default_path(socket))
     except OSError as error:
-        raise click.UsageError(f"It cannot listen there: {os.strerror(error.errno or 0)}.") from None
+        place = f"127.0.0.1:{port}" if port is not None else unix or default_path(socket)
+        raise click.UsageError(f"It cannot listen at {place}: {os.strerror(error.errno or 0)}.") from None
     try:
         allowed = policy(config, listener.socket)
         where = f"http://{listener.address}" if port is not None else listener.address

@@ -9,7 +9,7 @@ from daemon.cache.identity import ModelSource
 from daemon.cache.load import Progress, Ticket
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.resolver import Wanted
-from daemon.engine.background.task import Waiting, already
+from daemon.engine.background.task import TEMPLATE, Task, Waiting, already
 from daemon.engine.calls.driver import Call, Services, leased
 from daemon.engine.calls.model_search import searched
 from daemon.engine.execution.request import Speculation
@@ -65,8 +65,18 @@ def _find_and_load(
         return found, model_info.estimated(services.limited(found, request.adapter))
     if not (request.skip_warmup or services.models.contains(found.key)):
         # Nothing waits for it, and its error is that of the first prompt.
-        services.background.run(services.with_tokenizer(found, Tokenizer.warm_up))
+        services.background.run(services.with_tokenizer(found, partial(_warm_up, found)))
     return found, (yield from leased(_begin(services, request, found), report))
+
+
+def _warm_up(source: ModelSource, tokenizer: Tokenizer) -> Task[None] | None:
+    """Find out what the first conversation needs to know: of the tokenizer here, of its template in a worker."""
+    tokenizer.warm_up()
+
+    def tried() -> None:
+        tokenizer.shape(tools=False)
+
+    return Task(TEMPLATE, source.name, source.path, tried) if tokenizer.has_chat_template else None
 
 
 def _check_length(wanted: int, most: int | None) -> None:

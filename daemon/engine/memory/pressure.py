@@ -133,10 +133,14 @@ class Relief:
         self._shed_models = shed_models
         self._clock = clock
         self._next = clock()
+        self._told = Level.NORMAL
+        """The level that was logged last: pressure that others cause lasts for hours, with nothing left to free."""
 
     def check(self) -> int:
         """Free memory as the level demands, at most every RELIEF_SECONDS, and return the bytes that became free."""
         level = self._source()
+        if level is Level.NORMAL:
+            self._told = level
         if level is Level.NORMAL or self._clock() < self._next:
             return 0
         self._next = self._clock() + RELIEF_SECONDS
@@ -147,5 +151,7 @@ class Relief:
             models = self._shed_models(sys.maxsize)
         elif not prefixes:
             models = self._shed_models(1)
-        log.warning("memory_pressure", pressure=level.name.lower(), prefix_bytes=prefixes, model_bytes=models)
+        if prefixes or models or level is not self._told:
+            log.warning("memory_pressure", pressure=level.name.lower(), prefix_bytes=prefixes, model_bytes=models)
+        self._told = level
         return prefixes + models

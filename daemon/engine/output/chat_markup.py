@@ -65,7 +65,6 @@ class ChatMarkup:
 
     Args:
         wrapper: The model's tokenizer, as mlx-lm wraps it.
-        template: The chat template that is used with tools; that of the tokenizer if not given.
 
     Attributes:
         initial: The part that an answer begins with.
@@ -76,10 +75,10 @@ class ChatMarkup:
         calls: The notation of tool calls; None if it is not known.
     """
 
-    def __init__(self, wrapper: Any, template: str | None = None) -> None:
+    def __init__(self, wrapper: Any) -> None:
         self._wrapper = wrapper
         words = wrapper.get_vocab()
-        shown = template if template is not None else _template(wrapper)
+        shown = _template(wrapper)
         self.initial = str(wrapper.response_initial_state or TEXT)
         self.think_start, self.think_end = _reasoning(wrapper, words, shown)
         self.frame = _FRAME if self.think_end and all(mark in shown for mark in _FRAME) else ("", "")

@@ -150,7 +150,7 @@ class Templates:
             with self._lock:
                 self._refuse_if_banned(digest)
             answer = self._ask(line)
-        if answer is None:
+        if answer is None and not self._closed:  # or it is `close` that has killed it
             log.warning("template_worker_killed", template=digest.hex()[:16])
         if answer and "errno" in answer:
             raise _unstarted(OSError(int(answer["errno"]), "in the worker"))

@@ -64,7 +64,7 @@ class Tokenizer:
         self.size = len(wrapper)
 
     def warm_up(self) -> None:
-        """Find out what the first conversation needs to know."""
+        """Find out what the first conversation needs to know, but for its template."""
         _ = self.notation
         self.encode_turns("", pb.CacheOptions())
 

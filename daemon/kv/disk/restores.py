@@ -142,7 +142,7 @@ class Restore:
             self.read_ahead()  # others may have had the room so far
 
     def over(self) -> bool:
-        """Whether nothing more will come; a call waits for this."""
+        """Tell whether nothing more will come, which a call waits for; give up if the disk has long given no sign."""
         if self._closed or self._find is None:
             return True
         if self._tier.clock() - max(self._moved, self._tier.moved) > STALL_SECONDS:

@@ -96,7 +96,7 @@ class DiskTier:
         self.codec = codec
         self.clock = clock
         self.moved = clock()
-        self.writer = WriteBehind(prefixes.trie, self.catalog, codec, self._touched, self._submit, has_room)
+        self.writer = WriteBehind(prefixes.trie, self.catalog, codec, self._path_used, self._submit, has_room)
         self._wanted = wanted
         self._wall = wall
         self._space = Space(0, 0)
@@ -288,7 +288,7 @@ class DiskTier:
             if accept(restore.namespace):
                 restore.close()
 
-    def _touched(self, hashes: Sequence[bytes]) -> None:
+    def _path_used(self, hashes: Sequence[bytes]) -> None:
         self.touched(self.catalog.path(hashes)[-1:])
 
     def _submit(self, piece: Piece, parts: list[Part], nbytes: int, idle: float | None) -> bool:

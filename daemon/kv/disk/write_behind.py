@@ -60,14 +60,14 @@ class Job:
 
 
 @dataclass(slots=True)
-class Draft:
+class Encoding:
     """
     A piece that is being turned into bytes.
 
     Attributes:
         piece: The piece.
         nbytes: Bytes that it will have, about.
-        encoding: Yields its parts.
+        to_come: Yields the parts that are not there yet.
         whole: Tells whether memory still has all of it.
         idle: See `Job`.
         end: The block whose checkpoint it has; None if it has none.
@@ -76,7 +76,7 @@ class Draft:
 
     piece: Piece
     nbytes: int
-    encoding: Iterator[Part]
+    to_come: Iterator[Part]
     whole: Callable[[], bool]
     idle: float | None
     end: Node | None = None
@@ -119,18 +119,18 @@ class WriteBehind:
         self._submit = submit
         self._has_room = has_room
         self._jobs: deque[Job] = deque()
-        self._draft: Draft | None = None
+        self._encoding: Encoding | None = None
         self._known: OrderedDict[str, tuple[PrefixSpec, str]] = OrderedDict()
 
     @property
     def busy(self) -> bool:
         """Whether `step` has something to do."""
-        return bool(self._jobs or self._draft) and self.underway < MOST_UNDERWAY
+        return bool(self._jobs or self._encoding) and self.underway < MOST_UNDERWAY
 
     @property
     def staged(self) -> int:
         """Bytes of the pieces that the disk's thread has, and of what is being turned into bytes."""
-        return self._underway_bytes + (0 if self._draft is None else self._draft.nbytes)
+        return self._underway_bytes + (0 if self._encoding is None else self._encoding.nbytes)
 
     def sent(self, nbytes: int) -> None:
         """Note that the disk's thread got a piece."""
@@ -182,16 +182,16 @@ class WriteBehind:
 
     def step(self) -> None:
         """Do one slice."""
-        if self._draft is not None:
-            self._encode(self._draft)
+        if self._encoding is not None:
+            self._encode(self._encoding)
         elif self._jobs:
             self._begin(self._jobs[0])
 
     def forget(self, accept: Callable[[str], bool]) -> None:
         """Drop what is not written yet of the namespaces that `accept` names."""
         self._jobs = deque(job for job in self._jobs if not accept(job.namespace))
-        if self._draft is not None and accept(self._draft.piece.namespace):
-            self._draft = None
+        if self._encoding is not None and accept(self._encoding.piece.namespace):
+            self._encoding = None
 
     def clear(self) -> None:
         """Drop all that is not written yet: the disk cannot be used."""
@@ -217,8 +217,8 @@ class WriteBehind:
                 job.namespace, model, job.done, parent, tuple(job.hashes[job.done : stop]), spec.resumes_anywhere
             )
             stretch = path[job.done : stop]
-            encoding = self._codec.blocks(stretch, spec)
-            self._draft_of(Draft(piece, len(stretch) * spec.block_bytes, encoding, partial(_stored, stretch), job.idle))
+            nbytes, whole = len(stretch) * spec.block_bytes, partial(_stored, stretch)
+            self._begin_encoding(Encoding(piece, nbytes, self._codec.blocks(stretch, spec), whole, job.idle))
             job.done = stop
             return
         self._jobs.popleft()
@@ -241,40 +241,40 @@ class WriteBehind:
         elif self._catalog.covered(job.hashes) == end:
             piece = Piece(job.namespace, model, end, job.hashes[-1], (), anywhere=False, tail=tail)
             nbytes = spec.tail_bytes(path[-1].tokens, path[-1].end) if tail else spec.resume_bytes(end)
-            encoding = self._codec.resume(path, spec)
-            self._draft_of(Draft(piece, nbytes, encoding, restorable, job.idle, path[-1]))
+            parts = self._codec.resume(path, spec)
+            self._begin_encoding(Encoding(piece, nbytes, parts, restorable, job.idle, path[-1]))
 
-    def _draft_of(self, draft: Draft) -> None:
+    def _begin_encoding(self, encoding: Encoding) -> None:
         """Begin a piece, if there is memory for its bytes."""
-        if self._has_room(draft.nbytes):
-            self._draft = draft
+        if self._has_room(encoding.nbytes):
+            self._encoding = encoding
         else:
-            self._refused(draft)
+            self._refused(encoding)
 
-    def _refused(self, draft: Draft) -> None:
+    def _refused(self, encoding: Encoding) -> None:
         """Drop what waits and would be refused as well: all idle paths, or those of the namespace."""
         self.dropped += 1
-        if draft.idle is not None:
+        if encoding.idle is not None:
             self._jobs = deque(job for job in self._jobs if job.idle is None)
         else:
-            self._jobs = deque(job for job in self._jobs if job.namespace != draft.piece.namespace)
+            self._jobs = deque(job for job in self._jobs if job.namespace != encoding.piece.namespace)
 
-    def _encode(self, draft: Draft) -> None:
-        if not draft.whole():  # it was evicted meanwhile
-            self._draft = None
+    def _encode(self, encoding: Encoding) -> None:
+        if not encoding.whole():  # it was evicted meanwhile
+            self._encoding = None
             return
-        part = next(draft.encoding, None)
+        part = next(encoding.to_come, None)
         if part is not None:
-            draft.parts.append(part)
+            encoding.parts.append(part)
             return
-        self._draft = None
-        nbytes = sum(len(part.data) for part in draft.parts)
-        if draft.piece.anywhere:
-            nbytes = max(nbytes, draft.nbytes)  # a rank with fewer layers than another bills what that one has
-        if not self._submit(draft.piece, draft.parts, nbytes, draft.idle):
-            self._refused(draft)
-        elif draft.end is not None:
-            _note_below(draft.end)
+        self._encoding = None
+        nbytes = sum(len(part.data) for part in encoding.parts)
+        if encoding.piece.anywhere:
+            nbytes = max(nbytes, encoding.nbytes)  # a rank with fewer layers than another bills what that one has
+        if not self._submit(encoding.piece, encoding.parts, nbytes, encoding.idle):
+            self._refused(encoding)
+        elif encoding.end is not None:
+            _note_below(encoding.end)
 
 
 def _distance(spec: PrefixSpec, end: int) -> int:

@@ -69,6 +69,7 @@ class Group:
             spawn=self._rendezvous.spawn,
             last_backoff=LAST_BACKOFF,
         )
+        self._logged: State | None = None
 
     def fill(self, answer: pb.StatsResponse) -> None:
         """Add the state of the group to that of the daemon."""
@@ -100,4 +101,8 @@ class Group:
         self.router.noted = True
 
     def _changed(self, state: State) -> None:
+        # While a rank is away, a start is tried every few seconds: a night of that would push all else out of the log.
+        if self._logged is State.RESTARTING and state in (State.STARTING, State.RESTARTING):
+            return
+        self._logged = state
         log.info("group_state_changed", state=state.value, pid=self.supervisor.pid)

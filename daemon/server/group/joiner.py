@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ from daemon.shared import logs, presence, process_setup
 from daemon.shared.config import Config, ConfigError
 from daemon.shared.group_values import address_of
 from daemon.shared.log_fields import cause
+from daemon.shared.log_pace import LogPace
 from daemon.v1 import ipc_pb2 as ipc
 
 STOP_SECONDS = 3.0
@@ -70,6 +72,7 @@ class Joiner:
         """Handshakes, in the order in which they began, and the address of each."""
         self._engine: EngineProcess | None = None
         self._turn = asyncio.Lock()
+        self._pace = LogPace(time.monotonic)
 
     async def serve(self) -> int:
         """Serve until told to stop, and return the exit status."""
@@ -102,7 +105,7 @@ class Joiner:
             try:
                 connection, (host, _) = await asyncio.get_running_loop().sock_accept(listener)
             except OSError as error:
-                log.warning("group_caller_refused", error=cause(error))
+                self._refused(error)
                 await asyncio.sleep(AGAIN_SECONDS)
                 continue
             task = asyncio.create_task(self._answer(connection, host))
@@ -128,7 +131,7 @@ class Joiner:
         except (OSError, TimeoutError, asyncio.CancelledError) as error:
             proving.cancel()
             connection.close()
-            log.warning("group_caller_refused", address=host, error=cause(error))
+            self._refused(error, address=host)
             return
         finally:
             self._strangers.pop(proving, None)
@@ -150,6 +153,11 @@ class Joiner:
             log.info("group_joined", address=host, rank=rank, ranks=session.greeting.ranks)
             engine = self._engine
         await self._watch(engine)
+
+    def _refused(self, error: BaseException, **where: str) -> None:
+        """Log that a caller was refused, or could not be taken; a stranger can call without end."""
+        if calls := self._pace.due(cause(error)):
+            log.warning("group_caller_refused", error=cause(error), calls=calls, **where)
 
     async def _proven(self, connection: socket.socket) -> Session:
         async with asyncio.timeout(SECONDS):

@@ -25,7 +25,7 @@ from enum import Enum
 
 import structlog
 
-from daemon.server.http_listener import Listener, listen
+from daemon.server.http_listener import Listener, default_path, listen
 from daemon.server.singleton import AlreadyRunning
 from daemon.server.socket_path import SocketPathError
 from daemon.server.supervision import door_probe
@@ -89,6 +89,8 @@ class HttpDoor:
         self._listener: Listener | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
+        self._told = ""
+        """Why the door could not be started, as the log has it: it is tried each minute, and told once."""
 
     @property
     def pid(self) -> int:
@@ -128,7 +130,8 @@ class HttpDoor:
             self.state = DoorState.RESTARTING
             lived = self._clock() - began
             backoff = FIRST_BACKOFF if lived >= STABLE_SECONDS else backoff
-            log.error("http_ended", status=status, lived_s=round(lived, 3), retry_in_s=backoff)
+            if status is not None:
+                log.error("http_ended", status=status, lived_s=round(lived, 3), retry_in_s=backoff)
             await asyncio.sleep(backoff)
             backoff = min(LAST_BACKOFF, 2 * backoff)
             self.restarts += 1
@@ -139,8 +142,11 @@ class HttpDoor:
         try:
             self._process = await self._spawn()
         except (OSError, SocketPathError, AlreadyRunning) as error:
-            log.error("http_start_failed", error=cause(error))
+            if cause(error) != self._told:
+                self._told = cause(error)
+                log.error("http_start_failed", error=self._told, **self._place())
             return None
+        self._told = ""
         watch = asyncio.create_task(self._kill_if_silent(), name="http-door-probe")
         try:
             await self._follow(self._process)
@@ -152,6 +158,11 @@ class HttpDoor:
         finally:
             watch.cancel()
             self._process = None
+
+    def _place(self) -> dict[str, str]:
+        """Return the log field with the place where it is to listen."""
+        where = self._config.http_listen
+        return {"socket": str(default_path(self._config.socket))} if where == "unix" else {"address": where}
 
     async def _kill_if_silent(self) -> None:
         await door_probe.until_silent(self.address)

@@ -37,7 +37,7 @@ import structlog
 from daemon.server.supervision.call_router import CallRouter
 from daemon.server.supervision.engine_process import EngineProcess
 from daemon.shared.durations import seconds
-from daemon.shared.log_fields import cause
+from daemon.shared.log_fields import Words, cause
 from daemon.shared.observed_time import SeenTime
 from daemon.v1 import ipc_pb2 as ipc
 
@@ -179,6 +179,8 @@ class Supervisor:
         self._vitals = _Vitals(self._seen, clock)
         self._engine: EngineProcess | None = None
         self._backoff = FIRST_BACKOFF
+        self._told = ""
+        """Why an engine could not be started, as the log has it: it is tried again and again, and told once."""
         self._spawned = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -234,7 +236,8 @@ class Supervisor:
         self._set(State.RESTARTING)
         # An engine that was killed for its stuck threads died of calls that have ended; those that run are bystanders.
         calls = self._router.engine_died(pause, blame_calls=self._vitals.threads_stuck < MOST_STUCK)
-        log.error("engine_died", status=status, lived_s=round(lived, 3), calls=calls, retry_in_s=pause)
+        if status is not None:
+            log.error("engine_died", status=status, lived_s=round(lived, 3), calls=calls, retry_in_s=pause)
         await asyncio.sleep(pause)
         self.restarts += 1
 
@@ -245,11 +248,16 @@ class Supervisor:
         try:
             engine = self._engine = await self._spawn()
         except OSError as error:
-            self._router.unavailable(str(error) if isinstance(error, ConnectionError) else "")
-            log.error("engine_start_failed", error=cause(error))
+            told_to_callers = str(error) if isinstance(error, ConnectionError) else ""
+            self._router.unavailable(told_to_callers)
+            why = Words(told_to_callers) or cause(error)
+            if why != self._told:
+                self._told = why
+                log.error("engine_start_failed", error=why)
             return None
         finally:
             self._spawned.set()
+        self._told = ""
         self._on_spawn(engine.pid)
         watch = asyncio.create_task(self._watch(engine), name="engine-watch")
         try:

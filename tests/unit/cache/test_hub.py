@@ -74,7 +74,7 @@ def test_offline_download_reports_model_not_cached() -> None:
     error = _refusal(allow_download=True)
 
     assert error.reason is Reason.MODEL_NOT_CACHED
-    assert "cannot be reached" in error.message
+    assert "HF_HUB_OFFLINE was set" in error.message
 
 
 @pytest.mark.usefixtures("cache")

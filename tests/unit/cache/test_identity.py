@@ -290,11 +290,15 @@ def test_config_of_endless_modules_is_corrupt(model: Path, key: str, count: int,
     assert f"absurd {key}" in error.message
 
 
-def test_kv_estimate_uses_grouped_queries(model: Path) -> None:
+def test_kv_estimate_uses_grouped_queries_and_wide_values(model: Path) -> None:
     grouped = _source(model, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=2, hidden_size=64)
     largest = _source(model, num_hidden_layers=10_000, num_attention_heads=10_000, head_dim=2**31 - 1)
 
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 64}
+    wide = [_source(model, num_hidden_layers=2, **heads, **{key: "float32"}) for key in ("torch_dtype", "dtype")]
+
     assert grouped.estimated_kv_bytes_per_token == 2 * 2 * 2 * 2 * 8
+    assert [source.estimated_kv_bytes_per_token for source in wide] == [2 * 4 * 2 * 2 * 8] * 2
     assert largest.estimated_kv_bytes_per_token == 2 * 2 * 10_000 * 10_000 * (2**31 - 1) < 2**63
 
 

@@ -182,6 +182,13 @@ def test_a_directory_that_is_not_there_is_not_found(resolver: Resolver, name: st
     assert (error.reason, error.field) == (Reason.MODEL_NOT_FOUND, "model")
 
 
+def test_file_as_a_model_is_told_from_a_missing_directory(resolver: Resolver, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+
+    assert "is a file; name its directory" in _refusal(resolver, str(tmp_path / "model.gguf")).message
+    assert "there is no directory" in _refusal(resolver, str(tmp_path / "none")).message
+
+
 def test_model_name_with_a_null_byte_is_invalid(resolver: Resolver) -> None:
     assert _refusal(resolver, "/model\0").reason is Reason.INVALID_ARGUMENT
     assert _refusal(resolver, "embedded", adapter="relative").reason is Reason.INVALID_ARGUMENT

@@ -53,12 +53,14 @@ def test_port_and_unix_exclude_each_other(folder: Path) -> None:
 
 
 def test_port_in_use_is_wrong_usage(folder: Path) -> None:
-    """With the system's own words."""
+    """With its name and the system's own words."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        result = run(folder, "--port", str(other.getsockname()[1]))
+        port = other.getsockname()[1]
+        result = run(folder, "--port", str(port))
     assert result.exit_code == 2
+    assert f"cannot listen at 127.0.0.1:{port}: " in result.stderr
     assert "in use" in result.stderr
 
 

@@ -131,6 +131,19 @@ def test_ls_without_daemon_reads_the_disk(
     assert models["embedded"]["can"]["chat"]
 
 
+def test_ls_names_a_model_root_that_is_not_there(
+    client: FakeClient, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A misspelled directory would otherwise look like an empty one."""
+    client.error = DaemonNotRunning("gone")
+    monkeypatch.setenv("MLX_SIDECAR_MODEL_ROOTS", str(tmp_path / "none"))
+
+    result = run_cli(client, "ls")
+
+    assert result.exit_code == 0
+    assert f"{tmp_path / 'none'} could not be read: model_roots names it" in result.stderr
+
+
 def test_ls_of_an_empty_cache_says_how_to_fill_it(client: FakeClient, hub: Path) -> None:
     away(client)
 

@@ -143,6 +143,9 @@ class Harness:
         except queue.Empty:
             pass
         self.engine.step()
+        if self.engine.pause:
+            ready = [call_id for call_id, (_, condition) in self.engine._calls._waiting.items() if condition()]
+            assert not ready, f"the loop would wait while calls {ready} can go on"
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Step until something holds."""

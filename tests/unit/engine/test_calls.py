@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from daemon.cache.resolver import EMBEDDED_PATH
-from daemon.engine.prompt import tokenizers
+from daemon.engine.prompt import chat_templates, tokenizers
+from daemon.engine.prompt.template_shape import TemplateShape
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import copy_of_embedded
 from tests.unit.engine.harness import Answer, Harness, generate
@@ -148,6 +149,24 @@ def test_the_first_prompt_after_a_load_finds_the_tokenizer_read(
     monkeypatch.setattr(tokenizers, "_load", pytest.fail)
 
     assert harness.run(generate("The")).finished.usage.completion_tokens > 0
+
+
+def test_first_conversation_after_a_load_finds_a_worker(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker takes most of a second to start, and the weights take longer to load."""
+    harness.run(LOAD)
+    harness.until(lambda: bool(harness.engine._templates._shapes))
+    monkeypatch.setattr(chat_templates, "Renderer", pytest.fail)
+    monkeypatch.setattr(TemplateShape, "from_json", pytest.fail)
+
+    chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="Hello.")])
+    answer = harness.run(pb.GenerateRequest(model="embedded", chat=chat, max_tokens=4))
+    assert answer.finished.usage.completion_tokens > 0
+
+
+def test_a_load_without_warm_up_starts_no_worker(harness: Harness) -> None:
+    harness.run(pb.GetOrLoadRequest(model="embedded", skip_warmup=True))
+    harness.settle()
+    assert not harness.engine._templates.pids
 
 
 def test_a_tokenizer_that_cannot_be_read_is_an_error_of_the_first_prompt(tmp_path: Path, harness: Harness) -> None:

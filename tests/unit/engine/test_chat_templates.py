@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 from mlx_lm.utils import load_tokenizer
+from structlog.testing import capture_logs
 
 from daemon.cache.resolver import EMBEDDED_PATH
 from daemon.engine.prompt.chat_templates import BAN_SECONDS, IDLE_SECONDS, STRIKES, Templates
+from daemon.engine.prompt.template_shape import TemplateShape
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.shared.errors import Reason, SidecarError
 from tests.support.builders import Clock
@@ -159,6 +161,17 @@ def test_closing_ends_the_template_workers(clock: Clock) -> None:
     assert not alive(worker)
     error_of(templates, "x")
     Templates(clock).close()
+
+
+def test_closing_busy_workers_blames_no_template(clock: Clock) -> None:
+    """A daemon may end right after a load, while the first worker starts."""
+    templates = Templates(clock, [sys.executable, "-c", "import time; time.sleep(600)"])
+    with capture_logs() as logs, ThreadPoolExecutor(1) as pool:
+        shape = pool.submit(templates.shape, "x", {})
+        wait_until(lambda: bool(templates.pids), "the worker has begun")
+        templates.close()
+        assert shape.result(60) == TemplateShape()
+    assert not logs
 
 
 def test_broken_template_worker_fails_one_request(clock: Clock) -> None:

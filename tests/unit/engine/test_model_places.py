@@ -69,6 +69,15 @@ def test_dead_disk_costs_its_own_place_alone(engine: Callable[..., Harness], tmp
     assert "did not answer within 5 s" in answer.unread[0].reason
 
 
+def test_model_root_that_is_not_there_is_named(engine: Callable[..., Harness], tmp_path: Path) -> None:
+    """A misspelled directory, or one on a disk that is away, would otherwise look like an empty one."""
+    harness = engine(model_roots=(tmp_path / "none",))
+    answer = harness.run(pb.ListModelsRequest()).events[-1].list_models
+    assert [(place.path, place.reason) for place in answer.unread] == [
+        (str(tmp_path / "none"), "model_roots names it, and there is no such directory")
+    ]
+
+
 def test_suggestion_does_not_wait_for_a_dead_disk(engine: Callable[..., Harness], dead: Path) -> None:
     """The error comes with what the other places have."""
     harness = engine(model_roots=(dead,), aliases={"fast": "embedded"})
@@ -127,6 +136,8 @@ def test_damaged_models_are_listed_with_their_problem(tmp_path: Path) -> None:
         ("nothing-like-it", ["mlx-community/Qwen3-8B-4bit"], []),
         ("org/name", ["org/name"], []),
         ("x" * 1024, ["x" * 900], ["x" * 900]),
+        ("/home/ada/models/gemma", ["/home/ada/models/wide"], []),
+        ("/home/ada/modles/Wide", ["/home/ada/models/wide"], ["/home/ada/models/wide"]),
     ],
 )
 def test_close_names_find_what_was_meant(name: str, known: list[str], near: list[str]) -> None:

@@ -125,6 +125,18 @@ def test_memory_shedding_pauses_after_each_step() -> None:
     assert memory.relief.check() == 2
 
 
+def test_lasting_memory_pressure_is_logged_once() -> None:
+    """Once more when the level changes; a night of pressure by another program leaves few lines."""
+    memory = Memory(1, 0)
+    with capture_logs() as logs:
+        for level in (Level.WARNING, Level.WARNING, Level.WARNING, Level.CRITICAL, Level.NORMAL, Level.WARNING):
+            memory.level = level
+            memory.check()
+            memory.check()
+    lines = [(line["pressure"], line["prefix_bytes"]) for line in logs]
+    assert lines == [("warning", 1), ("critical", 0), ("warning", 0)]
+
+
 def test_memory_pressure_spares_what_is_in_use(engine: Callable[..., Harness], tmp_path: Path) -> None:
     """The stream gives the same answer as ever; pinned models stay too."""
     harness = engine()

@@ -60,6 +60,11 @@ def test_errors_of_the_client_have_a_status(error: Exception, status: int) -> No
     assert found.status == status
 
 
+def test_error_without_a_reason_has_a_code_in_words() -> None:
+    found = [problem(DaemonNotRunning("none")), problem(QueueFull("full", reason="QUEUE_FULL"))]
+    assert [each and each.code for each in found] == ["daemon_not_running", "queue_full"]
+
+
 def test_bugs_are_no_problems() -> None:
     """They are logged and answered without their text."""
     assert problem(ValueError("secret")) is None
@@ -167,13 +172,14 @@ def test_fault_of_a_body_is_told_with_its_kind_and_place(body: str, message: str
     ],
 )
 async def test_refusal_of_the_door_is_logged_with_its_reason(headers: dict[str, str], reason: str) -> None:
-    """The allow list of log fields knows all of them."""
+    """The allow list of log fields knows all of them. A flood of refusals leaves one line."""
     app = build(AsyncClient("/nowhere/s.sock"), Policy("t", loopback_only=True))
     with capture_logs() as lines:
-        answer = await Request("POST", "/v1/chat/completions", headers=headers).to(app)
+        for _ in range(3):
+            answer = await Request("POST", "/v1/chat/completions", headers=headers).to(app)
     (line,) = [permitted({**line, "event": Words(line["event"])}) for line in lines]
     assert answer.json["error"]["code"] == reason
-    assert (line["reason"], line["status"]) == (reason, answer.status)
+    assert (line["reason"], line["status"], line["calls"]) == (reason, answer.status, 1)
     assert reason in HTTP_REFUSALS
 
 

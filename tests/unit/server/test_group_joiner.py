@@ -8,6 +8,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from daemon.server.group import joiner
 from daemon.server.group.handshake import call
@@ -41,6 +42,19 @@ async def test_caller_that_cannot_be_taken_stops_none(tmp_path: Path, monkeypatc
         with suppress(asyncio.CancelledError):
             await accepting
     assert (await called).greeting.versions
+
+
+async def test_flood_of_strangers_leaves_one_line_in_the_log(tmp_path: Path) -> None:
+    """Each is refused; a line for each would push all else out of the log."""
+    joining = Joiner(Config(state_dir=tmp_path), KEY)
+    with capture_logs() as logs:
+        for _ in range(5):
+            connection, stranger = socket.socketpair()
+            connection.setblocking(False)
+            stranger.close()
+            await joining._answer(connection, "10.0.0.9")
+    lines = [(line["event"], line["address"], line["calls"]) for line in logs]
+    assert lines == [("group_caller_refused", "10.0.0.9", 1)]
 
 
 async def test_strangers_do_not_bar_the_first_rank(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from daemon.server.http_listener import default_path, listen_at, listen_on
 from daemon.server.singleton import AlreadyRunning
@@ -119,18 +120,21 @@ async def test_pause_of_the_door_doubles(folder: Path, monkeypatch: pytest.Monke
 
 
 async def test_port_in_use_is_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The daemon serves meanwhile; its Stats tell that HTTP does not."""
+    """The daemon serves meanwhile; its Stats tell that HTTP does not, and its log says once where and why."""
     monkeypatch.setattr(http_door, "FIRST_BACKOFF", 0.01)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        async with running(config(folder, f"127.0.0.1:{port}")) as door:
-            await until(lambda: door.state is DoorState.RESTARTING)
-            assert door.address == ""
-            other.close()
-            await until(lambda: door.state is DoorState.SERVING)
-            assert door.address == f"127.0.0.1:{port}"
+        with capture_logs() as logs:
+            async with running(config(folder, f"127.0.0.1:{port}")) as door:
+                await until(lambda: door.restarts >= 2)
+                assert door.address == ""
+                other.close()
+                await until(lambda: door.state is DoorState.SERVING)
+                assert door.address == f"127.0.0.1:{port}"
+    told = [(line["event"], line["error"], line["address"]) for line in logs if line["log_level"] == "error"]
+    assert told == [("http_start_failed", "OSError: EADDRINUSE", f"127.0.0.1:{port}")]
 
 
 async def test_door_that_does_not_end_is_killed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

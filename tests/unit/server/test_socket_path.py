@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.server.socket_path import MAX_SOCKET_BYTES, SocketPathError, prepare_socket_path
+from daemon.server.socket_path import SocketPathError, prepare_socket_path
+from mlx_sidecar._address import MAX_SOCKET_BYTES
 
 
 @pytest.fixture(name="base")

@@ -158,12 +158,15 @@ async def test_calls_wait_for_short_restart_back_offs_only(monkeypatch: pytest.M
 
 
 async def test_failed_engine_start_is_retried() -> None:
-    """The supervisor outlives a broken installation."""
+    """The supervisor outlives a broken installation, and its log says once what is wrong."""
     supervisor = Watched()
     supervisor._command = ["/nonexistent"]
-    supervisor.start()
-    await supervisor.until(State.RESTARTING, times=2)
-    await supervisor.stop(1)
+    with capture_logs() as logs:
+        supervisor.start()
+        await supervisor.until(State.RESTARTING, times=3)
+        await supervisor.stop(1)
+    told = [(line["event"], line["error"]) for line in logs if line["log_level"] == "error"]
+    assert told == [("engine_start_failed", "FileNotFoundError: ENOENT")]
 
 
 async def test_restart_back_off_doubles_to_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,17 @@ def test_log_line_is_json_with_level_and_context(stderr: _Stderr) -> None:
     }
 
 
+def test_log_lines_begin_with_time_level_and_event(stderr: _Stderr) -> None:
+    """And then have their fields in one order, whatever order a call has bound them in: an eye finds them again."""
+    logs.configure("info", None)
+    fields = {"model": "m", "duration_s": 0.5, "code": "OK", "cached_tokens": 3}
+    for names in (list(fields), list(reversed(fields))):
+        structlog.get_logger("daemon").info("rpc", **{name: fields[name] for name in names})
+
+    orders = [list(line) for line in stderr.lines()]
+    assert orders == [["timestamp", "level", "event", "code", "model", "cached_tokens", "duration_s", "logger"]] * 2
+
+
 @pytest.mark.parametrize("name", ["grpc._cython", "huggingface_hub.file_download", "mlx_lm", "asyncio"])
 def test_library_logs_have_the_same_form(stderr: _Stderr, name: str) -> None:
     logs.configure("info", None)
@@ -212,6 +223,7 @@ def test_unwritable_log_file_falls_back_to_stderr(stderr: _Stderr, tmp_path: Pat
 
     report, *lines = stderr.getvalue().splitlines()
     assert report.startswith(f"mlx-sidecar: the log file {tmp_path}/f/log cannot be written (")
+    assert report.endswith("; stderr gets the log instead")
     assert [json.loads(line)["event"] for line in lines] == ["one", "two"]
 
 
@@ -226,7 +238,8 @@ def test_full_log_disk_is_reported_once(stderr: _Stderr) -> None:
     for _ in range(3):
         logging.getLogger("daemon").warning("lost")
 
-    report = "mlx-sidecar: the log file /dev/full cannot be written (No space left on device)\n"
+    why = "No space left on device); its lines are lost until it can be"
+    report = f"mlx-sidecar: the log file /dev/full cannot be written ({why}\n"
     assert stderr.getvalue() == report
 
     full_stream, handler.stream = handler.stream, io.StringIO()

@@ -1,0 +1,23 @@
+"""Parameters that no type has: each is refused with its name and place."""
+
+from __future__ import annotations
+
+import pytest
+
+from daemon.http.errors import Problem
+from daemon.http.openai.chat_types import ChatRequest
+from daemon.http.parameters import check
+
+
+def test_unknown_parameter_is_refused_with_the_likely_one() -> None:
+    """At its place, also in an object of the request; a name that is like none has no hint."""
+    turn = {"role": "user", "content": "Hi", "contnt": "Hi"}
+    for given, field, hint in (
+        ({"temprature": 1}, "temprature", "; did you mean temperature?"),
+        ({"messages": [turn]}, "messages[0].contnt", "; did you mean content?"),
+        ({"zzz": 1}, "zzz", ""),
+    ):
+        whole = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], **given}
+        with pytest.raises(Problem) as caught:
+            check(ChatRequest.model_validate(whole))
+        assert (caught.value.field, caught.value.message) == (field, f"{field} is no known parameter{hint}")
