@@ -203,7 +203,11 @@ def _disk_tier(
 
 
 def _on_disk(
-    background: Background, lanes: Iterator[str], work: Callable[[], T], then: Callable[[T | Exception], None]
+    background: Background,
+    lanes: Iterator[str],
+    what: str,
+    work: Callable[[], T],
+    then: Callable[[T | Exception], None],
 ) -> None:
     """Run work in the next one of some lanes of the disk; its error, or that it hangs, is a result as well."""
 
@@ -213,5 +217,5 @@ def _on_disk(
         except Exception as error:
             return error
 
-    task: Task[T | Exception] = Task(KV_DISK, "the disk tier", next(lanes), caught)
+    task: Task[T | Exception] = Task(KV_DISK, "the disk tier", next(lanes), caught, what)
     background.run(task, Pending(then))

@@ -166,16 +166,18 @@ class GroupReadings(_message.Message):
     def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class GroupOutcome(_message.Message):
-    __slots__ = ("ticket", "fingerprint", "failure", "value")
+    __slots__ = ("ticket", "fingerprint", "failure", "value", "work")
     TICKET_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
+    WORK_FIELD_NUMBER: _ClassVar[int]
     ticket: int
     fingerprint: bytes
     failure: Failure
     value: bytes
-    def __init__(self, ticket: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., value: _Optional[bytes] = ...) -> None: ...
+    work: str
+    def __init__(self, ticket: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., value: _Optional[bytes] = ..., work: _Optional[str] = ...) -> None: ...
 
 class GroupMember(_message.Message):
     __slots__ = ("limit_bytes", "memory_bytes", "ring", "jaccl", "kv_disk_bytes")

@@ -38,6 +38,7 @@ def together(
     background: Background,
     rank: int,
     lanes: Iterator[str],
+    what: str,
     work: Callable[[], T],
     then: Callable[[T | Exception], None],
 ) -> None:
@@ -55,7 +56,7 @@ def together(
     def settled(result: Local[T] | SidecarError) -> None:
         then(result if isinstance(result, SidecarError) else result.value)
 
-    task: Task[Local[T]] = Task(KV_DISK, "the disk tier", next(lanes), done)
+    task: Task[Local[T]] = Task(KV_DISK, "the disk tier", next(lanes), done, what)
     pending: Pending[Local[T]] = Pending(settled)
     background.run(task, pending)
 

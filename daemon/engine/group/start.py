@@ -142,7 +142,7 @@ class Rank:
         tape = Recorder(self._others)
         tape.start()
         ranks: list[FirstRank] = []  # gets its one item later: results come before the engine is built
-        answers = FirstAnswers(self._others, lambda outcome: loop.post(lambda: ranks[0].act(outcome)))
+        answers = FirstAnswers(self._others, lambda outcome: loop.post(lambda: ranks[0].act(outcome)), self._diverged)
         lockstep = Lockstep(lambda: tape.place, self._others, self._clock, self.give_up)
         for number, other in enumerate(self._others, start=1):
             threading.Thread(target=listen, args=(number, other, answers, agreement, lockstep), daemon=True).start()

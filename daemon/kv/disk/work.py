@@ -8,6 +8,7 @@ written for a while. Files that cannot be removed are tried again.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -44,8 +45,8 @@ T = TypeVar("T")
 class Run(Protocol):
     """Runs work on a thread of the disk, then `then` with its result or its error on the MLX thread."""
 
-    def __call__(self, work: Callable[[], T], then: Callable[[T | Exception], None]) -> None:
-        """Run it."""
+    def __call__(self, what: str, work: Callable[[], T], then: Callable[[T | Exception], None]) -> None:
+        """Run it; `what` it is in words, which are the same on each rank of a group."""
 
 
 @dataclass(slots=True)
@@ -165,7 +166,7 @@ class DiskWork:
                 _log_scan(found, self._files)
             then(found)
 
-        self._run(opened, done)
+        self._run("open", opened, done)
 
     def empty(self) -> None:
         """Remove all pieces of a directory that is not used any more, if there is one; or note that they are to go."""
@@ -186,7 +187,7 @@ class DiskWork:
         def done(result: Exception | None) -> None:
             self._failed("empty", result)
 
-        self._run(emptied, done)
+        self._run("empty", emptied, done)
 
     def read(self, piece: Piece, then: Callable[[Sequence[Part] | None], None], wanted: Callable[[], bool]) -> None:
         """
@@ -208,7 +209,7 @@ class DiskWork:
             self.counters.read_bytes += piece.nbytes
             then(parts)
 
-        self._run_read(partial(self._files.read, piece), done)
+        self._run_read(f"read {piece.name}", partial(self._files.read, piece), done)
 
     def write(self, piece: Piece, parts: Sequence[Part], then: Callable[[int | None], None]) -> None:
         """Write a piece; `then` takes the bytes of its file, or None if that failed."""
@@ -222,7 +223,7 @@ class DiskWork:
             self.counters.written_bytes += size
             then(size)
 
-        self._run(partial(self._files.write, piece, parts), done)
+        self._run(f"write {piece.name}", partial(self._files.write, piece, parts), done)
 
     def remove(self, names: Sequence[str], *, lasting: bool = False) -> None:
         """
@@ -234,17 +235,17 @@ class DiskWork:
             names = [*names, *self._unremoved]
         self.removing += lasting
         done = partial(self._removed, names=names, lasting=lasting)
-        self._run(partial(self._files.remove, list(names), lasting=lasting), done)
+        self._run(_removal(names), partial(self._files.remove, list(names), lasting=lasting), done)
 
     def note(self) -> None:
         """Note an invalidation of a directory that cannot be used, so that it outlives this process."""
         self.removing += 1
-        self._run(self._note.write, self._removed)
+        self._run("note", self._note.write, self._removed)
 
     def remove_noted(self, names: Sequence[str]) -> None:
         """Remove what was invalidated while the directory could not be used; invalidations wait for it."""
         self.removing += 1
-        self._run(partial(self._remove_with_note, names), partial(self._removed, names=names))
+        self._run(_removal(names), partial(self._remove_with_note, names), partial(self._removed, names=names))
 
     def remove_again(self) -> None:
         """Try to remove what could not be removed; after that nothing is left of what was noted."""
@@ -255,7 +256,7 @@ class DiskWork:
                 self._removing_again = False
                 self._removed(result, names, lasting=False)
 
-            self._run(partial(self._remove_with_note, names), done)
+            self._run(_removal(names), partial(self._remove_with_note, names), done)
 
     def removal_error(self) -> Exception | None:
         """Return the error of the last removal that an invalidation waited for, once."""
@@ -280,7 +281,7 @@ class DiskWork:
             if not self._failed("index", space) and not isinstance(space, Exception):
                 then(space)
 
-        self._run(written, done)
+        self._run(f"index {len(pieces)}", written, done)
 
     def _remove_with_note(self, names: Sequence[str]) -> None:
         self._files.remove(names, lasting=True)
@@ -301,6 +302,11 @@ class DiskWork:
             return True
         self._told.discard(kind)
         return False
+
+
+def _removal(names: Sequence[str]) -> str:
+    """Return what a removal is. The names have another order on other ranks."""
+    return f"remove {hashlib.sha256(' '.join(sorted(names)).encode()).hexdigest()[:16]}"
 
 
 def _log_scan(found: Found, files: Files) -> None:
