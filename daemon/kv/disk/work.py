@@ -142,10 +142,12 @@ class DiskWork:
             self._told.add(kind)
             _log(kind, shown(error), str(self._files.folder))
 
-    def warn_if_small(self, wanted: int | None, most: int) -> None:
-        """Log that the disk leaves a budget that is too small to write anything; see `too_small`."""
-        if too_small(wanted, most):
-            log.warning("kv_disk_too_small", budget_bytes=most, directory=str(self._files.folder))
+    def warn_if_small(self, found: Found, wanted: int | None, most: Callable[[Space], int]) -> None:
+        """Log of which rank the disk leaves a budget, `most`, that is too small to write anything; see `too_small`."""
+        for rank, (directory, space) in enumerate(found.disks or [(found.directory, found.space)]):
+            if too_small(wanted, nbytes := most(space)):
+                of_rank = {"rank": rank} if found.disks else {}
+                log.warning("kv_disk_too_small", budget_bytes=nbytes, directory=directory, **of_rank)
 
     def open(self, then: Callable[[Found | Exception], None]) -> None:
         """Open the directory and scan it."""
@@ -154,7 +156,7 @@ class DiskWork:
             self._files.open()
             noted = self._note.look()
             found = self._files.scan(self._wall())
-            found.noted = noted
+            found.noted, found.directory = noted, str(self._files.folder)
             return found
 
         def done(found: Found | Exception) -> None:
