@@ -190,7 +190,7 @@ def _disk_tier(
     ranks: Ranks | None,
 ) -> DiskTier:
     folder, alone = config.kv_disk_folder, ranks is None
-    on_disk = partial(_on_disk, background) if ranks is None else partial(together, background, ranks.rank)
+    on_disk = partial(together, background, ranks.rank, str(folder)) if ranks else partial(_on_disk, background)
     in_order = partial(on_disk, repeat("writes"))
     reads = partial(on_disk, cycle(("reads", "more reads")))
     files = Files(folder, ranks.part if ranks else "")

@@ -22,6 +22,7 @@ from daemon.kv.disk.codec import Codec
 from daemon.kv.disk.format import most_header
 from daemon.kv.disk.found import Found
 from daemon.kv.disk.limits import Space, WriteLimit, budget
+from daemon.kv.disk.log_lines import log_small
 from daemon.kv.disk.piece import Part, Piece, chain
 from daemon.kv.disk.reads import Parts, Reads
 from daemon.kv.disk.restores import Restore
@@ -255,7 +256,7 @@ class DiskTier:
             self._remove([*self.catalog.fill(found.pieces), *found.orphans])
             self._forget_noted(found.noted)
             self._remove(self.catalog.shrink(self.budget))
-            self.work.warn_if_small(found, self._wanted, self._most)
+            log_small(found, self._wanted, self._most)
         for restore in list(self.restores):
             restore.read_ahead()
 

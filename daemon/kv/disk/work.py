@@ -14,20 +14,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
 
-import structlog
-
-from daemon.kv.disk.files import INDEX, Files, UnusableError
-from daemon.kv.disk.format import DamagedError
+from daemon.kv.disk.files import INDEX, Files
 from daemon.kv.disk.found import Found
 from daemon.kv.disk.limits import Space
+from daemon.kv.disk.log_lines import log_fault, log_scan
 from daemon.kv.disk.note import Note
 from daemon.kv.disk.piece import Part, Piece
-from daemon.kv.disk.troubles import too_small
-from daemon.shared.errors import SidecarError
-from daemon.shared.log_fields import Words, cause
 from daemon.shared.readings import told
-
-log = structlog.get_logger()
 
 RETRY_SECONDS = 2.0
 MOST_RETRY_SECONDS = 60.0
@@ -140,14 +133,7 @@ class DiskWork:
         self.counters.faults += 1
         if kind not in self._told:
             self._told.add(kind)
-            _log(kind, shown(error), str(self._files.folder))
-
-    def warn_if_small(self, found: Found, wanted: int | None, most: Callable[[Space], int]) -> None:
-        """Log of which rank the disk leaves a budget, `most`, that is too small to write anything; see `too_small`."""
-        for rank, (directory, space) in enumerate(found.disks or [(found.directory, found.space)]):
-            if too_small(wanted, nbytes := most(space)):
-                of_rank = {"rank": rank} if found.disks else {}
-                log.warning("kv_disk_too_small", budget_bytes=nbytes, directory=directory, **of_rank)
+            log_fault(kind, error, str(self._files.folder))
 
     def open(self, then: Callable[[Found | Exception], None]) -> None:
         """Open the directory and scan it."""
@@ -165,7 +151,7 @@ class DiskWork:
                 self._retry = min(2 * self._retry, MOST_RETRY_SECONDS)
             else:
                 self._retry = RETRY_SECONDS
-                _log_scan(found, self._files)
+                log_scan(found)
             then(found)
 
         self._run("open", opened, done)
@@ -309,37 +295,3 @@ class DiskWork:
 def _removal(names: Sequence[str]) -> str:
     """Return what a removal is. The names have another order on other ranks."""
     return f"remove {hashlib.sha256(' '.join(sorted(names)).encode()).hexdigest()[:16]}"
-
-
-def _log_scan(found: Found, files: Files) -> None:
-    """Log what a scan removed, and how many files it left out."""
-    if found.removed or found.orphans:
-        log.info("kv_disk_cleaned", files=found.removed + len(found.orphans))
-    if found.trouble is not None:
-        trouble, directory = shown(found.trouble), str(files.folder)
-        log.warning("kv_disk_left_out", files=len(found.left), error=trouble, directory=directory)
-
-
-def _log(kind: str, error: str, directory: str) -> None:
-    """Log a fault of a kind of work."""
-    match kind:
-        case "open":
-            log.warning("kv_disk_unusable", error=error, directory=directory)
-        case "read":
-            log.warning("kv_disk_read_failed", error=error, directory=directory)
-        case "restore":
-            log.warning("kv_disk_restore_failed", error=error, directory=directory)
-        case "slow":
-            log.warning("kv_disk_slow", error=error, directory=directory)
-        case "remove" | "empty":
-            log.warning("kv_disk_remove_failed", error=error, directory=directory)
-        case _:
-            log.warning("kv_disk_write_failed", error=error, directory=directory)
-
-
-def shown(error: Exception) -> str:
-    """Return an error for the log. The tier's own ones and the system's have texts without names and contents."""
-    if isinstance(error, UnusableError | DamagedError | SidecarError):
-        return Words(error)
-    said = isinstance(error, OSError) and error.strerror
-    return Words(f"{cause(error)}, {said}") if said else cause(error)

@@ -92,14 +92,18 @@ def test_ranks_act_on_what_their_disks_have_in_common(
     acted: list[object] = []
     for rank, answers, work in ((0, two.answers, first), (1, two.other_answers, other)):
         background = Background(no_post, lambda: 0.0, answers=answers)
-        together(background, rank, repeat("writes"), "write a.kv", work, acted.append)
+        together(background, rank, f"/kv{rank}", repeat("writes"), "write a.kv", work, acted.append)
     wait_until(lambda: bool(two.settled), "all ranks have reported")
     two.rank.act(two.settled[0])
     wait_until(lambda: len(acted) == 2, "both ranks have acted")
     pair[0].close()
     two.thread.join()
     assert [str(each) if isinstance(each, SidecarError) else each for each in acted] == expected
-    assert all(each.metadata["rank"] for each in acted if isinstance(each, SidecarError))
+    for error in acted:
+        if isinstance(error, SidecarError):
+            own = f"/kv{error.metadata['rank']}"
+            assert error.metadata.get("directory", own) == own
+            assert ("directory" in error.metadata) == ("OSError" in error.message)
 
 
 @pytest.mark.parametrize(
