@@ -46,6 +46,7 @@ from daemon.engine.prompt.tokenizers import Tokenizers
 from daemon.engine.reporting.model_registry import NamespaceRegistry
 from daemon.engine.reporting.snapshot import StatsCollector
 from daemon.kv.disk.files import Files
+from daemon.kv.disk.limits import share
 from daemon.kv.disk.note import Note
 from daemon.kv.disk.tier import DiskTier
 from daemon.kv.disk.work import DiskWork
@@ -195,7 +196,8 @@ def _disk_tier(
     reads = partial(on_disk, cycle(("reads", "more reads")))
     files = Files(folder, ranks.part if ranks else "")
     work = DiskWork(files, Note(config.state_dir, folder), in_order, reads, clock, wall)
-    tier = DiskTier(work, config.kv_disk_bytes, prefixes, ArrayCodec(), clock, wall, memory.has_room, alone=alone)
+    nbytes = share(config.kv_disk_bytes, shared=alone and bool(config.group_ranks))
+    tier = DiskTier(work, nbytes, prefixes, ArrayCodec(), clock, wall, memory.has_room, alone=alone)
     if tier.enabled:
         prefixes.below = tier
     tier.begin()
