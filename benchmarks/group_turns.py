@@ -64,7 +64,7 @@ def agreement_seconds(turns: int) -> float:
     connection = _connection(own, leads=True)
     tape, agreement = Recorder([connection]), Agreement([connection], _failed)
     wire = DigestingWire(HeldWire(NoWire(), agreement), _failed)
-    answers = FirstAnswers([connection], _failed)
+    answers = FirstAnswers([connection], _failed, _failed)
     lockstep = Lockstep(lambda: tape.place, [connection], time.monotonic, _failed)
     tape.start()
     threading.Thread(target=listen, args=(1, connection, answers, agreement, lockstep), daemon=True).start()

@@ -181,7 +181,7 @@ class Machine:
     def _time(self) -> float:
         return self.now
 
-    def _run(self, work: Callable[[], T], then: Callable[[T | Exception], None]) -> None:
+    def _run(self, what: str, work: Callable[[], T], then: Callable[[T | Exception], None]) -> None:
         self._work.append(lambda: then(work()))
 
     def _settle(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from daemon.doctor import launchd, machine, places
 from daemon.doctor.finding import Finding
 from daemon.doctor.system import System
+from daemon.kv.disk.limits import share
 from daemon.launchd.service import Service
 from daemon.shared.config import Config
 
@@ -23,8 +24,9 @@ def checkup(config: Config, system: System, service: Service, home: Path) -> Ite
     yield from machine.device(system, config)
     yield places.socket(config.socket)
     yield places.log_file(config.log_file)
-    yield places.prefixes(config.kv_disk_folder, config.kv_disk_bytes)
+    budget = share(config.kv_disk_bytes, shared=bool(config.group_ranks))
+    yield places.prefixes(config.kv_disk_folder, budget)
     if config.group_ranks or config.group_listen:
-        yield places.prefixes(config.kv_disk_group_folder, config.kv_disk_bytes, "prefixes of the group")
+        yield places.prefixes(config.kv_disk_group_folder, budget, "prefixes of the group")
     yield from launchd.service(service, home)
     yield from trial(config.socket, system)

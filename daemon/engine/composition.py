@@ -46,6 +46,7 @@ from daemon.engine.prompt.tokenizers import Tokenizers
 from daemon.engine.reporting.model_registry import NamespaceRegistry
 from daemon.engine.reporting.snapshot import StatsCollector
 from daemon.kv.disk.files import Files
+from daemon.kv.disk.limits import share
 from daemon.kv.disk.note import Note
 from daemon.kv.disk.tier import DiskTier
 from daemon.kv.disk.work import DiskWork
@@ -190,12 +191,13 @@ def _disk_tier(
     ranks: Ranks | None,
 ) -> DiskTier:
     folder, alone = config.kv_disk_folder, ranks is None
-    on_disk = partial(_on_disk, background) if ranks is None else partial(together, background, ranks.rank)
+    on_disk = partial(together, background, ranks.rank, str(folder)) if ranks else partial(_on_disk, background)
     in_order = partial(on_disk, repeat("writes"))
     reads = partial(on_disk, cycle(("reads", "more reads")))
     files = Files(folder, ranks.part if ranks else "")
     work = DiskWork(files, Note(config.state_dir, folder), in_order, reads, clock, wall)
-    tier = DiskTier(work, config.kv_disk_bytes, prefixes, ArrayCodec(), clock, wall, memory.has_room, alone=alone)
+    nbytes = share(config.kv_disk_bytes, shared=alone and bool(config.group_ranks))
+    tier = DiskTier(work, nbytes, prefixes, ArrayCodec(), clock, wall, memory.has_room, alone=alone)
     if tier.enabled:
         prefixes.below = tier
     tier.begin()
@@ -203,7 +205,11 @@ def _disk_tier(
 
 
 def _on_disk(
-    background: Background, lanes: Iterator[str], work: Callable[[], T], then: Callable[[T | Exception], None]
+    background: Background,
+    lanes: Iterator[str],
+    what: str,
+    work: Callable[[], T],
+    then: Callable[[T | Exception], None],
 ) -> None:
     """Run work in the next one of some lanes of the disk; its error, or that it hangs, is a result as well."""
 
@@ -213,5 +219,5 @@ def _on_disk(
         except Exception as error:
             return error
 
-    task: Task[T | Exception] = Task(KV_DISK, "the disk tier", next(lanes), caught)
+    task: Task[T | Exception] = Task(KV_DISK, "the disk tier", next(lanes), caught, what)
     background.run(task, Pending(then))

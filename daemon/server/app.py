@@ -236,7 +236,9 @@ class Daemon:
         routes = Routes(self._router, aliases=aliases, note=note_of_no_group(self._config))
         if self._group is not None:
             group = self._group
-            routes = Routes(self._router, group.router, self._config.group_models, aliases, group.note_invalidated)
+            routes = Routes(
+                self._router, group.router, self._config.group_models, aliases, group.note_invalidated, group.stored
+            )
         server = Server(routes, self._admission, self._callers, self._stats, self._cancelled, self._on_end, aliases)
         self._server = server
         await server.start(socket, serving=self._supervisor.serves)

@@ -123,8 +123,8 @@ class Config:
             "Most MiB of cached prefixes on the disk, or auto; 0 keeps none",
             whole_or_auto(0),
             "`auto` is 8 GiB or a twentieth of what is free, whichever is less. The last tenth of a disk stays free, "
-            "and at most twice this is written in a day. With 0 what is there is removed at the start. Models of a "
-            "group have a budget of their own, the smallest of all machines. See [The disk tier](kv-tier.md).",
+            "and at most twice this is written in a day. With 0 what is there is removed at the start. On the first "
+            "machine of a group, its own models and the group's have half each. See [The disk tier](kv-tier.md).",
             "MiB|auto",
         ),
     )

@@ -9,9 +9,8 @@ from daemon.v1 import ipc_pb2 as ipc
 
 def failure_of(error: SidecarError) -> ipc.Failure:
     """Return an error as a message."""
-    # Names of files may be no text, and a message that cannot be encoded must not take the engine along.
-    message = error.message.encode("utf-8", "replace").decode()
-    failure = ipc.Failure(reason=error.reason, message=message, metadata=error.metadata, field=error.field)
+    metadata = {key: _text(value) for key, value in error.metadata.items()}
+    failure = ipc.Failure(reason=error.reason, message=_text(error.message), metadata=metadata, field=error.field)
     if error.retry_after is not None:
         failure.retry_after.CopyFrom(duration(error.retry_after))
     return failure
@@ -27,3 +26,8 @@ def error_of(failure: ipc.Failure) -> SidecarError:
         retry_after=seconds(failure.retry_after) if failure.HasField("retry_after") else None,
         field=failure.field,
     )
+
+
+def _text(words: str) -> str:
+    """Return words that can be encoded. Names of files may be no text, and must not take the engine along."""
+    return words.encode("utf-8", "replace").decode()

@@ -134,7 +134,7 @@ class Failure(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., message: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., retry_after: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., field: _Optional[str] = ...) -> None: ...
 
 class GroupFrame(_message.Message):
-    __slots__ = ("readings", "command", "turn", "outcome", "setup", "member", "digest", "ready", "beat", "end", "trouble")
+    __slots__ = ("readings", "command", "turn", "outcome", "setup", "member", "digest", "ready", "beat", "end", "trouble", "part", "last_part")
     READINGS_FIELD_NUMBER: _ClassVar[int]
     COMMAND_FIELD_NUMBER: _ClassVar[int]
     TURN_FIELD_NUMBER: _ClassVar[int]
@@ -146,6 +146,8 @@ class GroupFrame(_message.Message):
     BEAT_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
     TROUBLE_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    LAST_PART_FIELD_NUMBER: _ClassVar[int]
     readings: GroupReadings
     command: Command
     turn: int
@@ -157,7 +159,9 @@ class GroupFrame(_message.Message):
     beat: int
     end: str
     trouble: str
-    def __init__(self, readings: _Optional[_Union[GroupReadings, _Mapping]] = ..., command: _Optional[_Union[Command, _Mapping]] = ..., turn: _Optional[int] = ..., outcome: _Optional[_Union[GroupOutcome, _Mapping]] = ..., setup: _Optional[_Union[GroupSetup, _Mapping]] = ..., member: _Optional[_Union[GroupMember, _Mapping]] = ..., digest: _Optional[_Union[GroupDigest, _Mapping]] = ..., ready: _Optional[_Union[GroupOutcome, _Mapping]] = ..., beat: _Optional[int] = ..., end: _Optional[str] = ..., trouble: _Optional[str] = ...) -> None: ...
+    part: bytes
+    last_part: bytes
+    def __init__(self, readings: _Optional[_Union[GroupReadings, _Mapping]] = ..., command: _Optional[_Union[Command, _Mapping]] = ..., turn: _Optional[int] = ..., outcome: _Optional[_Union[GroupOutcome, _Mapping]] = ..., setup: _Optional[_Union[GroupSetup, _Mapping]] = ..., member: _Optional[_Union[GroupMember, _Mapping]] = ..., digest: _Optional[_Union[GroupDigest, _Mapping]] = ..., ready: _Optional[_Union[GroupOutcome, _Mapping]] = ..., beat: _Optional[int] = ..., end: _Optional[str] = ..., trouble: _Optional[str] = ..., part: _Optional[bytes] = ..., last_part: _Optional[bytes] = ...) -> None: ...
 
 class GroupReadings(_message.Message):
     __slots__ = ("values",)
@@ -166,16 +170,18 @@ class GroupReadings(_message.Message):
     def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class GroupOutcome(_message.Message):
-    __slots__ = ("ticket", "fingerprint", "failure", "value")
+    __slots__ = ("ticket", "fingerprint", "failure", "value", "work")
     TICKET_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
+    WORK_FIELD_NUMBER: _ClassVar[int]
     ticket: int
     fingerprint: bytes
     failure: Failure
     value: bytes
-    def __init__(self, ticket: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., value: _Optional[bytes] = ...) -> None: ...
+    work: str
+    def __init__(self, ticket: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., value: _Optional[bytes] = ..., work: _Optional[str] = ...) -> None: ...
 
 class GroupMember(_message.Message):
     __slots__ = ("limit_bytes", "memory_bytes", "ring", "jaccl", "kv_disk_bytes")

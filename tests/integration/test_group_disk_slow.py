@@ -250,6 +250,21 @@ def test_prefixes_that_are_dropped_without_a_group_are_not_in_a_later_one(start:
         assert ask(client, model).disk_tokens == 0
 
 
+def test_prefixes_of_a_model_that_left_the_group_are_dropped_on_all_ranks(start: Start, model: str) -> None:
+    """An Invalidate finds them by name, though the group does not run the model any more."""
+    group = start()
+    with group.front.client() as client:
+        group.ready(client)
+        written(group, client, model)
+    group.stop()
+    group = start(group_models="org/other=tensor")
+    with group.front.client() as client:
+        group.ready(client)
+        wait_until(lambda: client.stats().group.disk_bytes > 0, "the directories are open")
+        client.invalidate_prefix(model, [1, 2, 3])
+    assert names(group) == [set(), set()]
+
+
 def test_layers_in_a_pipeline_of_equal_parts(start: Start, model: str) -> None:
     """Both ranks have three layers each."""
     group = start("pipeline")

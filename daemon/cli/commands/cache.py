@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -125,12 +125,15 @@ def rm(session: Session, /, model: str | None, everything: bool, yes: bool, as_j
     agreed = yes or _agreed(model, nbytes)
     if agreed:
         _drop(session, places, model)
-    left = _kept(places, model) if nbytes else 0
+    kept = {str(files.folder): _kept([files], model) for files in places} if nbytes else {}
+    left = {folder: nbytes for folder, nbytes in kept.items() if nbytes}
     notes = [*chain(*(_no_pieces(files).values() for files in places))]
     if as_json:
-        return print_json({"model": model, "dropped": agreed, "bytes": nbytes, "bytes_left": left, "notes": notes})
+        return print_json(
+            {"model": model, "dropped": agreed, "bytes": nbytes, "bytes_left": sum(left.values()), "notes": notes}
+        )
     _echo(notes if agreed else ())
-    return _tell_dropped(places[0], model, nbytes, left) if agreed else None
+    return _tell_dropped(left, model, nbytes) if agreed else None
 
 
 def _agreed(model: str | None, nbytes: int) -> bool:
@@ -157,15 +160,15 @@ def _drop(session: Session, places: Sequence[Files], model: str | None) -> None:
             _remove(files, model, if_unused=True)
 
 
-def _tell_dropped(files: Files, model: str | None, nbytes: int, left: int) -> None:
-    if left:
-        return click.echo(
-            f"{size(left)} are still in {files.folder}: the daemon cannot use it now, or has just written there. "
-            "What was dropped is removed as soon as the daemon can use it, and is not read before. "
-            "`mlx-sidecar doctor` says what is wrong with the directory."
-        )
-    return click.echo(
-        f"Dropped {size(nbytes)} on the disk." if nbytes else f"The disk had no prefix of {model or 'any model'}."
+def _tell_dropped(left: Mapping[str, int], model: str | None, nbytes: int) -> None:
+    if not left:
+        had = f"Dropped {size(nbytes)} on the disk."
+        return click.echo(had if nbytes else f"The disk had no prefix of {model or 'any model'}.")
+    return _echo(
+        f"{size(kept)} are still in {folder}: the daemon cannot use it now, or has just written there. "
+        "What was dropped is removed as soon as the daemon can use it, and is not read before. "
+        "`mlx-sidecar doctor` says what is wrong with the directory."
+        for folder, kept in left.items()
     )
 
 
@@ -215,10 +218,11 @@ def _no_pieces(files: Files) -> dict[str, str]:
 
 def _small(session: Session, files: Files, used: int) -> Iterator[str]:
     """Yield a sentence if the budget is too small to write anything."""
-    from daemon.kv.disk.limits import budget
+    from daemon.kv.disk.limits import budget, share
     from daemon.kv.disk.troubles import mend_small, small, too_small
 
-    wanted = session.config().kv_disk_bytes
+    config = session.config()
+    wanted = share(config.kv_disk_bytes, shared=bool(config.group_ranks))
     if files.folder.is_dir() and too_small(wanted, most := budget(wanted, used, files.space())):
         yield f"{small(wanted, most)}: {mend_small(wanted)}."
 

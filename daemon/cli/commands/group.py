@@ -78,8 +78,9 @@ def _show_group(group: GroupStats) -> None:
         )
     elif group.state == "ready":
         click.echo(
-            "Prefixes on the disk of each machine: none. All need a kv_disk_mb above 0, and a directory that can be "
-            "used; the log says what is missing (group_kv_disk_off, kv_disk_unusable)."
+            "Prefixes on the disk of each machine: none. All need a kv_disk_mb above 0, a directory that can be used, "
+            "and room on its disk; the log says what is missing, and where (group_kv_disk_off, kv_disk_unusable, "
+            "kv_disk_too_small)."
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from daemon.shared.errors import SidecarError
 
@@ -13,16 +13,29 @@ Fail = Callable[[SidecarError], None]
 """Takes the error that work ended with; runs on the MLX thread."""
 
 
+class Ticket(NamedTuple):
+    """
+    Work that has begun.
+
+    Attributes:
+        number: Its number, in the order in which work begins.
+        work: What it is, in words that are the same on each rank of a group.
+    """
+
+    number: int
+    work: str
+
+
 class Answers(Protocol):
     """Takes the end of each work."""
 
-    def ticket(self, fail: Fail, over: Callable[[], bool]) -> int:
+    def ticket(self, work: str, fail: Fail, over: Callable[[], bool]) -> Ticket:
         """Number work that begins now, on the MLX thread; `over` tells whether no call waits for it any more."""
 
-    def done(self, ticket: int, act: Act, result: object) -> None:
+    def done(self, ticket: Ticket, act: Act, result: object) -> None:
         """Note that work has a result, and what is to be done with it; any thread."""
 
-    def failed(self, ticket: int, fail: Fail, error: SidecarError) -> None:
+    def failed(self, ticket: Ticket, fail: Fail, error: SidecarError) -> None:
         """Note that work has failed; any thread."""
 
 
@@ -37,14 +50,14 @@ class Posted(Answers):
     def __init__(self, post: Callable[[Act], None]) -> None:
         self._post = post
 
-    def ticket(self, fail: Fail, over: Callable[[], bool]) -> int:
-        """Return zero: no number is needed."""
-        return 0
+    def ticket(self, work: str, fail: Fail, over: Callable[[], bool]) -> Ticket:
+        """Return number zero: none is needed."""
+        return Ticket(0, work)
 
-    def done(self, ticket: int, act: Act, result: object) -> None:
+    def done(self, ticket: Ticket, act: Act, result: object) -> None:
         """Post what is to be done with a result."""
         self._post(act)
 
-    def failed(self, ticket: int, fail: Fail, error: SidecarError) -> None:
+    def failed(self, ticket: Ticket, fail: Fail, error: SidecarError) -> None:
         """Post an error."""
         self._post(lambda: fail(error))

@@ -83,7 +83,7 @@ class Background:
             except Exception as error:  # of what follows the result; it ends this call alone
                 result.fail(as_sidecar_error(error))
 
-        ticket = self._answers.ticket(result.fail, lambda: result.abandoned)
+        ticket = self._answers.ticket(task.name, result.fail, lambda: result.abandoned)
 
         def done(value: T) -> None:
             self._answers.done(ticket, lambda: finish(value), value)

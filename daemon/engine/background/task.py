@@ -75,12 +75,19 @@ class Task(Generic[T]):
         model: The name of its model, as in the request.
         lane: Tasks of the same lane run one after the other, so that they hold up each other alone.
         work: Does the work; blocks. Returns the result, or the task that follows, which may run in another pool.
+        what: What ranks of a group must do alike, beside the kind; empty if the kind is all.
     """
 
     kind: Kind
     model: str
     lane: Hashable
     work: Callable[[], T | Task[T]] = field(repr=False)
+    what: str = ""
+
+    @property
+    def name(self) -> str:
+        """The work, in words that are the same on each rank of a group."""
+        return f"{self.kind.name} {self.what}".strip()
 
     def stuck(self) -> SidecarError:
         """Return the error of calls that wait for this task when it is written off."""

@@ -17,7 +17,7 @@ from itertools import count
 from typing import Any
 
 from daemon.cache.identity import ModelSource
-from daemon.engine.background.answers import Act, Answers, Fail
+from daemon.engine.background.answers import Act, Answers, Fail, Ticket
 from daemon.engine.group.connection import Connection
 from daemon.engine.group.digest import RANK
 from daemon.engine.group.disk import Local
@@ -52,6 +52,8 @@ class RankAnswers(Answers):
     """
     The part that all ranks share: work is numbered in the order in which it begins, which is the same everywhere.
 
+    What each rank tells of work says what it is. So ranks that begin other work find out, and do not take its result.
+
     Args:
         report: Takes how work ended at this rank; any thread.
     """
@@ -62,13 +64,13 @@ class RankAnswers(Answers):
         self._work: dict[int, _Work] = {}
         self._lock = threading.Lock()
 
-    def ticket(self, fail: Fail, over: Callable[[], bool]) -> int:
+    def ticket(self, work: str, fail: Fail, over: Callable[[], bool]) -> Ticket:
         """Number work that begins now, and forget that of calls that have ended."""
-        ticket = next(self._tickets)
+        ticket = Ticket(next(self._tickets), work)
         with self._lock:
-            for number in [number for number, work in self._work.items() if work.over()]:
+            for number in [number for number, each in self._work.items() if each.over()]:
                 del self._work[number]
-            self._work[ticket] = _Work(fail, over)
+            self._work[ticket.number] = _Work(fail, over)
         return ticket
 
     @property
@@ -77,19 +79,20 @@ class RankAnswers(Answers):
         with self._lock:
             return list(self._work)
 
-    def done(self, ticket: int, act: Act, result: object) -> None:
+    def done(self, ticket: Ticket, act: Act, result: object) -> None:
         """Note a result."""
         local = result if isinstance(result, Local) else None
+        number, name = ticket
         with self._lock:
-            if ticket in self._work:
-                self._work[ticket].act = act
-                self._work[ticket].local = local
+            if number in self._work:
+                self._work[number].act = act
+                self._work[number].local = local
         value = b"" if local is None else local.told
-        self._report(ipc.GroupOutcome(ticket=ticket, fingerprint=fingerprint(result), value=value))
+        self._report(ipc.GroupOutcome(ticket=number, work=name, fingerprint=fingerprint(result), value=value))
 
-    def failed(self, ticket: int, fail: Fail, error: SidecarError) -> None:
+    def failed(self, ticket: Ticket, fail: Fail, error: SidecarError) -> None:
         """Note an error."""
-        self._report(ipc.GroupOutcome(ticket=ticket, failure=failure_of(error)))
+        self._report(ipc.GroupOutcome(ticket=ticket.number, work=ticket.work, failure=failure_of(error)))
 
     def act(self, outcome: ipc.GroupOutcome) -> None:
         """Act on the end of work, on the MLX thread. Its result is here: this rank has reported it."""
@@ -112,12 +115,19 @@ class FirstAnswers(RankAnswers):
     Args:
         others: Connections to the other ranks.
         settled: Called with the end of work once all ranks have reported it; any thread.
+        differs: Called with the reason when ranks did other work; must end the process.
     """
 
-    def __init__(self, others: Sequence[Connection], settled: Callable[[ipc.GroupOutcome], None]) -> None:
+    def __init__(
+        self,
+        others: Sequence[Connection],
+        settled: Callable[[ipc.GroupOutcome], None],
+        differs: Callable[[str], None],
+    ) -> None:
         super().__init__(lambda outcome: self.reported(0, outcome))
         self._others = others
         self._settled = settled
+        self._differs = differs
         self._reports: dict[int, dict[int, ipc.GroupOutcome]] = {}
 
     def reported(self, rank: int, outcome: ipc.GroupOutcome) -> None:
@@ -128,6 +138,11 @@ class FirstAnswers(RankAnswers):
             if len(reports) <= len(self._others):
                 return
             del self._reports[outcome.ticket]
+        for rank, report in sorted(reports.items()):
+            if report.work != reports[0].work:
+                name = self._others[rank - 1].name
+                self._differs(f"{name} did other work than rank 0: {report.work!r}, not {reports[0].work!r}")
+                return
         self._settled(self._verdict(reports))
 
     def _verdict(self, reports: dict[int, ipc.GroupOutcome]) -> ipc.GroupOutcome:

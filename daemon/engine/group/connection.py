@@ -7,13 +7,13 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 from google.protobuf.message import DecodeError
 
 from daemon.shared import clocks
-from daemon.shared.frames import FrameError
+from daemon.shared.frames import MAX_FRAME_BYTES, FrameError
 from daemon.shared.observed_time import SeenTime
 from daemon.shared.seals import Opener, Seal
 from daemon.v1 import ipc_pb2 as ipc
@@ -26,6 +26,10 @@ START_SECONDS = 100.0
 _MOST_BETWEEN = 2.0
 """Seconds that count between two looks at the clock: a process that was stopped itself blames no other."""
 _SAY_SECONDS = 0.5
+_PART_BYTES = MAX_FRAME_BYTES // 2
+"""A longer message is sent in parts: at a start, a rank names each piece on its disk."""
+_MOST_BYTES = 1 << 30
+"""Most bytes of a message in parts: ten million pieces."""
 _READ_BYTES = 1 << 16
 _USER_TIMEOUT_MS = int(1000 * SILENT_SECONDS)
 _MAC_DROP_SECONDS = 0x80
@@ -62,6 +66,8 @@ class Connection:
         self._lock = threading.Lock()
         self._ended = ended
         self._arrived: deque[bytes] = deque()
+        self._parts = bytearray()
+        """The beginning of a message of which more parts come."""
         self._seen = SeenTime(clocks.awake, _MOST_BETWEEN)
         self._waits_since: float | None = None
         """Since when the receiver waits for bytes; None while it does something else."""
@@ -81,10 +87,11 @@ class Connection:
         self.send_all([frame.SerializeToString()])
 
     def send_all(self, bodies: Sequence[bytes]) -> None:
-        """Send several frames at once."""
+        """Send several messages at once, each of any length up to 1 GiB."""
         try:
             with self._lock:
-                self._socket.sendall(b"".join(map(self._out.frame, bodies)))
+                frames = [self._out.frame(part) for body in bodies for part in _in_parts(body)]
+                self._socket.sendall(b"".join(frames))
         except OSError:
             self._gone("closed the connection")
 
@@ -96,12 +103,7 @@ class Connection:
             FrameError: If the other side is gone, or sent a frame that is none.
         """
         while True:
-            while not self._arrived:
-                self._read()
-            try:
-                frame = ipc.GroupFrame.FromString(self._arrived.popleft())
-            except DecodeError as error:
-                raise FrameError("a frame holds no GroupFrame") from error
+            frame = self._next()
             if frame.HasField("end"):
                 self._gone(f"ended: {frame.end}")
                 raise FrameError("the other side has ended")
@@ -132,6 +134,21 @@ class Connection:
     def broke(self, error: FrameError) -> None:
         """Take the other side for gone, because it sent what is no frame."""
         self._gone(f"cannot be understood: {error}")
+
+    def _next(self) -> ipc.GroupFrame:
+        while True:
+            while not self._arrived:
+                self._read()
+            frame = _decoded(self._arrived.popleft())
+            kind = frame.WhichOneof("body")
+            if kind not in ("part", "last_part"):
+                return frame
+            self._parts += frame.part or frame.last_part
+            if len(self._parts) > _MOST_BYTES:
+                raise FrameError(f"a message of more than {_MOST_BYTES} bytes came")
+            if kind == "last_part":
+                body, self._parts = bytes(self._parts), bytearray()
+                return _decoded(body)
 
     def _read(self) -> None:
         self._waits_since = self._seen()
@@ -174,6 +191,24 @@ class Connection:
         if not self._over.is_set():
             self._over.set()
             self._ended(f"{self.name} {why}")
+
+
+def _decoded(body: bytes) -> ipc.GroupFrame:
+    try:
+        return ipc.GroupFrame.FromString(body)
+    except DecodeError as error:
+        raise FrameError("a frame holds no GroupFrame") from error
+
+
+def _in_parts(body: bytes) -> Iterator[bytes]:
+    """Yield the bodies of the frames that a message is sent in."""
+    if len(body) <= _PART_BYTES:
+        yield body
+        return
+    last = (len(body) - 1) // _PART_BYTES * _PART_BYTES
+    for start in range(0, last, _PART_BYTES):
+        yield ipc.GroupFrame(part=body[start : start + _PART_BYTES]).SerializeToString()
+    yield ipc.GroupFrame(last_part=body[last:]).SerializeToString()
 
 
 def _prepare(connection: socket.socket) -> None:

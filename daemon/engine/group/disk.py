@@ -10,7 +10,7 @@ from daemon.engine.background.background import Background
 from daemon.engine.background.task import KV_DISK, Pending, Task
 from daemon.kv.disk.agreement import adopted, told
 from daemon.kv.disk.limits import AUTO_BYTES
-from daemon.kv.disk.work import shown
+from daemon.kv.disk.log_lines import shown
 from daemon.shared.errors import Reason, SidecarError
 
 T = TypeVar("T")
@@ -37,7 +37,9 @@ class Local(Generic[T]):
 def together(
     background: Background,
     rank: int,
+    directory: str,
     lanes: Iterator[str],
+    what: str,
     work: Callable[[], T],
     then: Callable[[T | Exception], None],
 ) -> None:
@@ -49,13 +51,13 @@ def together(
         except Exception as error:
             # A caller may see it, as the error of an Invalidate. The names of the others are added where all are known.
             text = shown(error) if rank else f"rank {rank}: {shown(error)}"
-            raise SidecarError(Reason.MACHINE_FAULT, text) from None
+            raise SidecarError(Reason.MACHINE_FAULT, text, metadata={"directory": directory}) from None
         return Local(value, told(value))
 
     def settled(result: Local[T] | SidecarError) -> None:
         then(result if isinstance(result, SidecarError) else result.value)
 
-    task: Task[Local[T]] = Task(KV_DISK, "the disk tier", next(lanes), done)
+    task: Task[Local[T]] = Task(KV_DISK, "the disk tier", next(lanes), done, what)
     pending: Pending[Local[T]] = Pending(settled)
     background.run(task, pending)
 

@@ -30,6 +30,7 @@ from daemon.engine.group.turns import Agreement, FirstRank, HeldWire, follow, li
 from daemon.engine.loop import Link, Loop
 from daemon.engine.memory.memory_budget import group_share, memory_limit
 from daemon.engine.memory.pressure import Level, Source
+from daemon.kv.disk.limits import share
 from daemon.shared import readings
 from daemon.shared.config import Config
 from daemon.shared.frames import FrameError
@@ -142,7 +143,7 @@ class Rank:
         tape = Recorder(self._others)
         tape.start()
         ranks: list[FirstRank] = []  # gets its one item later: results come before the engine is built
-        answers = FirstAnswers(self._others, lambda outcome: loop.post(lambda: ranks[0].act(outcome)))
+        answers = FirstAnswers(self._others, lambda outcome: loop.post(lambda: ranks[0].act(outcome)), self._diverged)
         lockstep = Lockstep(lambda: tape.place, self._others, self._clock, self.give_up)
         for number, other in enumerate(self._others, start=1):
             threading.Thread(target=listen, args=(number, other, answers, agreement, lockstep), daemon=True).start()
@@ -218,12 +219,13 @@ class Rank:
 
     def _agreed(self, limit: int) -> ipc.GroupSetup:
         """Exchange what the ranks are, and return what they have in common."""
+        kv_disk_bytes = share(self._config.kv_disk_bytes, shared=not self._rank)
         member = ipc.GroupMember(
             limit_bytes=limit,
             memory_bytes=memory_size(),
             ring=_free_address(self._address),
             jaccl=backends.has_jaccl(),
-            kv_disk_bytes=_AUTO if self._config.kv_disk_bytes is None else self._config.kv_disk_bytes,
+            kv_disk_bytes=_AUTO if kv_disk_bytes is None else kv_disk_bytes,
         )
         if self._rank:
             (first,) = self._others

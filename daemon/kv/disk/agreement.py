@@ -6,7 +6,7 @@ and every rank acts on that one instead of its own: so all decide alike.
 
     work           | told                           | all act on
     ---------------|--------------------------------|---------------------------------------------------------
-    scan           | pieces, hours, space, the note | the pieces that all have; the least space and hours left
+    scan           | pieces, hours, disk, the note  | the pieces that all have; the least space and hours left
     write          | bytes of the file              | the most
     index          | space                          | the least
     read           | what its parts are             | that they are the same, else an error
@@ -110,7 +110,7 @@ def _scan_told(found: Found) -> dict[str, Any]:
         "pieces": pieces,
         "left": found.left,
         "hours": found.hours,
-        "space": _numbers(found.space),
+        "disk": [found.directory, *_numbers(found.space)],
         "noted": found.noted,
     }
 
@@ -128,7 +128,7 @@ def _scan_merged(every: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "pieces": pieces,
         "orphans": sorted(names - pieces.keys()),
         "hours": WriteLimit.of_all(each["hours"] for each in every).pairs,
-        "space": _numbers(least([Space(*each["space"]) for each in every])),
+        "disks": [each["disk"] for each in every],
         "noted": any(each["noted"] for each in every),
     }
 
@@ -137,12 +137,14 @@ def _scan_adopted(found: Found, common: Mapping[str, Any]) -> Found:
     _check(common["orphans"])
     own = {piece.name: piece for piece, _ in found.pieces}
     pieces = [(replace(own[name], nbytes=nbytes), used) for name, (nbytes, used) in common["pieces"].items()]
+    disks = [(directory, Space(*numbers)) for directory, *numbers in common["disks"]]
     return replace(
         found,
         pieces=pieces,
         orphans=common["orphans"],
         hours=common["hours"],
-        space=Space(*common["space"]),
+        space=least([space for _, space in disks]),
+        disks=disks,
         noted=common["noted"],
     )
 

@@ -16,7 +16,9 @@ class Found:
     Attributes:
         pieces: The pieces, and when each was last used, in seconds since 1970.
         hours: Bytes written by the hour, see `WriteLimit`.
-        space: The disk.
+        space: The disk; in a group, what the smallest disk of all ranks leaves.
+        directory: The directory, on this machine.
+        disks: The directory and the disk of each rank of a group, the first rank first; none without a group.
         noted: Whether another process noted an invalidation, see `Note`.
         removed: Files that were removed because they are damaged or old.
         read: Headers that were read because the index did not have them.
@@ -28,6 +30,8 @@ class Found:
     pieces: list[tuple[Piece, float]] = field(default_factory=list)
     hours: list[list[int]] = field(default_factory=list)
     space: Space = field(default_factory=lambda: Space(0, 0))
+    directory: str = ""
+    disks: list[tuple[str, Space]] = field(default_factory=list)
     noted: bool = False
     removed: int = 0
     read: int = 0

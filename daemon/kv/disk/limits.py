@@ -22,6 +22,22 @@ HOURLY = 2
 """An hour has this part of what is left of the day's writes: a busy hour leaves something to the others."""
 
 
+_LEAST_SHARE = 1 << 20
+
+
+def share(wanted: int | None, *, shared: bool) -> int | None:
+    """
+    Return the bytes of one tier.
+
+    Args:
+        wanted: The configured number for this machine; None for `auto`, which each tier has.
+        shared: Whether two tiers share it: on the first machine of a group, that of its own models and the group's.
+    """
+    if not (shared and wanted):
+        return wanted
+    return max(_LEAST_SHARE, wanted // 2)
+
+
 @dataclass(frozen=True, slots=True)
 class Space:
     """

@@ -22,6 +22,7 @@ from daemon.kv.disk.codec import Codec
 from daemon.kv.disk.format import most_header
 from daemon.kv.disk.found import Found
 from daemon.kv.disk.limits import Space, WriteLimit, budget
+from daemon.kv.disk.log_lines import log_small
 from daemon.kv.disk.piece import Part, Piece, chain
 from daemon.kv.disk.reads import Parts, Reads
 from daemon.kv.disk.restores import Restore
@@ -114,9 +115,7 @@ class DiskTier:
     @property
     def budget(self) -> int:
         """Bytes that it may take now, beside files that could not be opened."""
-        left = self.work.left_bytes
-        most = budget(self._wanted, self.catalog.nbytes + left, self._space) if self.open else 0
-        return max(0, most - left)
+        return self._most(self._space) if self.open else 0
 
     @property
     def staged(self) -> int:
@@ -257,9 +256,13 @@ class DiskTier:
             self._remove([*self.catalog.fill(found.pieces), *found.orphans])
             self._forget_noted(found.noted)
             self._remove(self.catalog.shrink(self.budget))
-            self.work.warn_if_small(self._wanted, self.budget)
+            log_small(found, self._wanted, self._most)
         for restore in list(self.restores):
             restore.read_ahead()
+
+    def _most(self, space: Space) -> int:
+        left = self.work.left_bytes
+        return max(0, budget(self._wanted, self.catalog.nbytes + left, space) - left)
 
     def _forget(self, chosen: Callable[[], Iterable[Entry]]) -> None:
         """Remove pieces; those of a directory that cannot be used now are removed as soon as it can be used."""

@@ -26,7 +26,7 @@ def small(wanted: int | None, most: int) -> str:
     if wanted is None:
         told = f"kv_disk_mb = auto comes to {size(most)}"
     else:
-        told = f"kv_disk_mb is {wanted >> 20}, and the disk has room for {size(most)} of it: its last tenth stays free"
+        told = f"kv_disk_mb allows {size(wanted)}; the disk has room for {size(most)} of it: its last tenth stays free"
     return f"{told}; a piece of a prefix takes up to {size(PIECE_BYTES)}, so little or nothing is written"
 
 

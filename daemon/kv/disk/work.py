@@ -8,25 +8,19 @@ written for a while. Files that cannot be removed are tried again.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
 
-import structlog
-
-from daemon.kv.disk.files import INDEX, Files, UnusableError
-from daemon.kv.disk.format import DamagedError
+from daemon.kv.disk.files import INDEX, Files
 from daemon.kv.disk.found import Found
 from daemon.kv.disk.limits import Space
+from daemon.kv.disk.log_lines import log_fault, log_scan
 from daemon.kv.disk.note import Note
 from daemon.kv.disk.piece import Part, Piece
-from daemon.kv.disk.troubles import too_small
-from daemon.shared.errors import SidecarError
-from daemon.shared.log_fields import Words, cause
 from daemon.shared.readings import told
-
-log = structlog.get_logger()
 
 RETRY_SECONDS = 2.0
 MOST_RETRY_SECONDS = 60.0
@@ -44,8 +38,8 @@ T = TypeVar("T")
 class Run(Protocol):
     """Runs work on a thread of the disk, then `then` with its result or its error on the MLX thread."""
 
-    def __call__(self, work: Callable[[], T], then: Callable[[T | Exception], None]) -> None:
-        """Run it."""
+    def __call__(self, what: str, work: Callable[[], T], then: Callable[[T | Exception], None]) -> None:
+        """Run it; `what` it is in words, which are the same on each rank of a group."""
 
 
 @dataclass(slots=True)
@@ -139,12 +133,7 @@ class DiskWork:
         self.counters.faults += 1
         if kind not in self._told:
             self._told.add(kind)
-            _log(kind, shown(error), str(self._files.folder))
-
-    def warn_if_small(self, wanted: int | None, most: int) -> None:
-        """Log that the disk leaves a budget that is too small to write anything; see `too_small`."""
-        if too_small(wanted, most):
-            log.warning("kv_disk_too_small", budget_bytes=most, directory=str(self._files.folder))
+            log_fault(kind, error, str(self._files.folder))
 
     def open(self, then: Callable[[Found | Exception], None]) -> None:
         """Open the directory and scan it."""
@@ -153,7 +142,7 @@ class DiskWork:
             self._files.open()
             noted = self._note.look()
             found = self._files.scan(self._wall())
-            found.noted = noted
+            found.noted, found.directory = noted, str(self._files.folder)
             return found
 
         def done(found: Found | Exception) -> None:
@@ -162,10 +151,10 @@ class DiskWork:
                 self._retry = min(2 * self._retry, MOST_RETRY_SECONDS)
             else:
                 self._retry = RETRY_SECONDS
-                _log_scan(found, self._files)
+                log_scan(found)
             then(found)
 
-        self._run(opened, done)
+        self._run("open", opened, done)
 
     def empty(self) -> None:
         """Remove all pieces of a directory that is not used any more, if there is one; or note that they are to go."""
@@ -186,7 +175,7 @@ class DiskWork:
         def done(result: Exception | None) -> None:
             self._failed("empty", result)
 
-        self._run(emptied, done)
+        self._run("empty", emptied, done)
 
     def read(self, piece: Piece, then: Callable[[Sequence[Part] | None], None], wanted: Callable[[], bool]) -> None:
         """
@@ -208,7 +197,7 @@ class DiskWork:
             self.counters.read_bytes += piece.nbytes
             then(parts)
 
-        self._run_read(partial(self._files.read, piece), done)
+        self._run_read(f"read {piece.name}", partial(self._files.read, piece), done)
 
     def write(self, piece: Piece, parts: Sequence[Part], then: Callable[[int | None], None]) -> None:
         """Write a piece; `then` takes the bytes of its file, or None if that failed."""
@@ -222,7 +211,7 @@ class DiskWork:
             self.counters.written_bytes += size
             then(size)
 
-        self._run(partial(self._files.write, piece, parts), done)
+        self._run(f"write {piece.name}", partial(self._files.write, piece, parts), done)
 
     def remove(self, names: Sequence[str], *, lasting: bool = False) -> None:
         """
@@ -234,17 +223,17 @@ class DiskWork:
             names = [*names, *self._unremoved]
         self.removing += lasting
         done = partial(self._removed, names=names, lasting=lasting)
-        self._run(partial(self._files.remove, list(names), lasting=lasting), done)
+        self._run(_removal(names), partial(self._files.remove, list(names), lasting=lasting), done)
 
     def note(self) -> None:
         """Note an invalidation of a directory that cannot be used, so that it outlives this process."""
         self.removing += 1
-        self._run(self._note.write, self._removed)
+        self._run("note", self._note.write, self._removed)
 
     def remove_noted(self, names: Sequence[str]) -> None:
         """Remove what was invalidated while the directory could not be used; invalidations wait for it."""
         self.removing += 1
-        self._run(partial(self._remove_with_note, names), partial(self._removed, names=names))
+        self._run(_removal(names), partial(self._remove_with_note, names), partial(self._removed, names=names))
 
     def remove_again(self) -> None:
         """Try to remove what could not be removed; after that nothing is left of what was noted."""
@@ -255,7 +244,7 @@ class DiskWork:
                 self._removing_again = False
                 self._removed(result, names, lasting=False)
 
-            self._run(partial(self._remove_with_note, names), done)
+            self._run(_removal(names), partial(self._remove_with_note, names), done)
 
     def removal_error(self) -> Exception | None:
         """Return the error of the last removal that an invalidation waited for, once."""
@@ -280,7 +269,7 @@ class DiskWork:
             if not self._failed("index", space) and not isinstance(space, Exception):
                 then(space)
 
-        self._run(written, done)
+        self._run(f"index {len(pieces)}", written, done)
 
     def _remove_with_note(self, names: Sequence[str]) -> None:
         self._files.remove(names, lasting=True)
@@ -303,35 +292,6 @@ class DiskWork:
         return False
 
 
-def _log_scan(found: Found, files: Files) -> None:
-    """Log what a scan removed, and how many files it left out."""
-    if found.removed or found.orphans:
-        log.info("kv_disk_cleaned", files=found.removed + len(found.orphans))
-    if found.trouble is not None:
-        trouble, directory = shown(found.trouble), str(files.folder)
-        log.warning("kv_disk_left_out", files=len(found.left), error=trouble, directory=directory)
-
-
-def _log(kind: str, error: str, directory: str) -> None:
-    """Log a fault of a kind of work."""
-    match kind:
-        case "open":
-            log.warning("kv_disk_unusable", error=error, directory=directory)
-        case "read":
-            log.warning("kv_disk_read_failed", error=error, directory=directory)
-        case "restore":
-            log.warning("kv_disk_restore_failed", error=error, directory=directory)
-        case "slow":
-            log.warning("kv_disk_slow", error=error, directory=directory)
-        case "remove" | "empty":
-            log.warning("kv_disk_remove_failed", error=error, directory=directory)
-        case _:
-            log.warning("kv_disk_write_failed", error=error, directory=directory)
-
-
-def shown(error: Exception) -> str:
-    """Return an error for the log. The tier's own ones and the system's have texts without names and contents."""
-    if isinstance(error, UnusableError | DamagedError | SidecarError):
-        return Words(error)
-    said = isinstance(error, OSError) and error.strerror
-    return Words(f"{cause(error)}, {said}") if said else cause(error)
+def _removal(names: Sequence[str]) -> str:
+    """Return what a removal is. The names have another order on other ranks."""
+    return f"remove {hashlib.sha256(' '.join(sorted(names)).encode()).hexdigest()[:16]}"

@@ -6,6 +6,7 @@ import asyncio
 
 import structlog
 
+from daemon.kv.disk.files import Files
 from daemon.kv.disk.note import Note
 from daemon.server.group.rendezvous import Rendezvous
 from daemon.server.stats import STATES
@@ -58,6 +59,7 @@ class Group:
 
     def __init__(self, config: Config) -> None:
         self._note = Note(config.state_dir, config.kv_disk_group_folder)
+        self._files = (Files(config.kv_disk_folder), Files(config.kv_disk_group_folder))
         command = engine_command(config.to_json())
         self._rendezvous = Rendezvous(config, command)
         self.router = GroupRouter(clocks.awake)
@@ -99,6 +101,16 @@ class Group:
         """
         await asyncio.to_thread(self._note.write)
         self.router.noted = True
+
+    async def stored(self, model: str, by_group: bool) -> bool:
+        """Return whether the disk may have prefixes of a model that the group wrote, or this machine's engine alone."""
+        return await asyncio.to_thread(self._stored, model, self._files[by_group])
+
+    def _stored(self, model: str, files: Files) -> bool:
+        try:
+            return any(piece is not None and piece.model == model for _, piece, _ in files.look())
+        except OSError:
+            return True  # it may be readable when an engine opens it
 
     def _changed(self, state: State) -> None:
         # While a rank is away, a start is tried every few seconds: a night of that would push all else out of the log.

@@ -1,6 +1,9 @@
 """
 The ways of calls: models of the group to the engine of all ranks, all others to the engine of this machine.
 
+An Invalidate goes wherever something of its model may be. An engine may have prefixes of a model that it does not run:
+on its disk, from when it ran it, or in memory, of a draft model.
+
 Whether a model fits this machine, only the engine can tell. So a call for a model of the kind `auto` begins at this
 machine's engine. If that says MODEL_EXCEEDS_BUDGET, the call goes on at the group, and later calls begin there.
 """
@@ -50,6 +53,8 @@ class Routes:
         aliases: The models that short names stand for.
         note: Called when prefixes are invalidated that the disks of the group may have, and no group can be asked. It
             raises OSError if that cannot be noted. None if there are no such disks.
+        stored: Tells whether the disk of this machine has prefixes of a model: those of the group if the flag is set,
+            else those of this machine's engine.
     """
 
     def __init__(
@@ -59,8 +64,12 @@ class Routes:
         models: Mapping[str, str] | None = None,
         aliases: Mapping[str, str] | None = None,
         note: Callable[[], Awaitable[None]] | None = None,
+        stored: Callable[[str, bool], Awaitable[bool]] | None = None,
     ) -> None:
         self._note = note
+        self._stored = stored
+        self._drafts: tuple[set[str], set[str]] = (set(), set())
+        """Draft models of the requests that this machine's engine has had, and of those of the group."""
         self._local = local
         self._group = group
         names = aliases or {}
@@ -75,6 +84,8 @@ class Routes:
         """
         model = _model(command)
         how = self._models.get(model, "none") if self._group is not None else "none"
+        if how != _EVERYWHERE:
+            self._drafts[False].add(_draft(command))
         if how == "auto":
             copy = ipc.Command()
             copy.CopyFrom(command)
@@ -92,21 +103,37 @@ class Routes:
             OSError: If that cannot be noted.
             SidecarError: As `CallRouter.open` does.
         """
-        how = self._models.get(_model(command), "none")
-        here = self._group is None or how != _EVERYWHERE
-        there = how != "none" or command.invalidate.HasField("all")
-        if here and there and self._away and self._note is not None and _drops_prefixes(command.invalidate):
+        runs_here = self._group is None or self._models.get(_model(command)) != _EVERYWHERE
+        here, there = await self._shares(command, runs_here=runs_here)
+        noted = there is not None and runs_here and self._away and _drops_prefixes(command.invalidate)
+        if noted and self._note is not None:
             await self._note()
         with ExitStack() as opened:
             calls: list[OpenCall] = []
-            if here:
-                copy = ipc.Command()
-                copy.CopyFrom(command)
-                calls.append(opened.enter_context(closing(self._local.open(copy))))
-            if self._group is not None and there and not (here and self._away):  # it may be back since it was noted
-                calls.append(opened.enter_context(closing(self._group.open(command))))
+            if here is not None:
+                calls.append(opened.enter_context(closing(self._local.open(here))))
+            asked = None if runs_here and self._away else self._group  # it may be back since it was noted
+            if asked is not None and there is not None:
+                calls.append(opened.enter_context(closing(asked.open(there))))
             opened.pop_all()
         return calls
+
+    async def _shares(self, command: ipc.Command, *, runs_here: bool) -> tuple[ipc.Command | None, ipc.Command | None]:
+        """Return what this machine's engine and the group are asked to drop; None for nothing."""
+        request, model = command.invalidate, _model(command)
+        runs_there = request.HasField("all") or self._models.get(model, "none") != "none"
+        whole, left = ipc.Command(invalidate=request), ipc.Command(invalidate=_of_all(request, model))
+        here = whole if runs_here else left if await self._left(left.invalidate, there=False) else None
+        if runs_there:
+            return here, ipc.Command(invalidate=request)  # each router numbers its own
+        return here, left if await self._left(left.invalidate, there=True) else None
+
+    async def _left(self, request: pb.InvalidateRequest, *, there: bool) -> bool:
+        """Return whether the group, or this machine's engine, may have something of a model that it does not run."""
+        if self._group is None or self._stored is None:
+            return False
+        model = request.model
+        return model.model in self._drafts[there] or (model.prefixes and await self._stored(model.model, there))
 
     @property
     def _away(self) -> bool:
@@ -116,6 +143,7 @@ class Routes:
     def _at_group(self, command: ipc.Command, model: str) -> EngineCall:
         assert self._group is not None
         self._models[model] = _EVERYWHERE
+        self._drafts[True].add(_draft(command))
         if getattr(_body(command), "adapter", ""):
             raise invalid("adapter", "cannot be used with a model of the group; merge it into the model")
         return self._group.open(command)
@@ -176,9 +204,21 @@ def _model(command: ipc.Command) -> str:
     return str(getattr(target, "model", ""))
 
 
+def _draft(command: ipc.Command) -> str:
+    """Return the draft model that a command names; empty if it names none."""
+    return str(getattr(_body(command), "draft_model", ""))
+
+
 def _drops_prefixes(request: pb.InvalidateRequest) -> bool:
     """Return whether an Invalidate call drops prefixes: that of a prefix always does."""
     return not request.dry_run and bool(getattr(_target(request), "prefixes", True))
+
+
+def _of_all(request: pb.InvalidateRequest, model: str) -> pb.InvalidateRequest:
+    """Return the request for all prefixes of a model, if it is for one: its files, which tell tokens, may be gone."""
+    if not request.HasField("prefix"):
+        return request
+    return pb.InvalidateRequest(model=pb.ModelTarget(model=model, prefixes=True), dry_run=request.dry_run)
 
 
 def _target(request: pb.InvalidateRequest) -> Any:

@@ -112,7 +112,7 @@ def test_disk_that_is_too_small_is_told(folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("MLX_SIDECAR_KV_DISK_MB", "8")
     assert "kv_disk_mb" not in run("ls").output
     monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_blocks=300, f_bavail=32, f_frsize=1 << 20))
-    assert "kv_disk_mb is 8, and the disk has room for 2.0 MiB of it" in run("ls").output
+    assert "kv_disk_mb allows 8.0 MiB; the disk has room for 2.0 MiB of it" in run("ls").output
 
 
 def test_parts_of_models_of_a_group_are_shown_beside_whole_models(client: FakeClient, tmp_path: Path) -> None:
@@ -133,3 +133,17 @@ def test_parts_of_models_of_a_group_are_shown_beside_whole_models(client: FakeCl
     assert not [*kv.rglob("*.kv")]
     (kv / "group" / PIECE.name).write_bytes(b"no piece")
     assert json.loads(run("verify", "--json").output)["damaged"] == [f"group/{PIECE.name}"]
+
+
+def test_directory_with_what_is_left_is_named(client: FakeClient, tmp_path: Path) -> None:
+    """An engine of the group has its directory and dropped nothing; of the other one all is gone."""
+    files = Files(tmp_path / ".mlx-sidecar" / "kv" / "group", "rank 0 of 2")
+    files.open()
+    files.write(PIECE, PARTS)
+    try:
+        told = run_cli(client, "cache", "rm", "org/model", "--yes").output
+    finally:
+        files.close()
+    assert "still in" in told
+    assert str(files.folder) in told
+    assert told.count("still in") == 1

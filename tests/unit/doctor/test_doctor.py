@@ -244,7 +244,7 @@ def test_doctor_tells_of_prefixes_on_the_disk(tmp_path: Path, monkeypatch: pytes
     assert places.prefixes(folder, 2 << 20).verdict is Verdict.OK
     monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_blocks=300, f_bavail=33, f_frsize=1 << 20))
     full = places.prefixes(folder, 64 << 20)
-    assert "kv_disk_mb is 64, and the disk has room for 3.0 MiB of it: its last tenth stays free" in full.found
+    assert "kv_disk_mb allows 64.0 MiB; the disk has room for 3.0 MiB of it: its last tenth stays free" in full.found
     assert (full.verdict, full.fix) == (Verdict.WARNING, "make room on the disk, or set kv_disk_dir to a larger one")
     folder.chmod(0o755)
     assert places.prefixes(folder, None).fix.endswith(f"chmod 700 {folder}")
@@ -253,19 +253,26 @@ def test_doctor_tells_of_prefixes_on_the_disk(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("settings", "looks"),
-    [({}, False), ({"group_ranks": ("127.0.0.1", "127.0.0.2:7411")}, True), ({"group_listen": "127.0.0.1:7411"}, True)],
+    ("settings", "looks", "each"),
+    [
+        ({}, False, "4.0 MiB"),
+        ({"group_ranks": ("127.0.0.1", "127.0.0.2:7411")}, True, "2.0 MiB"),
+        ({"group_listen": "127.0.0.1:7411"}, True, "4.0 MiB"),
+    ],
 )
 def test_doctor_looks_at_the_prefixes_of_a_rank(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], looks: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], looks: bool, each: str
 ) -> None:
-    """They lie in a directory of their own."""
+    """They lie in a directory of their own, and on the first machine they share its budget."""
+    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_blocks=1000, f_bavail=900, f_frsize=1 << 20))
     monkeypatch.setattr("daemon.doctor.launchd.service", lambda *_: iter(()))
     monkeypatch.setattr("daemon.doctor.trial.trial", lambda *_: iter(()))
-    config = Config(state_dir=tmp_path, socket=tmp_path / "run" / "sidecar.sock", **settings)
+    config = Config(state_dir=tmp_path, socket=tmp_path / "run" / "sidecar.sock", kv_disk_mb=4, **settings)
     service: Any = None
     findings = [*checkup(config, System(), service, tmp_path)]
-    folders = [finding.found.partition(",")[0] for finding in findings if finding.check.startswith("prefixes")]
+    found = [finding.found for finding in findings if finding.check.startswith("prefixes")]
+    assert all(f"0 B of {each};" in text for text in found)
+    folders = [text.partition(",")[0] for text in found]
     assert folders == [str(tmp_path / "kv"), *[str(tmp_path / "kv" / "group")] * looks]
 
 

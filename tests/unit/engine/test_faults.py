@@ -185,5 +185,7 @@ def test_nan_logits_end_one_row_of_a_batch(
 
 def test_failure_text_without_unicode_is_sent(harness: Harness) -> None:
     """Names of files may be anything."""
-    harness.engine._outbox.fail(9, SidecarError(Reason.MODEL_CORRUPT, "bad \udcff name"))
-    assert harness.events[-1] == ipc.Event(call_id=9, failure=ipc.Failure(reason="MODEL_CORRUPT", message="bad ? name"))
+    error = SidecarError(Reason.MODEL_CORRUPT, "bad \udcff name", metadata={"directory": "/bad \udcff"})
+    harness.engine._outbox.fail(9, error)
+    failure = ipc.Failure(reason="MODEL_CORRUPT", message="bad ? name", metadata={"directory": "/bad ?"})
+    assert harness.events[-1] == ipc.Event(call_id=9, failure=failure)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from itertools import repeat
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
+from daemon.engine.background.answers import Ticket
 from daemon.engine.background.background import Background
 from daemon.engine.group.answers import FirstAnswers, RankAnswers
 from daemon.engine.group.connection import Connection
@@ -32,9 +33,14 @@ def no_post(action: Callable[[], None]) -> None:
     raise AssertionError(action)
 
 
-def work(answers: RankAnswers, acted: list[object]) -> int:
+def no_difference(why: str) -> None:
+    """Ranks did the same work."""
+    raise AssertionError(why)
+
+
+def work(answers: RankAnswers, acted: list[Any], what: str = "lookup") -> Ticket:
     """Begin work whose end goes into a list."""
-    return answers.ticket(acted.append, lambda: False)
+    return answers.ticket(what, acted.append, lambda: False)
 
 
 def test_ranks_act_when_all_have_a_result(pair: Pair) -> None:
@@ -57,7 +63,7 @@ def test_failure_of_one_rank_fails_the_work_everywhere(pair: Pair) -> None:
     """With that rank's error, under its name."""
     two = Two(pair)
     acted: list[SidecarError] = []
-    one, other = two.answers.ticket(acted.append, lambda: False), two.other_answers.ticket(acted.append, lambda: False)
+    one, other = work(two.answers, acted), work(two.other_answers, acted)
     two.answers.done(one, lambda: None, None)
     two.other_answers.failed(other, acted.append, SidecarError(Reason.MODEL_NOT_FOUND, "it is not there"))
     wait_until(lambda: bool(two.settled), "all ranks have reported")
@@ -86,14 +92,44 @@ def test_ranks_act_on_what_their_disks_have_in_common(
     acted: list[object] = []
     for rank, answers, work in ((0, two.answers, first), (1, two.other_answers, other)):
         background = Background(no_post, lambda: 0.0, answers=answers)
-        together(background, rank, repeat("writes"), work, acted.append)
+        together(background, rank, f"/kv{rank}", repeat("writes"), "write a.kv", work, acted.append)
     wait_until(lambda: bool(two.settled), "all ranks have reported")
     two.rank.act(two.settled[0])
     wait_until(lambda: len(acted) == 2, "both ranks have acted")
     pair[0].close()
     two.thread.join()
     assert [str(each) if isinstance(each, SidecarError) else each for each in acted] == expected
-    assert all(each.metadata["rank"] for each in acted if isinstance(each, SidecarError))
+    for error in acted:
+        if isinstance(error, SidecarError):
+            own = f"/kv{error.metadata['rank']}"
+            assert error.metadata.get("directory", own) == own
+            assert ("directory" in error.metadata) == ("OSError" in error.message)
+
+
+@pytest.mark.parametrize(
+    ("first", "other"),
+    [
+        ("kv_disk read a.kv", "kv_disk read b.kv"),
+        ("kv_disk read a.kv", "kv_disk write a.kv"),
+        ("lookup", "prompt"),
+    ],
+)
+@pytest.mark.parametrize("fails", [False, True])
+def test_ranks_that_did_other_work_end_the_group(pair: Pair, first: str, other: str, fails: bool) -> None:
+    """Work of one number has to be the same: no rank may take another piece for what it reads, failed or not."""
+    two = Two(pair)
+    acted: list[object] = []
+    one, its = work(two.answers, acted, first), work(two.other_answers, acted, other)
+    two.answers.done(one, lambda: acted.append("first"), None)
+    if fails:
+        two.other_answers.failed(its, acted.append, SidecarError(Reason.MACHINE_FAULT, "it cannot be read"))
+    else:
+        two.other_answers.done(its, lambda: acted.append("other"), None)
+    wait_until(lambda: bool(two.ended), "the first rank notices")
+    assert two.ended == [f"a rank did other work than rank 0: '{other}', not '{first}'"]
+    assert (two.settled, acted) == ([], [])
+    pair[0].close()
+    two.thread.join()
 
 
 @pytest.mark.parametrize(
@@ -117,7 +153,7 @@ def test_smallest_budget_of_the_disks_counts(ranks: list[int | None], expected: 
 def test_work_ends_if_a_rank_tells_what_cannot_be_read(value: bytes) -> None:
     """All would wait for it."""
     settled: list[ipc.GroupOutcome] = []
-    first = FirstAnswers([cast("Connection", None)], settled.append)
+    first = FirstAnswers([cast("Connection", None)], settled.append, no_difference)
     first.reported(0, ipc.GroupOutcome(ticket=1, value=told(7)))
     first.reported(1, ipc.GroupOutcome(ticket=1, value=value))
     (outcome,) = settled
@@ -128,10 +164,10 @@ def test_work_of_a_call_that_ended_is_forgotten(pair: Pair) -> None:
     """Its result holds a prompt, which would stay in memory."""
     answers = RankAnswers(lambda _: None)
     over = [False]
-    ticket = answers.ticket(lambda _: None, lambda: over[0])
+    ticket = answers.ticket("prompt", lambda _: None, lambda: over[0])
     over[0] = True
-    answers.ticket(lambda _: None, lambda: False)
-    answers.act(ipc.GroupOutcome(ticket=ticket))
+    work(answers, [])
+    answers.act(ipc.GroupOutcome(ticket=ticket.number))
     assert answers.open == [2]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from daemon.engine.group import connection
 from daemon.engine.group.connection import Connection
-from daemon.shared.frames import FrameError
+from daemon.shared.frames import MAX_FRAME_BYTES, FrameError
 from daemon.v1 import ipc_pb2 as ipc
 from tests.support.daemons import wait_until
 from tests.unit.engine.two_ranks import Pair
@@ -83,6 +83,40 @@ def test_beat_tells_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
     other.close()
     thread.join()
     first.close()
+
+
+@pytest.mark.parametrize("length", [0, 1, 999, 1000, 1001, 1999, 2000, 2001])
+def test_long_message_is_sent_in_parts(pair: Pair, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    """Those before and after it pass as they are, whatever the last part has."""
+    monkeypatch.setattr(connection, "_PART_BYTES", 1000)
+    sent = [outcome(length), outcome(3), outcome(length), outcome(0)]
+    pair[0].send_all([frame.SerializeToString() for frame in sent])
+    assert [pair[1].receive() for _ in sent] == sent
+
+
+def test_message_longer_than_any_frame_arrives(pair: Pair) -> None:
+    """With a million pieces on its disk, a rank tells so much at a start."""
+    sent = outcome(MAX_FRAME_BYTES + 1)
+    thread = threading.Thread(target=pair[0].send, args=(sent,))
+    thread.start()
+    try:
+        assert pair[1].receive() == sent
+    finally:
+        thread.join()
+
+
+def test_message_without_an_end_is_refused(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take all memory."""
+    monkeypatch.setattr(connection, "_MOST_BYTES", 1000)
+    for _ in range(3):
+        pair[0].send(ipc.GroupFrame(part=bytes(400)))
+    with pytest.raises(FrameError, match="more than 1000 bytes"):
+        pair[1].receive()
+
+
+def outcome(length: int) -> ipc.GroupFrame:
+    """Return a message with a value of so many bytes."""
+    return ipc.GroupFrame(ready=ipc.GroupOutcome(ticket=length, value=bytes(length)))
 
 
 def test_closed_connection_gives_the_rank_up(pair: Pair) -> None:

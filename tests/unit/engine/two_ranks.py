@@ -91,7 +91,7 @@ class Two:
         self.ticks = iter(range(100))
         self.settled: list[ipc.GroupOutcome] = []
         self.tape = Recorder([first])
-        self.answers = FirstAnswers([first], self.settled.append)
+        self.answers = FirstAnswers([first], self.settled.append, self.ended.append)
         self.agreement = agreement = Agreement([first], self.ended.append)
         self.sent: list[ipc.Event] = []
         wire = DigestingWire(HeldWire(Line(self.sent), agreement), self.ended.append)

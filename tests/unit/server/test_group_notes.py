@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
 
+from daemon.kv.disk.files import Files
 from daemon.kv.disk.note import Note
 from daemon.server.app import note_of_no_group
 from daemon.server.group.group import Group
 from daemon.shared.config import Config
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.unit.kv.disk.pieces import PARTS, PIECE
 from tests.unit.server.supervised import generate
 
 
@@ -49,6 +52,22 @@ async def test_note_outlives_the_daemon_whatever_the_budget(config: Config) -> N
     """With 0 the directory is emptied at a start of the group, and may be used by a later one if that failed."""
     await Group(config).note_invalidated()
     assert noted(config)
+
+
+async def test_prefixes_on_the_disk_are_found_by_model(config: Config) -> None:
+    """Beside the event loop, and without the lock, which an engine has. What cannot be read may be anything."""
+    group = Group(config)
+    assert not await group.stored(PIECE.model, True)
+    files = Files(config.kv_disk_group_folder)
+    files.open()
+    files.write(PIECE, PARTS)
+    assert await group.stored(PIECE.model, True)
+    assert not await group.stored(PIECE.model, False)
+    assert not await group.stored("org/other", True)
+    files.close()
+    shutil.rmtree(config.kv_disk_group_folder)
+    config.kv_disk_group_folder.touch()
+    assert await group.stored("org/other", True)
 
 
 async def test_note_is_written_beside_the_event_loop(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,12 +30,17 @@ class Two:
         self.notes: list[str] = []
         self.while_noting: Callable[[], None] = ignore
         there = self.group if group else None
-        self.routes = Routes(self.local, there, models, {"short": "large"}, self._note)
+        self.stored: set[tuple[str, bool]] = set()
+        """Models of which this machine's disk has prefixes, and whether they are of the group."""
+        self.routes = Routes(self.local, there, models, {"short": "large"}, self._note, self._stored)
 
     async def _note(self) -> None:
         assert not self.here, "it comes first"
         self.while_noting()
         self.notes.append("noted")
+
+    async def _stored(self, model: str, by_group: bool) -> bool:
+        return (model, by_group) in self.stored
 
 
 async def read(call: OpenCall) -> list[ipc.Event]:
@@ -103,6 +108,68 @@ async def test_disks_of_a_group_that_is_not_configured_are_noted() -> None:
     target = pb.ModelTarget(model="large", prefixes=True)
     await two.routes.everywhere(ipc.Command(invalidate=pb.InvalidateRequest(model=target)))
     assert (len(two.here), two.notes) == (2, ["noted"])
+
+
+WHOLE = pb.InvalidateRequest(model=pb.ModelTarget(model="moved", prefixes=True))
+
+
+@pytest.mark.parametrize(
+    ("target", "asked"),
+    [
+        (pb.ModelTarget(model="moved", prefixes=True, weights=True), None),
+        (pb.PrefixTarget(model="moved", salt="s"), WHOLE),
+    ],
+)
+@pytest.mark.parametrize("by_group", [True, False])
+async def test_prefixes_of_a_model_that_ran_elsewhere_go(
+    target: pb.ModelTarget | pb.PrefixTarget, asked: pb.InvalidateRequest | None, by_group: bool
+) -> None:
+    """It was taken out of the models of the group, or into them; all of its prefixes there are of no more use."""
+    two = Two() if by_group else Two(moved="tensor")
+    name = type(target).__name__.removesuffix("Target").lower()
+    request = pb.InvalidateRequest(**{name: target})  # type: ignore[arg-type]
+    runs, ran = (two.here, two.there) if by_group else (two.there, two.here)
+    await two.routes.everywhere(ipc.Command(invalidate=request))
+    assert (len(runs), len(ran)) == (1, 0)
+    two.stored.add(("moved", by_group))
+    await two.routes.everywhere(ipc.Command(invalidate=request))
+    assert runs[1].invalidate == request
+    assert [command.invalidate for command in ran] == [asked or request]
+
+
+@pytest.mark.parametrize("by_group", [True, False])
+async def test_draft_model_is_dropped_where_it_was_used(by_group: bool) -> None:
+    """Its weights and prefixes are in the engine that runs the model of the request."""
+    two = Two(large="tensor") if by_group else Two(draft="tensor")
+    command = generate("large")
+    command.generate.draft_model = "draft"
+    two.routes.open(command)
+    request = pb.InvalidateRequest(model=pb.ModelTarget(model="draft", weights=True))
+    await two.routes.everywhere(ipc.Command(invalidate=request))
+    assert [each[-1].invalidate for each in (two.here, two.there)] == [request] * 2
+
+
+async def test_prefixes_that_a_group_has_left_are_noted_while_it_is_away() -> None:
+    """It has them on its disks still."""
+    two = Two()
+    two.group.unavailable("rank 1 does not answer")
+    target = pb.ModelTarget(model="moved", prefixes=True)
+    await two.routes.everywhere(ipc.Command(invalidate=pb.InvalidateRequest(model=target)))
+    assert two.notes == []
+    two.stored.add(("moved", True))
+    two.here.clear()
+    await two.routes.everywhere(ipc.Command(invalidate=pb.InvalidateRequest(model=target)))
+    assert (two.notes, len(two.here), len(two.there)) == (["noted"], 1, 0)
+
+
+async def test_model_of_a_group_that_is_away_fails_whatever_is_here() -> None:
+    """The caller hears why: its prefixes on other machines stay."""
+    two = Two(moved="tensor")
+    two.stored.add(("moved", False))
+    two.group.unavailable("rank 1 does not answer")
+    with pytest.raises(SidecarError, match="rank 1 does not answer"):
+        await two.routes.everywhere(ipc.Command(invalidate=WHOLE))
+    assert two.notes == []
 
 
 async def test_group_that_came_back_meanwhile_is_asked() -> None:

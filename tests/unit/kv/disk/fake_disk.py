@@ -238,7 +238,11 @@ class FakeDisk:
         return self.now + self.jumped
 
     def _run(
-        self, add: Callable[[Callable[[], None]], None], work: Callable[[], T], then: Callable[[T | Exception], None]
+        self,
+        add: Callable[[Callable[[], None]], None],
+        what: str,
+        work: Callable[[], T],
+        then: Callable[[T | Exception], None],
     ) -> None:
         def done() -> None:
             try:

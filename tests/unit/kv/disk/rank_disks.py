@@ -65,18 +65,20 @@ class PaddedCodec(FakeCodec):
 class RankDisk(FakeDisk):
     """The disk tier of one rank, whose work waits until all ranks do it."""
 
-    def _run(self, add: Callable[[Any], None], work: Callable[[], T], then: Callable[[T | Exception], None]) -> None:
-        add((work, then))
+    def _run(
+        self, add: Callable[[Any], None], what: str, work: Callable[[], T], then: Callable[[T | Exception], None]
+    ) -> None:
+        add((what, work, then))
 
     @property
-    def writes(self) -> deque[tuple[Work, Then]]:
+    def writes(self) -> deque[tuple[str, Work, Then]]:
         """Work that is done in order and waits."""
-        return cast("deque[tuple[Work, Then]]", self._work)
+        return cast("deque[tuple[str, Work, Then]]", self._work)
 
     @property
-    def waiting(self) -> deque[tuple[Work, Then]]:
+    def waiting(self) -> deque[tuple[str, Work, Then]]:
         """Work that waits and is next; reads go first."""
-        return cast("deque[tuple[Work, Then]]", self._reads) or self.writes
+        return cast("deque[tuple[str, Work, Then]]", self._reads) or self.writes
 
 
 class RankDisks:
@@ -99,7 +101,7 @@ class RankDisks:
     def restart(self, done: Sequence[int]) -> None:
         """Kill all engines, after each rank's disk has done so much of its work. No result has arrived."""
         for disk, count in zip(self.disks, done, strict=True):
-            for work, _ in list(disk.writes)[:count]:
+            for _, work, _ in list(disk.writes)[:count]:
                 self._result(work)
         for files in self.files:
             files.fault = files.remove_fault = None
@@ -116,8 +118,9 @@ class RankDisks:
         """Let the disks of all ranks do some of their work, and tell whether there was any."""
         had = self.all(lambda disk: bool(disk.waiting))
         while most and self.all(lambda disk: bool(disk.waiting)):
-            pairs = [disk.waiting.popleft() for disk in self.disks]
-            for (_, then), result in zip(pairs, self._agreed([work for work, _ in pairs]), strict=True):
+            every = [disk.waiting.popleft() for disk in self.disks]
+            assert len({what for what, _, _ in every}) == 1, "ranks do other work"
+            for (_, _, then), result in zip(every, self._agreed([work for _, work, _ in every]), strict=True):
                 then(result)
             most -= 1
         return had

@@ -65,6 +65,14 @@ def test_ranks_have_the_pieces_that_all_have(ranks: list[Found]) -> None:
         )  # fmt: skip
 
 
+def test_each_rank_knows_the_disks_of_all() -> None:
+    """The smallest of them counts, and a log line says where it is."""
+    disks = [("/first/kv/group", Space(1000, 900)), ("/other/kv/group", Space(100, 50))]
+    for each in agreed([Found(directory=directory, space=space) for directory, space in disks]):
+        assert each.disks == disks
+        assert each.space == least([space for _, space in disks])
+
+
 def test_file_that_a_rank_could_not_open_is_an_orphan() -> None:
     """No rank can use it alone."""
     whole = Found(pieces=[(PIECES[0], 1.0), (PIECES[1], 1.0)])

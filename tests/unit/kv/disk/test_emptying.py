@@ -15,7 +15,7 @@ from tests.unit.kv.disk.pieces import PARTS, PIECE
 T = TypeVar("T")
 
 
-def _run(work: Callable[[], T], then: Callable[[T | Exception], None]) -> None:
+def _run(what: str, work: Callable[[], T], then: Callable[[T | Exception], None]) -> None:
     try:
         result: T | Exception = work()
     except Exception as error:

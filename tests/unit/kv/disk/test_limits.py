@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from daemon.kv.disk.limits import HOUR, Space, WriteLimit, budget
+from daemon.kv.disk.limits import HOUR, Space, WriteLimit, budget, share
 
 GB = 1 << 30
 
@@ -24,6 +24,15 @@ GB = 1 << 30
 def test_budget_follows_the_disk(wanted: int | None, used: int, total: int, free: int, most: int) -> None:
     """What the tier has counts as free, and the last tenth of the disk does not."""
     assert budget(wanted, used, Space(total, free)) == most
+
+
+@pytest.mark.parametrize(
+    ("wanted", "each"), [(None, None), (0, 0), (64 << 20, 32 << 20), (3 << 20, 3 << 19), (1 << 20, 1 << 20)]
+)
+def test_two_tiers_share_a_number(wanted: int | None, each: int | None) -> None:
+    """`auto` stays so, and the least number does not turn them off."""
+    assert share(wanted, shared=True) == each
+    assert share(wanted, shared=False) == wanted
 
 
 def test_writes_of_a_day_count_by_the_hour() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from structlog.testing import capture_logs
 
+from daemon.kv.disk.limits import Space
 from daemon.kv.keys import UNSALTED
 from daemon.kv.spec import LayerGroup, PrefixSpec, Resume
 from tests.unit.kv.disk.fake_disk import NAME, TOKENS, FakeDisk
@@ -135,6 +139,18 @@ def test_smallest_disk_decides(ranks: RankDisks) -> None:
     ranks.restart([0, 0])
     assert ranks.all(lambda disk: disk.tier.budget) == 0
     assert names(ranks) == [set(), set()]
+
+
+def test_rank_whose_disk_is_too_small_is_named(ranks: RankDisks) -> None:
+    """In the log of each rank, with the directory of that one, and what its disk leaves."""
+    for files in ranks.files:
+        files.content.clear()
+    ranks.files[1].folder = Path("/other")
+    ranks.files[1].disk = Space(10**9, 10**8 + 1000)
+    with capture_logs() as lines:
+        ranks.restart([0, 0])
+    small = [line for line in lines if line["event"] == "kv_disk_too_small"]
+    assert [(line["rank"], line["directory"], line["budget_bytes"]) for line in small] == [(1, "/other", 1000)] * 2
 
 
 def test_note_of_one_rank_removes_the_pieces_of_all(ranks: RankDisks) -> None:

@@ -33,6 +33,7 @@ def test_budget_below_a_piece_is_logged(wanted: int | None, total: int, free: in
         FakeDisk(FakePrefixes(parts=PLAIN), files, wanted).settle()
     small = [line for line in lines if line["event"] == "kv_disk_too_small"]
     assert [line["budget_bytes"] for line in small] == ([] if budget is None else [budget])
+    assert all("rank" not in line and line["directory"] == "/nowhere" for line in small)
 
 
 def test_files_that_could_not_be_opened_take_from_the_budget() -> None:
