@@ -84,6 +84,34 @@ def test_refused_field_has_the_name_of_the_api() -> None:
 
 
 @pytest.mark.parametrize(
+    ("field", "text", "told"),
+    [
+        ("text", "the model's context holds 9", "the model's context holds 9"),
+        ("text", "text is empty; give a text", "prompt is empty; give a text"),
+        ("chat", "chat is refused by the chat template: chat!", "messages is refused by the chat template: chat!"),
+        ("samples", "samples is 9; set sampling.temperature", "n is 9; set temperature"),
+        ("max_tokens", "the prompt has 7 tokens plus max_tokens 9", "the prompt has 7 tokens plus max_tokens 9"),
+        (
+            "response_format.json_schema",
+            "response_format.json_schema is no JSON",
+            "response_format.json_schema.schema is no JSON",
+        ),
+        ("chat.tools", "chat.tools cannot go with cache.salt", "tools cannot go with cache_salt"),
+        (
+            "chat.template_args[tools]",
+            "chat.template_args[tools] is no variable; set chat.tools",
+            "chat_template_kwargs[tools] is no variable; set tools",
+        ),
+    ],
+)
+def test_fields_are_renamed_and_other_words_are_not(field: str, text: str, told: str) -> None:
+    """A field may have the name of a word, and a text may name other fields as well."""
+    found = problem(InvalidArgument(text, field=field), NAMES)
+    assert found is not None
+    assert found.message == told
+
+
+@pytest.mark.parametrize(
     ("kind", "content"),
     [
         (ChatRequest, [{"type": "image_url", "image_url": {"url": "data:"}}]),
