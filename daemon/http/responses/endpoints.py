@@ -29,6 +29,7 @@ NAMES = {
     "chat.messages": "input",
     "chat.tools": "tools",
     "chat.tools[].parameters_json": "tools[].parameters",
+    "chat.tools[].tools[].parameters_json": "tools[].tools[].parameters",
     "input[].arguments_json": "input[].arguments",
     "chat.required_tool": "tool_choice.name",
     "chat.reasoning_effort": "reasoning.effort",

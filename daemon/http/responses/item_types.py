@@ -56,6 +56,7 @@ class FunctionCallItem(Parameters):
     type: Literal["function_call"] = Field(description="`function_call`")
     call_id: str = Field(description="name of the call")
     name: str = Field(description="name of the tool")
+    namespace: str | None = Field(None, description="name of the tool's group, if it has one")
     arguments: str = Field(description="arguments, a JSON object as text")
 
     harmless: ClassVar[Mapping[str, str]] = _OWN
@@ -78,6 +79,7 @@ class CustomCallItem(Parameters):
     type: Literal["custom_tool_call"] = Field(description="`custom_tool_call`")
     call_id: str = Field(description="name of the call")
     name: str = Field(description="name of the tool")
+    namespace: str | None = Field(None, description="name of the tool's group, if it has one")
     input: str = Field(description="what the tool was given")
 
     harmless: ClassVar[Mapping[str, str]] = _OWN

@@ -50,17 +50,43 @@ class OtherTool(Parameters):
 
     model_config = ConfigDict(extra="ignore")
 
-    type: str = Field(description="a built-in tool or a group; it is left out, which `x-mlx-sidecar-note` tells")
+    type: str = Field(description="a built-in tool; it is left out, which `x-mlx-sidecar-note` tells")
+
+
+def _kind(value: Any) -> Any:
+    return value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+
+
+def _inner_tag(value: Any) -> str:
+    return f"<{kind}>" if (kind := _kind(value)) in ("function", "custom") else "<other>"
 
 
 def _tool_tag(value: Any) -> str:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return f"<{kind}>" if kind in ("function", "custom") else "<other>"
+    return "<namespace>" if _kind(value) == "namespace" else _inner_tag(value)
+
+
+InnerTool = Annotated[
+    Annotated[FunctionTool, Tag("<function>")]
+    | Annotated[CustomTool, Tag("<custom>")]
+    | Annotated[OtherTool, Tag("<other>")],
+    Discriminator(_inner_tag),
+]
+"""A tool of a namespace."""
+
+
+class Namespace(Parameters):
+    """A group of tools. The model knows each of them by both names, as `mcp__files__read`."""
+
+    type: Literal["namespace"] = Field(description="`namespace`")
+    name: str = Field(min_length=1, description="name of the group; calls of its tools have it as `namespace`")
+    description: str | None = Field(None, description="the beginning of the description of its first tool")
+    tools: list[InnerTool] = Field(description="functions and custom tools; others are left out")
 
 
 AnyTool = Annotated[
     Annotated[FunctionTool, Tag("<function>")]
     | Annotated[CustomTool, Tag("<custom>")]
+    | Annotated[Namespace, Tag("<namespace>")]
     | Annotated[OtherTool, Tag("<other>")],
     Discriminator(_tool_tag),
 ]
