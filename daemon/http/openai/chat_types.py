@@ -21,6 +21,7 @@ class Part(Parameters):
 
     harmless: ClassVar[Mapping[str, str]] = {
         "cache_control": "prefixes are cached without being asked to",
+        "prompt_cache_breakpoint": "prefixes are cached at every place",
         "annotations": "the model reads the text alone",
     }
 
@@ -172,6 +173,7 @@ class ChatRequest(Sampled):
         **GENERATION_HARMLESS,
         "prediction": "it is about speed alone",
         "prompt_cache_key": "prefixes are found by their content",
+        "prompt_cache_options": "prefixes are cached without being asked to",
         "safety_identifier": "nothing is reported",
     }
     refused: ClassVar[Mapping[str, Refusal]] = {
