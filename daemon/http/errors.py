@@ -187,7 +187,8 @@ def _refused(error: SidecarError, names: Mapping[str, str]) -> Problem:
 def _renamed(message: str, field: str, names: Mapping[str, str]) -> tuple[str, str]:
     """Return text and field of an error with the API's own name for each field of the gRPC API."""
     name = _own_name(field, names)
-    others = [re.escape(one) for one in names if not one.isalpha() and "[" not in one]
+    named = sorted((one for one in names if not one.isalpha() and "[" not in one), key=len, reverse=True)
+    others = map(re.escape, named)
     words = rf"{_mention(field)}|(?<![\w.])(?:{'|'.join([*others, _DOTTED])})(?!\w)"
     return re.sub(words, lambda seen: name if seen[0] == field else _own_name(seen[0], names), message), name
 

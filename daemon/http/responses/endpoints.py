@@ -33,6 +33,7 @@ NAMES = {
     "input[].arguments_json": "input[].arguments",
     "chat.required_tool": "tool_choice.name",
     "chat.reasoning_effort": "reasoning.effort",
+    "response_format": "text.format",
     "response_format.json_schema": "text.format.schema",
     "max_tokens": "max_output_tokens",
     "cache.keep": "prompt_cache_retention",
