@@ -50,6 +50,8 @@ WHOLE_REQUEST = "request"
 RETRY_SECONDS = 1.0
 """Time to retry while no daemon answers."""
 _INDEX = re.compile(r"\[[^]]*\]")
+_DOTTED = r"(?:sampling|chat)\.\w+"
+"""Pattern of fields that have no prefix in any API."""
 
 
 class Problem(Exception):  # noqa: N818 - the word of RFC 9457
@@ -183,11 +185,28 @@ def _refused(error: SidecarError, names: Mapping[str, str]) -> Problem:
 
 
 def _renamed(message: str, field: str, names: Mapping[str, str]) -> tuple[str, str]:
-    """Return text and field of an error with the API's own name for a field of the gRPC API."""
+    """Return text and field of an error with the API's own name for each field of the gRPC API."""
+    name = _own_name(field, names)
+    named = sorted((one for one in names if not one.isalpha() and "[" not in one), key=len, reverse=True)
+    others = map(re.escape, named)
+    words = rf"{_mention(field)}|(?<![\w.])(?:{'|'.join([*others, _DOTTED])})(?!\w)"
+    return re.sub(words, lambda seen: name if seen[0] == field else _own_name(seen[0], names), message), name
+
+
+def renamed(message: str, field: str, name: str) -> str:
+    """Return the text of an error with another name for the field that it is about."""
+    return re.sub(_mention(field), lambda _: name, message)
+
+
+def _mention(field: str) -> str:
+    """Return the pattern of a field in a text. A field such as "text" is a word as well: only the first one counts."""
+    before = "^" if field.isalpha() else r"(?<![\w.])"
+    return rf"{before}{re.escape(field)}(?!\w)"
+
+
+def _own_name(field: str, names: Mapping[str, str]) -> str:
     head, bracket, rest = field.partition("[")
     if (inner := names.get(_INDEX.sub("[]", field))) and bracket:
         indexes = iter(_INDEX.findall(field))
-        name = re.sub(r"\[\]", lambda _: next(indexes), inner)
-    else:
-        name = names.get(head, head.removeprefix("sampling.").removeprefix("chat.")) + bracket + rest
-    return message.replace(field, name).replace("sampling.", ""), name
+        return re.sub(r"\[\]", lambda _: next(indexes), inner)
+    return names.get(head, head.removeprefix("sampling.").removeprefix("chat.")) + bracket + rest

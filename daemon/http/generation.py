@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import cast
 
 from daemon.http.daemon_client import DaemonClient
+from daemon.http.errors import renamed
 from mlx_sidecar import (
     AsyncClient,
     ContextLengthExceeded,
@@ -119,7 +120,7 @@ def _placed(error: InvalidArgument, client: AsyncClient, ask: Ask) -> InvalidArg
     if found == name:
         return error
     return type(error)(
-        str(error).replace(name, found),
+        renamed(str(error), name, found),
         code=error.code,
         reason=error.reason,
         metadata=error.metadata,

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ REUSED = 0.8
 """Share of the second session's first prompt that the first session has left. The user's words are not its end."""
 ASKED = ("Please change the notes.", "Once more, but in other words: write the notes anew.")
 RUN_SECONDS = 300
+NOTES_SERVER = Path(__file__).with_name("notes_server.py")
 LONG = {"max_position_embeddings": 131072, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
 """A model of one small layer: tens of thousands of tokens are computed in no time."""
 
@@ -68,15 +69,15 @@ class Agent:
 
     Attributes:
         arguments: What makes it work without questions, up to the words of the user.
-        tool: Its tool that edits.
+        tool: Its tool that edits, as the model knows it.
         calls: Returns the calls that change a file.
-        environment: What it needs here besides what `launch` says.
+        program: What `launch` calls it, if that is another name.
     """
 
     arguments: Sequence[str]
     tool: str
     calls: Callable[[str], Sequence[str]]
-    environment: Mapping[str, str] = field(default_factory=dict)
+    program: str = ""
 
 
 AGENTS = {
@@ -103,6 +104,23 @@ AGENTS = {
             called("exec_command", cmd=f"cat {file}"),
             called("exec_command", cmd=f"printf '{NEW.strip()}\\n' > {file}"),
         ],
+    ),
+    "codex with an MCP server": Agent(
+        [
+            "exec",
+            "--skip-git-repo-check",
+            "--dangerously-bypass-approvals-and-sandbox",
+            "-c",
+            f"mcp_servers.notes.command={json.dumps(sys.executable)}",
+            "-c",
+            f"mcp_servers.notes.args={json.dumps([str(NOTES_SERVER)])}",
+        ],
+        "mcp__notes__write",
+        lambda file: [
+            called("exec_command", cmd=f"cat {file}"),
+            called("mcp__notes__write", path=file, text=NEW),
+        ],
+        program="codex",
     ),
     "claude": Agent(
         ["--permission-mode", "acceptEdits", "-p"],
@@ -187,7 +205,8 @@ class Desk:
         """Run the agent once, and return what it left."""
         self._file.write_text(OLD)
         seen = len(self._daemon.log())
-        command = [sys.executable, "-m", "daemon", "launch", self._name, "--model", str(self._model), "--"]
+        program = self._agent.program or self._name
+        command = [sys.executable, "-m", "daemon", "launch", program, "--model", str(self._model), "--"]
         output = self._folder / "output"
         with open(output, "w") as file:
             done = subprocess.run(

@@ -204,6 +204,13 @@ RAW = (
 """Texts of arguments that end a value in some notation, or a turn."""
 BARE_KEYS = {"LFM2.5-8B-A1B", "google-gemma-4-31B-it", "google-gemma-4-31B-it-interleaved", "MiniMax-M3"}
 """Templates whose notation has names of arguments without quotes."""
+UNESCAPED = {"LFM2.5-8B-A1B"}
+"""Templates that write a text between quotes without an escape, so that a backslash in it is another text."""
+NO_NULL = {
+    "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use",
+    "NousResearch-Hermes-3-Llama-3.1-8B-tool_use",
+}
+"""Templates that recurse without end where the schema of an argument has a type that they do not know, as null."""
 SORTED = {"google-gemma-4-31B-it", "google-gemma-4-31B-it-interleaved"}
 """Templates that sort the arguments of a call, as their models write them."""
 

@@ -81,7 +81,10 @@ def check_tokens(tokenizer: Tokenizer, taken: Trip) -> None:
 def drawn(name: str, kind: str, random: Random) -> tuple[pb.Tool, pb.ChatMessage]:
     """Return a tool with a random schema, and a turn that calls it."""
     keys = "abcdefgh_" if name in families.BARE_KEYS else "abc éß-"
-    schema, first = Values(random, keys, families.RAW, unions=False).arguments()
+    raw = (*families.RAW, "\\") if name in families.UNESCAPED else families.RAW
+    schema, first = Values(random, keys, raw, unions=False).arguments()
+    while name in families.NO_NULL and '"type": "null"' in json.dumps(schema):
+        schema, first = Values(random, keys, raw, unions=False).arguments()
     second = dict(first)
     if name in families.SORTED:
         first, second = (dict(sorted(each.items(), key=lambda pair: pair[0].lower())) for each in (first, second))

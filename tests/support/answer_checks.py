@@ -151,7 +151,8 @@ _HEADER = re.compile(r"(?:<\|(?:start|channel|constrain)\|>|\s+|\w{1,20}){0,12}(
 _RECIPIENT = re.compile(r"(?:>>>)?\s*all\s*?\n")
 """That of text in Functionary 3.2."""
 _CLOSING = re.compile(
-    r"(?:\]<\]minimax\[>\[</tool_call>|[\s,\]]|</tool_call>|</seed:tool_call>|</minimax:tool_call>|</｜DSML｜\w+>|"
+    r"(?:\]<\]minimax\[>\[</tool_call>|[\s,\]]|</tool_call>|</seed:tool_call>|</minimax:tool_call>|"
+    r"</atem:function_calls>|</｜DSML｜\w+>|"
     r"<｜tool▁calls▁end｜>|<\|tool_calls_section_end\|>|<\|tool_call_end\|>|<tool_call\|>|<end_function_call>|"
     r"<\|/tool_call\|>|</TOOLCALL>|</tool_calls:opensource>|</tool_calls>|<\|END_ACTION\|>|```|</function>|<\|tools_suffix\|>)*"
 )

@@ -75,15 +75,27 @@ def tagged(start: str, end: str, line: str, spell: Callable[[Any, Random], str])
     return block
 
 
-def glm(line: str) -> Block:
+def glm(line: str, release: str = "") -> Block:
+    """Return the block of GLM; LongCat's tags begin with its name."""
+
     def block(calls: Sequence[Call], random: Random) -> str:
         pairs = [
-            f"<arg_key>{key}</arg_key>{line}<arg_value>{raw(value, random)}</arg_value>{line}"
+            f"<{release}arg_key>{key}</{release}arg_key>{line}"
+            f"<{release}arg_value>{raw(value, random)}</{release}arg_value>{line}"
             for key, value in calls[0].arguments.items()
         ]
-        return f"<tool_call>{calls[0].name}{line}{''.join(pairs)}</tool_call>"
+        return f"<{release}tool_call>{calls[0].name}{line}{''.join(pairs)}</{release}tool_call>"
 
     return block
+
+
+def minicpm(calls: Sequence[Call], random: Random) -> str:
+    def value(given: Any) -> str:
+        marked = isinstance(given, str) and any(sign in given for sign in "<&\n")
+        return f"<![CDATA[{given}]]>" if marked else random.choice([raw(given, random), python(given, random)])
+
+    params = [f'<param name="{key}">{value(given)}</param>' for key, given in calls[0].arguments.items()]
+    return f'<function name="{calls[0].name}">{"".join(params)}</function>'
 
 
 def hy3(calls: Sequence[Call], random: Random) -> str:
@@ -102,7 +114,7 @@ def hy3(calls: Sequence[Call], random: Random) -> str:
 
 
 def invoked(tag: str, block_tag: str, *, stated: bool) -> Block:
-    """Return the block of MiniMax M2, or of DeepSeek, which states what is a string."""
+    """Return the block of MiniMax M2 or Muse, or of DeepSeek, which states what is a string."""
 
     def parameter(key: str, value: Any, random: Random) -> str:
         said = f' string="{str(isinstance(value, str)).lower()}"' if stated else ""

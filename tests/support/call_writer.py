@@ -88,6 +88,17 @@ HANDS: Mapping[str, Hand] = {
         "<minimax:tool_call>", write.invoked("", "minimax:tool_call", stated=False), "<minimax:tool_call>",
         keys=_BARE, raw=("</parameter>",),
     ),
+    "LongCat": Hand(
+        "<longcat_tool_call>", write.glm("\n", "longcat_"), "<longcat_tool_call>", several=False, keys=_BARE,
+        raw=("</longcat_arg_value>",),
+    ),
+    "Muse": Hand(
+        "<atem:function_calls>", write.invoked("atem:", "atem:function_calls", stated=False), "<atem:function_calls>",
+        keys=_BARE, raw=("</atem:parameter>",),
+    ),
+    "MiniCPM 5": Hand(
+        '<function name=" <param name="', write.minicpm, "<function name=", several=False, keys=_BARE, raw=("]]>",)
+    ),
     "MiniMax M3": Hand("]<]minimax[>[", write.minimax_m3, f"{write.M}<tool_call>", keys=_BARE, raw=("]<",)),
     "DeepSeek V3.2": Hand(
         "｜DSML｜", write.invoked("｜DSML｜", "｜DSML｜function_calls", stated=True), "<｜DSML｜function_calls>",

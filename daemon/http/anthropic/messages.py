@@ -66,6 +66,8 @@ def _asked(request: Conversation, options: GenerateOptions) -> Ask:
     _add_choice(options, request.tool_choice)
     _add_thinking(options, request.thinking, request.output_config)
     if found.turns[-1].role == "assistant":
+        if found.turns[-1].tool_calls:
+            raise invalid(found.places[-1], "has calls of tools: a turn with their results comes next")
         options["continue_final_message"] = True
     one_call = request.tool_choice is not None and request.tool_choice.disable_parallel_tool_use is True
     notes = [*_left_out(request), *found.notes]

@@ -39,6 +39,7 @@ NAMES = {
     "chat.reasoning_effort": "think",
     "text": "prompt",
     "texts": "input",
+    "response_format": "format",
     "response_format.json_schema": "format",
     "ttl": "keep_alive",
     "max_tokens": "options.num_predict",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 from daemon.http.errors import invalid
 from daemon.http.generation import Answer, Ask, tool_places
@@ -30,6 +31,8 @@ from mlx_sidecar import Message as Turn
 from mlx_sidecar import Tool as Offered
 from mlx_sidecar import ToolCall as Called
 
+ArgumentT = TypeVar("ArgumentT", bool, str)
+
 DAY_SECONDS = 86_400.0
 """Longest time for which a prefix is kept."""
 
@@ -42,11 +45,10 @@ def ask(request: ChatRequest) -> Ask:
         Problem: If parameters contradict each other.
     """
     options = sampling(request)
-    if request.max_completion_tokens is not None:
-        options["max_tokens"] = request.max_completion_tokens
     _add_tools(options, request)
     _add_format(options, request.response_format)
-    _add_template(options, request)
+    places = tool_places([index for index, one in enumerate(request.tools or ()) if one.type == "function"])
+    places |= _add_limit(options, request) | _add_template(options, request)
     if request.prompt_cache_retention == "24h":
         options["keep"] = DAY_SECONDS
     _check(request)
@@ -58,7 +60,7 @@ def ask(request: ChatRequest) -> Ask:
         options,
         one_call=request.parallel_tool_calls is False,
         notes=_left_out(request.tools or ()),
-        places=tool_places([index for index, one in enumerate(request.tools or ()) if one.type == "function"]),
+        places=places,
     )
 
 
@@ -71,6 +73,8 @@ def _check(request: ChatRequest) -> None:
         raise invalid("stream_options", "is only for requests with `stream`")
     if request.top_logprobs and not request.logprobs:
         raise invalid("top_logprobs", "is only for requests with `logprobs`")
+    if request.continue_final_message and request.add_generation_prompt:
+        raise invalid("add_generation_prompt", "begins a message; it cannot go with `continue_final_message`")
     if request.parallel_tool_calls is False and request.n not in (None, 1):
         raise invalid("n", "is 1 with `parallel_tool_calls` false")
 
@@ -79,7 +83,7 @@ def _turn(message: Message) -> Turn:
     return Turn(
         role="system" if message.role == "developer" else message.role,
         content=_text(message.content or ()),
-        reasoning_content=message.reasoning_content or "",
+        reasoning_content=message.reasoning_content or message.reasoning or "",
         tool_calls=[Called(call.id, call.function.name, call.function.arguments) for call in message.tool_calls or ()],
         tool_call_id=message.tool_call_id or "",
     )
@@ -113,15 +117,30 @@ def _add_choice(options: GenerateOptions, choice: ToolChoice | None) -> None:
             options["tool_choice"] = mode
 
 
-def _add_template(options: GenerateOptions, request: ChatRequest) -> None:
+def _add_limit(options: GenerateOptions, request: ChatRequest) -> dict[str, str]:
+    """Let the newer name of the limit win, and return its place, see `Ask.places`."""
+    if request.max_completion_tokens is None:
+        return {}
+    options["max_tokens"] = request.max_completion_tokens
+    return {"max_tokens": "max_completion_tokens"}
+
+
+def _add_template(options: GenerateOptions, request: ChatRequest) -> dict[str, str]:
+    """Pass on what the chat template reads, and return where the effort and the switch come from."""
     arguments = dict(request.chat_template_kwargs or {})
-    thinking = arguments.pop("enable_thinking", None)
-    if thinking is not None and not isinstance(thinking, bool):
-        raise invalid("chat_template_kwargs.enable_thinking", "is no boolean")
+    thinking, effort = _argument(arguments, "enable_thinking", bool), _argument(arguments, "reasoning_effort", str)
+    places = {"chat.reasoning_effort": "chat_template_kwargs.reasoning_effort"} if effort else {}
     if request.reasoning_effort == "none":
+        if thinking or effort:
+            raise invalid("reasoning_effort", "is `none`, and `chat_template_kwargs` asks for reasoning")
+        places = {} if thinking is False else {"chat.enable_thinking": "reasoning_effort"}
         thinking = False
     elif request.reasoning_effort:
-        options["reasoning_effort"] = request.reasoning_effort
+        if effort not in (None, request.reasoning_effort):
+            raise invalid("reasoning_effort", "is another one than that of `chat_template_kwargs`")
+        effort, places = request.reasoning_effort, {}
+    if effort:
+        options["reasoning_effort"] = effort
     if thinking is not None:
         options["enable_thinking"] = thinking
     if arguments:
@@ -130,6 +149,15 @@ def _add_template(options: GenerateOptions, request: ChatRequest) -> None:
         options["continue_final_message"] = True
     elif request.add_generation_prompt is not None:
         options["add_generation_prompt"] = request.add_generation_prompt
+    return places
+
+
+def _argument(arguments: dict[str, Any], name: str, kind: type[ArgumentT]) -> ArgumentT | None:
+    """Take out of a template's arguments what the daemon has a field of its own for; None if it is not there."""
+    given = arguments.pop(name, None)
+    if given is not None and not isinstance(given, kind):
+        raise invalid(f"chat_template_kwargs.{name}", f"is no {'boolean' if kind is bool else 'text'}")
+    return given
 
 
 def _left_out(tools: Sequence[Tool]) -> list[str]:

@@ -21,6 +21,7 @@ class Part(Parameters):
 
     harmless: ClassVar[Mapping[str, str]] = {
         "cache_control": "prefixes are cached without being asked to",
+        "prompt_cache_breakpoint": "prefixes are cached at every place",
         "annotations": "the model reads the text alone",
     }
 
@@ -60,6 +61,7 @@ class Message(Parameters):
         None, description="text, or a list of text parts, which are joined; only an `assistant` turn can be without"
     )
     reasoning_content: str | None = Field(None, description="reasoning before an assistant turn's content")
+    reasoning: str | None = Field(None, description="another name of `reasoning_content`, which is read first")
     tool_calls: list[Call] | None = Field(None, description="calls that an assistant turn made")
     tool_call_id: str | None = Field(None, description="the call that a `tool` turn answers")
 
@@ -67,7 +69,6 @@ class Message(Parameters):
         "name": "chat templates have no place for it",
         "refusal": "a refusal is content",
         "annotations": "the model reads the text alone",
-        "reasoning": "the same as `reasoning_content`, which is read",
     }
     refused: ClassVar[Mapping[str, Refusal]] = {
         "audio": Refusal("models answer with text"),
@@ -160,7 +161,7 @@ class ChatRequest(Sampled):
         None, description="as the template knows it, such as `low`; `none` turns thinking off"
     )
     chat_template_kwargs: dict[str, Any] | None = Field(
-        None, description="`enable_thinking`, and what the model's chat template reads besides"
+        None, description="`enable_thinking`, `reasoning_effort`, and what the model's chat template reads besides"
     )
     continue_final_message: bool | None = Field(None, description="the answer continues the assistant's last message")
     add_generation_prompt: bool | None = Field(None, description="false does not open the assistant's turn")
@@ -172,6 +173,7 @@ class ChatRequest(Sampled):
         **GENERATION_HARMLESS,
         "prediction": "it is about speed alone",
         "prompt_cache_key": "prefixes are found by their content",
+        "prompt_cache_options": "prefixes are cached without being asked to",
         "safety_identifier": "nothing is reported",
     }
     refused: ClassVar[Mapping[str, Refusal]] = {

@@ -56,6 +56,7 @@ class FunctionCall(BaseModel):
     status: Status
     call_id: str
     name: str
+    namespace: str | None = None
     arguments: str
 
 
@@ -67,6 +68,7 @@ class CustomCall(BaseModel):
     status: Status
     call_id: str
     name: str
+    namespace: str | None = None
     input: str
 
 

@@ -18,8 +18,9 @@ from daemon.http.responses.answer_types import (
     Response,
     Usage,
 )
+from daemon.http.responses.offered import offered
 from daemon.http.responses.output import Made, Output
-from daemon.http.responses.request_types import CustomTool, FunctionTool, ResponseRequest
+from daemon.http.responses.request_types import OtherTool, ResponseRequest
 from mlx_sidecar import Delta, Finished, GenerateEvent, Started
 from mlx_sidecar import Usage as Counted
 
@@ -42,11 +43,10 @@ class Answer:
     def __init__(self, request: ResponseRequest, asked: Ask, now: float | None = None) -> None:
         self._now = now
         self._count = 0
-        custom = {tool.name for tool in request.tools or () if isinstance(tool, CustomTool)}
         reasoning = request.reasoning
         self._output = Output(
             asked.request_id,
-            custom=custom,
+            tools=offered(request.tools),
             summary=reasoning is not None and reasoning.summary is not None,
             give_back=ENCRYPTED in (request.include or ()),
         )
@@ -104,7 +104,7 @@ class Answer:
 
 def _begun(request: ResponseRequest, asked: Ask, now: int) -> Response:
     """Return an answer without output."""
-    told = [tool for tool in request.tools or () if isinstance(tool, FunctionTool | CustomTool)]
+    told = [tool for tool in request.tools or () if not isinstance(tool, OtherTool)]
     reasoning = request.reasoning
     choice = request.tool_choice
     return Response(

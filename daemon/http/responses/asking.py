@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 from daemon.http.errors import invalid
-from daemon.http.generation import Ask, tool_places
+from daemon.http.generation import Ask
 from daemon.http.responses.item_types import Item
+from daemon.http.responses.offered import left_out, offered
 from daemon.http.responses.request_types import (
-    AnyTool,
     Asked,
     CountRequest,
-    CustomTool,
-    FunctionTool,
     ReasoningOptions,
     ResponseRequest,
     TextFormat,
     ToolChoice,
 )
-from daemon.http.responses.turns import CUSTOM_PARAMETER, Turns
-from mlx_sidecar import GenerateOptions, Message, Tool
+from daemon.http.responses.turns import Turns
+from mlx_sidecar import GenerateOptions, Message
 
 DAY_SECONDS = 86_400.0
 """How long a prefix is kept with `prompt_cache_retention` 24h."""
@@ -67,13 +65,13 @@ def _asked(
         turns.add(item, f"input[{index}]")
     system = [Message("system", request.instructions)] if request.instructions else []
     prompt = [*system, *turns.finished()]
-    told = [index for index, tool in enumerate(request.tools or ()) if isinstance(tool, FunctionTool | CustomTool)]
-    places = tool_places(told) | turns.places(len(system))
+    places = {f"chat.tools[{told}]": f"chat.{one.place}" for told, one in enumerate(offered(request.tools))}
+    places |= turns.places(len(system))
     if system:
         places |= dict.fromkeys(("chat.messages[0]", "chat.messages[0].content"), "instructions")
     if not prompt:
         raise invalid("input", "is empty, and so is the conversation before it")
-    notes = [*_left_out(request.tools or ()), *turns.notes]
+    notes = [*left_out(request.tools), *turns.notes]
     return Ask(request.model, prompt, options, one_call=one_call, notes=notes, places=places)
 
 
@@ -94,7 +92,7 @@ def _options(request: ResponseRequest) -> GenerateOptions:
 
 
 def _add_tools(options: GenerateOptions, request: Asked) -> None:
-    tools = [told for tool in request.tools or () if (told := _told(tool)) is not None]
+    tools = [one.told() for one in offered(request.tools)]
     if tools:
         options["tools"] = tools
     match request.tool_choice:
@@ -107,36 +105,6 @@ def _add_tools(options: GenerateOptions, request: Asked) -> None:
             options["tool_choice"] = "required"
         case ToolChoice(type="none" | "auto" as mode) if tools:
             options["tool_choice"] = mode
-
-
-def _told(tool: AnyTool) -> Tool | None:
-    """Return what the model is told of a tool; None if it is not told of it."""
-    match tool:
-        case FunctionTool():
-            return Tool(tool.name, tool.description or "", tool.parameters or "")
-        case CustomTool():
-            schema = {"type": "object", "properties": {CUSTOM_PARAMETER: _input(tool)}, "required": [CUSTOM_PARAMETER]}
-            return Tool(tool.name, tool.description or "", schema)
-    return None
-
-
-def _input(tool: CustomTool) -> dict[str, Any]:
-    """Return the schema of a custom tool's input. A grammar is told to the model: a schema cannot force it."""
-    if tool.format is None or tool.format.type == "text":
-        return {"type": "string"}
-    return {
-        "type": "string",
-        "description": f"Text of this {tool.format.syntax or ''} grammar:\n{tool.format.definition}",
-    }
-
-
-def _left_out(tools: Sequence[AnyTool]) -> list[str]:
-    """Return a note for each tool that the model is not told of. Its kind is the caller's word: it is not repeated."""
-    return [
-        f"tools[{index}] is left out: only functions and custom tools"
-        for index, tool in enumerate(tools)
-        if not isinstance(tool, FunctionTool | CustomTool)
-    ]
 
 
 def _add_format(options: GenerateOptions, form: TextFormat | None) -> None:

@@ -14,6 +14,12 @@ _OWN: Mapping[str, str] = {
     "status": "what is there is read",
 }
 """Parameters of all items without effect."""
+_CALL: Mapping[str, str] = {
+    **_OWN,
+    "caller": "the model is the only caller",
+    "async": "what is there is read",
+}
+"""Those of calls, and of what they brought."""
 
 
 class Part(Parameters):
@@ -56,9 +62,10 @@ class FunctionCallItem(Parameters):
     type: Literal["function_call"] = Field(description="`function_call`")
     call_id: str = Field(description="name of the call")
     name: str = Field(description="name of the tool")
+    namespace: str | None = Field(None, description="name of the tool's group, if it has one")
     arguments: str = Field(description="arguments, a JSON object as text")
 
-    harmless: ClassVar[Mapping[str, str]] = _OWN
+    harmless: ClassVar[Mapping[str, str]] = _CALL
 
 
 class FunctionOutputItem(Parameters):
@@ -69,7 +76,7 @@ class FunctionOutputItem(Parameters):
     output: Content = Field(description="text, or a list of text parts, which are joined")
     name: str | None = Field(None, description="what the text is of, if there is no call")
 
-    harmless: ClassVar[Mapping[str, str]] = {**_OWN, "namespace": "the name tells enough"}
+    harmless: ClassVar[Mapping[str, str]] = {**_CALL, "namespace": "the name tells enough"}
 
 
 class CustomCallItem(Parameters):
@@ -78,9 +85,10 @@ class CustomCallItem(Parameters):
     type: Literal["custom_tool_call"] = Field(description="`custom_tool_call`")
     call_id: str = Field(description="name of the call")
     name: str = Field(description="name of the tool")
+    namespace: str | None = Field(None, description="name of the tool's group, if it has one")
     input: str = Field(description="what the tool was given")
 
-    harmless: ClassVar[Mapping[str, str]] = _OWN
+    harmless: ClassVar[Mapping[str, str]] = _CALL
 
 
 class CustomOutputItem(Parameters):
@@ -90,7 +98,7 @@ class CustomOutputItem(Parameters):
     call_id: str = Field(description="the call that it answers")
     output: Content = Field(description="text, or a list of text parts, which are joined")
 
-    harmless: ClassVar[Mapping[str, str]] = {**_OWN, "name": "the call has it"}
+    harmless: ClassVar[Mapping[str, str]] = {**_CALL, "name": "the call has it"}
 
 
 class ReasoningPart(Parameters):

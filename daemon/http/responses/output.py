@@ -14,7 +14,7 @@ The index of an item is its place in the output, which never changes.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from daemon.http.openai.logprobs import Score, chat_scores
@@ -28,8 +28,9 @@ from daemon.http.responses.answer_types import (
     Status,
     TextPart,
 )
+from daemon.http.responses.offered import CUSTOM_PARAMETER, Offered
 from daemon.http.responses.reasoning import packed
-from daemon.http.responses.turns import CUSTOM_PARAMETER
+from daemon.http.responses.request_types import CustomTool
 from mlx_sidecar import Delta, GeneratedToolCall, ToolCallDelta
 
 Made = tuple[str, dict[str, Any]]
@@ -42,7 +43,7 @@ class Output:
 
     Args:
         name: What ids of items end with.
-        custom: Names of the custom tools.
+        tools: The tools that the model was told of.
         summary: Whether reasoning comes as summary; otherwise as content.
         give_back: Whether reasoning comes also in a form that can be given back.
 
@@ -50,10 +51,10 @@ class Output:
         items: The items so far.
     """
 
-    def __init__(self, name: str, *, custom: Collection[str] = (), summary: bool, give_back: bool) -> None:
+    def __init__(self, name: str, *, tools: Sequence[Offered] = (), summary: bool, give_back: bool) -> None:
         self.items: list[OutputItem] = []
         self._name = name
-        self._custom = custom
+        self._tools = {one.name: one for one in tools}
         self._summary = summary
         self._give_back = give_back
         self._open: int | None = None
@@ -178,7 +179,7 @@ class Output:
             if (index := self._calls.pop(piece.index, None)) is not None:
                 self.items[index].status = "incomplete"
             return
-        if piece.id and piece.name not in self._custom:
+        if piece.id and not self._is_custom(piece.name):
             yield from self._first_piece(piece.index, piece.id, piece.name)
         if piece.arguments_json and (index := self._calls.get(piece.index)) is not None:
             item = self.items[index]
@@ -192,12 +193,26 @@ class Output:
         self._calls[number] = len(self.items)
         yield from self._new(
             FunctionCall(
-                id=self._id("fc"), type="function_call", status="in_progress", call_id=call_id, name=name, arguments=""
+                id=self._id("fc"),
+                type="function_call",
+                status="in_progress",
+                call_id=call_id,
+                arguments="",
+                **self._named(name),
             )
         )
 
+    def _is_custom(self, name: str) -> bool:
+        return name in self._tools and isinstance(self._tools[name].tool, CustomTool)
+
+    def _named(self, name: str) -> dict[str, Any]:
+        """Return the names of a call, as the request has them: its tool's, and that of the tool's namespace."""
+        if (found := self._tools.get(name)) is None or found.namespace is None:
+            return {"name": name}
+        return {"name": found.tool.name, "namespace": found.namespace}
+
     def _whole(self, call: GeneratedToolCall) -> Iterator[Made]:
-        if call.name in self._custom:
+        if self._is_custom(call.name):
             yield from self._whole_custom(call)
             return
         index = self._calls.pop(call.index)
@@ -211,7 +226,12 @@ class Output:
     def _whole_custom(self, call: GeneratedToolCall) -> Iterator[Made]:
         yield from self._close("completed")
         item = CustomCall(
-            id=self._id("ctc"), type="custom_tool_call", status="in_progress", call_id=call.id, name=call.name, input=""
+            id=self._id("ctc"),
+            type="custom_tool_call",
+            status="in_progress",
+            call_id=call.id,
+            input="",
+            **self._named(call.name),
         )
         yield from self._new(item)
         item.input, item.status = _custom_input(call.arguments_json), "completed"

@@ -10,6 +10,9 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from daemon.http.parameters import Parameters, Refusal
 from daemon.http.responses.item_types import Item
 
+_CALLER = "the model is the only caller"
+_ASYNC = Refusal("the next request has what a tool brought", (False,))
+
 
 class FunctionTool(Parameters):
     """A function that the model may call."""
@@ -23,7 +26,9 @@ class FunctionTool(Parameters):
         "strict": "arguments follow the schema as far as the model's notation of calls can be guarded",
         "defer_loading": "the model is told of all tools at once",
         "output_schema": "what a tool brings is read as text",
+        "allowed_callers": _CALLER,
     }
+    refused: ClassVar[Mapping[str, Refusal]] = {"async": _ASYNC}
 
 
 class CustomFormat(Parameters):
@@ -42,7 +47,11 @@ class CustomTool(Parameters):
     description: str | None = Field(None, description="what it does, for the model to read")
     format: CustomFormat | None = Field(None, description="any text, or text of a grammar")
 
-    harmless: ClassVar[Mapping[str, str]] = {"defer_loading": "the model is told of all tools at once"}
+    harmless: ClassVar[Mapping[str, str]] = {
+        "defer_loading": "the model is told of all tools at once",
+        "allowed_callers": _CALLER,
+    }
+    refused: ClassVar[Mapping[str, Refusal]] = {"async": _ASYNC}
 
 
 class OtherTool(Parameters):
@@ -50,17 +59,43 @@ class OtherTool(Parameters):
 
     model_config = ConfigDict(extra="ignore")
 
-    type: str = Field(description="a built-in tool or a group; it is left out, which `x-mlx-sidecar-note` tells")
+    type: str = Field(description="a built-in tool; it is left out, which `x-mlx-sidecar-note` tells")
+
+
+def _kind(value: Any) -> Any:
+    return value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+
+
+def _inner_tag(value: Any) -> str:
+    return f"<{kind}>" if (kind := _kind(value)) in ("function", "custom") else "<other>"
 
 
 def _tool_tag(value: Any) -> str:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return f"<{kind}>" if kind in ("function", "custom") else "<other>"
+    return "<namespace>" if _kind(value) == "namespace" else _inner_tag(value)
+
+
+InnerTool = Annotated[
+    Annotated[FunctionTool, Tag("<function>")]
+    | Annotated[CustomTool, Tag("<custom>")]
+    | Annotated[OtherTool, Tag("<other>")],
+    Discriminator(_inner_tag),
+]
+"""A tool of a namespace."""
+
+
+class Namespace(Parameters):
+    """A group of tools. The model knows each of them by both names, as `mcp__files__read`."""
+
+    type: Literal["namespace"] = Field(description="`namespace`")
+    name: str = Field(min_length=1, description="name of the group; calls of its tools have it as `namespace`")
+    description: str | None = Field(None, description="the beginning of the description of its first tool")
+    tools: list[InnerTool] = Field(description="functions and custom tools; others are left out")
 
 
 AnyTool = Annotated[
     Annotated[FunctionTool, Tag("<function>")]
     | Annotated[CustomTool, Tag("<custom>")]
+    | Annotated[Namespace, Tag("<namespace>")]
     | Annotated[OtherTool, Tag("<other>")],
     Discriminator(_tool_tag),
 ]
@@ -116,7 +151,10 @@ class ReasoningOptions(Parameters):
     harmless: ClassVar[Mapping[str, str]] = {
         "context": "the chat template decides which reasoning of earlier turns is read"
     }
-    refused: ClassVar[Mapping[str, Refusal]] = {"generate_summary": Refusal("use `summary`")}
+    refused: ClassVar[Mapping[str, Refusal]] = {
+        "generate_summary": Refusal("use `summary`"),
+        "mode": Refusal("there is one mode", ("standard",)),
+    }
 
 
 class StreamOptions(Parameters):
@@ -199,6 +237,9 @@ class ResponseRequest(Asked):
         "prompt_cache_key": "prefixes are found by their content",
         "prompt_cache_options": "prefixes are cached without being asked to",
         "max_tool_calls": "it is about tools that a server runs, and none are",
+        "access_programs": "there are none",
+        "background_options": "they are for `background`, which is refused",
+        "image": "models read no images",
     }
     refused: ClassVar[Mapping[str, Refusal]] = {
         **Asked.refused,

@@ -25,6 +25,7 @@ ROUTES = Routes(
                 "`tools[]`: a function": request_types.FunctionTool,
                 "`tools[]`: a custom tool": request_types.CustomTool,
                 "`tools[].format`": request_types.CustomFormat,
+                "`tools[]`: a namespace": request_types.Namespace,
                 "`tools[]`: others": request_types.OtherTool,
                 "`tool_choice`": request_types.ToolChoice,
                 "`text`": request_types.TextOptions,

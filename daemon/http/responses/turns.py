@@ -28,11 +28,9 @@ from daemon.http.responses.item_types import (
     ReasoningItem,
     ReferenceItem,
 )
+from daemon.http.responses.offered import CUSTOM_PARAMETER, flat
 from daemon.http.responses.reasoning import unpacked
 from mlx_sidecar import Message, ToolCall
-
-CUSTOM_PARAMETER = "input"
-"""The one parameter of the function that a custom tool is for the model."""
 
 
 @dataclass(slots=True)
@@ -83,9 +81,10 @@ class Turns:
             case MessageItem():
                 self._whole(Message(item.role, _text(item.content)), name)
             case FunctionCallItem():
-                self._call(ToolCall(item.call_id, item.name, _arguments(item, name)), name)
+                self._call(ToolCall(item.call_id, flat(item.namespace, item.name), _arguments(item, name)), name)
             case CustomCallItem():
-                self._call(ToolCall(item.call_id, item.name, json.dumps({CUSTOM_PARAMETER: item.input})), name)
+                given = json.dumps({CUSTOM_PARAMETER: item.input})
+                self._call(ToolCall(item.call_id, flat(item.namespace, item.name), given), name)
             case FunctionOutputItem(call_id=None):
                 text = _text(item.output)
                 self._whole(Message("user", f"{item.name}: {text}" if item.name else text), name)

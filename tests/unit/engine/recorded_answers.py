@@ -140,7 +140,7 @@ RECORDED: dict[str, tuple[ChatMarkup, str, str, str, list[tuple[str, Any]]]] = {
     "parts with headers": (
         notation(template="<atem:function_calls>", parts=muse_spark.RESPONSE_FORMAT),
         ("to=self<|message|>Hm<|eom|>to=user<|message|>So<|eom|><atem:function_calls><atem:invoke name=\"get_weather\">"
-        '<atem:parameter name="city">"Bergen"</atem:parameter><atem:parameter name="days">2</atem:parameter>'
+        '<atem:parameter name="city">Bergen</atem:parameter><atem:parameter name="days">2</atem:parameter>'
         "</atem:invoke></atem:function_calls>"),
         "So", "Hm", [WEATHER],
     ),

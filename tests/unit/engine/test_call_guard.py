@@ -37,6 +37,8 @@ MARKS: dict[str, tuple[list[str], str]] = {
     "Hermes": (["<tool_call>", "</tool_call>"], "<tool_call>"),
     "Qwen 3 Coder": (["<tool_call>", "</tool_call>"], "<tool_call>\n<function="),
     "GLM": (["<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"], "<arg_key>"),
+    "LongCat": (["<longcat_tool_call>", "<longcat_arg_key>", "<longcat_arg_value>"], "<longcat_tool_call>"),
+    "MiniCPM 5": (["<function name=", "<param name=", "</param>"], '<function name=" <param name="'),
     "MiniMax M2": (["<minimax:tool_call>", "</minimax:tool_call>"], "<minimax:tool_call>"),
     "MiniMax M3": (["]<]minimax[>[<tool_call>"], "]<]minimax[>["),
     "DeepSeek V3.2": (["<｜DSML｜function_calls>", "｜DSML｜"], "｜DSML｜"),
@@ -100,7 +102,8 @@ def test_begun_calls_are_whole_and_valid(harness: Harness, model: Callable[..., 
     """The model has random weights, and is driven to begin one call after the other."""
     marks, known_by = MARKS[name]
     path = model(marks, known_by, special=special)
-    most = 300 if name.startswith(("MiniMax M", "DeepSeek V3.2")) else 120  # long tags, of a character a token
+    long_tags = ("MiniMax M", "DeepSeek V3.2", "LongCat", "MiniCPM")  # of a character a token
+    most = 300 if name.startswith(long_tags) else 120
     answer = harness.run(request(path, sampling={"logit_bias": {FIRST: 80.0}}, max_tokens=most))
     assert answer.finished.reason == pb.FINISH_REASON_LENGTH, answer.failure
     calls = calls_of(answer)

@@ -32,6 +32,7 @@ HERMES = (
 NOTATIONS: dict[str, tuple[dict[str, bool], str]] = {
     "json in tags": HERMES,
     "json in tags that are no tokens": ({}, "<tool_call> tool_call.name"),
+    "elements": ({}, '<function name=" <param name="'),
     "headers": ({"[TOOL_CALLS]": True, "[ARGS]": True}, "[TOOL_CALLS]"),
     "a list": ({"[TOOL_CALLS]": True}, "[TOOL_CALLS]"),
     "a section": (

@@ -22,6 +22,7 @@ HI = {"role": "user", "content": "Hi"}
 TOOL = {"name": "weather", "description": "of a city", "input_schema": {"type": "object"}}
 MARK = {"type": "ephemeral"}
 RESULT = {"type": "tool_result", "tool_use_id": "a"}
+USE = {"type": "tool_use", "id": "a", "name": "weather", "input": {}}
 
 
 def text(words: str, **more: Any) -> dict[str, Any]:
@@ -229,6 +230,7 @@ def test_what_is_of_no_use_here_is_harmless() -> None:
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": []}]}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [HI, {"role": "assistant", "content": [USE]}]}, "messages[1]"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "user", "content": [{"type": ["text"]}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "user", "content": [text("a"), {"type": "text"}]}]}, "messages[0].content[1].text"),

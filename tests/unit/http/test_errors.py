@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import pytest
 from pydantic import ValidationError
 from structlog.testing import capture_logs
 
 from daemon.http.access import Policy
+from daemon.http.anthropic.errors import NAMES as MESSAGES
 from daemon.http.anthropic.errors import shape as anthropic_shape
 from daemon.http.anthropic.request_types import MessagesRequest
 from daemon.http.app import build
 from daemon.http.errors import STATUSES, error_response, problem, retry_headers
+from daemon.http.ollama.errors import NAMES as OLLAMA
 from daemon.http.openai.chat_types import ChatRequest
 from daemon.http.openai.errors import NAMES, shape
 from daemon.http.parameters import Parameters
+from daemon.http.responses.endpoints import NAMES as RESPONSES
 from daemon.http.responses.request_types import ResponseRequest
 from daemon.shared.errors import Reason
 from daemon.shared.log_fields import HTTP_REFUSALS, Words, permitted
@@ -86,6 +90,54 @@ def test_refused_field_has_the_name_of_the_api() -> None:
         found = problem(InvalidArgument(f"{field} is wrong", field=field), NAMES)
         assert found is not None
         assert (found.field, found.message) == (name, f"{name} is wrong")
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "told"),
+    [
+        ("text", "the model's context holds 9", "the model's context holds 9"),
+        ("text", "text is empty; give a text", "prompt is empty; give a text"),
+        ("chat", "chat is refused by the chat template: chat!", "messages is refused by the chat template: chat!"),
+        ("samples", "samples is 9; set sampling.temperature", "n is 9; set temperature"),
+        ("max_tokens", "the prompt has 7 tokens plus max_tokens 9", "the prompt has 7 tokens plus max_tokens 9"),
+        (
+            "response_format.json_schema",
+            "response_format.json_schema is no JSON",
+            "response_format.json_schema.schema is no JSON",
+        ),
+        ("chat.tools", "chat.tools cannot go with cache.salt", "tools cannot go with cache_salt"),
+        (
+            "chat.template_args[tools]",
+            "chat.template_args[tools] is no variable; set chat.tools",
+            "chat_template_kwargs[tools] is no variable; set tools",
+        ),
+    ],
+)
+def test_fields_are_renamed_and_other_words_are_not(field: str, text: str, told: str) -> None:
+    """A field may have the name of a word, and a text may name other fields as well."""
+    found = problem(InvalidArgument(text, field=field), NAMES)
+    assert found is not None
+    assert found.message == told
+
+
+def test_longest_name_of_another_field_counts() -> None:
+    """One field's name may begin that of another."""
+    error = InvalidArgument("stop.strings cannot go with response_format.json_schema", field="stop.strings")
+    found = problem(error, OLLAMA)
+    assert found is not None
+    assert found.message == "options.stop cannot go with format"
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [(NAMES, "response_format"), (MESSAGES, "output_config.format"), (RESPONSES, "text.format"), (OLLAMA, "format")],
+)
+def test_other_field_of_a_text_has_the_name_of_the_api(names: Mapping[str, str], told: str) -> None:
+    """Each API calls the form of an answer otherwise; a name that begins with it is another one."""
+    text = "cannot go with response_format, which leaves no room for calls"
+    found = problem(InvalidArgument(f"chat.tools {text}", field="chat.tools"), names)
+    assert found is not None
+    assert found.message == f"tools {text}".replace("response_format", told)
 
 
 @pytest.mark.parametrize(

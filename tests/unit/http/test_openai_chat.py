@@ -76,6 +76,7 @@ def test_turns_keep_roles_text_and_calls() -> None:
         {"role": "user", "content": "Rain?", "name": "Ada"},
         {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "Hm.", "refusal": None},
         {"role": "tool", "tool_call_id": "a1", "content": "wet"},
+        {"role": "assistant", "content": "Yes.", "reasoning": "Wet is rain."},
         {"role": "system", "content": "Late."},
     ]
     assert ask(request(messages=messages)).prompt == [
@@ -83,6 +84,7 @@ def test_turns_keep_roles_text_and_calls() -> None:
         Message("user", "Rain?", tool_calls=[]),
         Message("assistant", "", "Hm.", [ToolCall("a1", "weather", "{}")]),
         Message("tool", "wet", tool_calls=[], tool_call_id="a1"),
+        Message("assistant", "Yes.", "Wet is rain.", []),
         Message("system", "Late.", tool_calls=[]),
     ]
 
@@ -131,6 +133,11 @@ def test_template_arguments_are_passed_on() -> None:
     assert options(chat_template_kwargs=arguments) == {"enable_thinking": True, "template_args": {"tone": {"dry": 1}}}
     assert options(reasoning_effort="low") == {"reasoning_effort": "low"}
     assert options(reasoning_effort="none") == {"enable_thinking": False}
+    assert options(reasoning_effort="none", chat_template_kwargs={"enable_thinking": False}) == {
+        "enable_thinking": False
+    }
+    effort = {"reasoning_effort": "low"}
+    assert options(chat_template_kwargs=effort) == options(chat_template_kwargs=effort, **effort) == effort
     assert options(continue_final_message=True, add_generation_prompt=False) == {"continue_final_message": True}
     assert options(add_generation_prompt=False) == {"add_generation_prompt": False}
     assert options(prompt_cache_retention="24h") == {"keep": 86_400.0}
@@ -192,6 +199,10 @@ def test_forms_of_an_answer_are_passed_on() -> None:
         ({"tool_choice": {"type": "function"}}, "tool_choice.function"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"chat_template_kwargs": {"enable_thinking": 1}}, "chat_template_kwargs.enable_thinking"),
+        ({"chat_template_kwargs": {"reasoning_effort": 1}}, "chat_template_kwargs.reasoning_effort"),
+        ({"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "none"}, "reasoning_effort"),
+        ({"chat_template_kwargs": {"reasoning_effort": "low"}, "reasoning_effort": "high"}, "reasoning_effort"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "add_generation_prompt"),
         ({"modalities": ["text", "audio"]}, "modalities"),
     ],
 )

@@ -19,11 +19,13 @@ FLAT_TOOL = {"type": "function", "name": "a"}
 SEARCH = {"type": "web_search"}
 TURN = {"role": "user", "content": "Hi"}
 CHAT = {"model": "m", "messages": [TURN], "tools": [SEARCH, OPENAI_TOOL]}
+SWITCH = {"chat_template_kwargs": {"enable_thinking": True}}
+EFFORT = {"chat_template_kwargs": {"reasoning_effort": "low"}}
 CALL = {"type": "function_call", "call_id": "c", "name": "n", "arguments": "{}"}
 RESPONSE = {
     "model": "m",
     "instructions": "Be brief.",
-    "tools": [SEARCH, SEARCH, FLAT_TOOL],
+    "tools": [SEARCH, SEARCH, FLAT_TOOL, {"type": "namespace", "name": "n", "tools": [FLAT_TOOL, FLAT_TOOL]}],
     "input": [
         {"role": "user", "content": "Hi"},
         {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]},
@@ -67,7 +69,14 @@ CASES = [
     ("/v1/chat/completions", CHAT, "chat.tools[0].parameters_json", "tools[1].function.parameters"),
     ("/v1/chat/completions", CHAT, "chat.tools[0].name", "tools[1].function.name"),
     ("/v1/chat/completions", CHAT, "chat.messages[0].content", "messages[0].content"),
+    ("/v1/chat/completions", {**CHAT, "max_completion_tokens": 9}, "max_tokens", "max_completion_tokens"),
+    ("/v1/chat/completions", {**CHAT, "max_tokens": 9}, "max_tokens", "max_tokens"),
+    ("/v1/chat/completions", {**CHAT, "reasoning_effort": "none"}, "chat.enable_thinking", "reasoning_effort"),
+    ("/v1/chat/completions", {**CHAT, **SWITCH}, "chat.enable_thinking", "chat_template_kwargs.enable_thinking"),
+    ("/v1/chat/completions", {**CHAT, **EFFORT}, "chat.reasoning_effort", "chat_template_kwargs.reasoning_effort"),
     ("/v1/responses", RESPONSE, "chat.tools[0].parameters_json", "tools[2].parameters"),
+    ("/v1/responses", RESPONSE, "chat.tools[2].parameters_json", "tools[3].tools[1].parameters"),
+    ("/v1/responses", RESPONSE, "chat.tools[1].name", "tools[3].tools[0].name"),
     ("/v1/responses", RESPONSE, "chat.messages[0].content", "instructions"),
     ("/v1/responses", RESPONSE, "chat.messages[1].content", "input[0].content"),
     ("/v1/responses", RESPONSE, "chat.messages[2].tool_calls[1].arguments_json", "input[4].arguments"),

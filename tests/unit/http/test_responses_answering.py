@@ -184,6 +184,24 @@ def test_custom_call_comes_whole(arguments: str, text: str) -> None:
     assert (item["type"], item["call_id"], item["input"]) == ("custom_tool_call", "a1", text)
 
 
+@pytest.mark.parametrize(("tool", "kind"), [(TOOL, "function_call"), (PATCH, "custom_tool_call")])
+def test_call_of_a_namespace_has_its_own_name_and_that_of_the_namespace(tool: dict[str, Any], kind: str) -> None:
+    """From its first event on. A tool of the same name without a namespace has none."""
+    group = {"type": "namespace", "name": "mcp__met", "tools": [tool]}
+    name = f"mcp__met__{tool['name']}"
+    events = []
+    for number, one in enumerate((name, tool["name"])):
+        call = GeneratedToolCall(number, f"a{number}", one, '{"input": "x"}')
+        piece = ToolCallDelta(number, f"a{number}", one, '{"input": "x"}', False)
+        events.append(Delta("", (3,), (), "", (call,), tool_call_deltas=(piece,)))
+    seen = stream([EVENTS[0], *events, END], tools=[tool, group])
+    items = [one["item"] for one in seen if one["type"] == "response.output_item.added"]
+    for found in (items, seen[-1]["response"]["output"]):
+        names = [(item["type"], item.get("namespace"), item["name"]) for item in found]
+        assert names == [(kind, "mcp__met", tool["name"]), (kind, None, tool["name"])]
+        assert "namespace" not in found[1]
+
+
 def test_scores_are_those_of_the_text() -> None:
     """In each piece, and all of them at the end."""
     score = TokenLogprob(7, -0.5, (), " é")

@@ -118,11 +118,26 @@ def test_custom_tools_are_functions_of_one_text() -> None:
     assert output == Message("tool", "done", tool_call_id="a1")
 
 
+def test_tools_of_a_namespace_are_told_under_both_names() -> None:
+    """Of MCP servers, as Codex has them. Their calls in the history too, so that the model sees the names it wrote."""
+    group = {"type": "namespace", "name": "mcp__met", "description": "Of the met office.", "tools": [TOOL, PATCH]}
+    weather, patch = options(tools=[group])["tools"]
+    assert weather == Tool("mcp__met__weather", "Of the met office.\n\nof a city", {"type": "object"})
+    assert (patch.name, patch.description) == ("mcp__met__patch", "changes files")
+    call = {"type": "function_call", "call_id": "a1", "namespace": "mcp__met", "name": "weather", "arguments": "{}"}
+    custom = {"type": "custom_tool_call", "call_id": "a2", "namespace": "mcp__met", "name": "patch", "input": "x"}
+    (turn,) = prompt([call, custom])
+    assert [one.name for one in turn.tool_calls] == ["mcp__met__weather", "mcp__met__patch"]
+    chosen = options(tools=[TOOL, group], tool_choice={"type": "function", "name": "mcp__met__weather"})
+    assert chosen["required_tool"] == "mcp__met__weather"
+
+
 def test_tools_of_other_kinds_are_left_out_and_told() -> None:
     """Whatever parameters they have."""
-    found = asked(tools=[TOOL, {"type": "web_search", "filters": {}}, {"type": "namespace", "tools": [TOOL]}])
+    group = {"type": "namespace", "name": "web", "tools": [{"type": "web_search"}]}
+    found = asked(tools=[TOOL, {"type": "web_search", "filters": {}}, group])
     assert found.options["tools"] == [Tool("weather", "of a city", {"type": "object"})]
-    assert [note.partition(":")[0] for note in found.notes] == ["tools[1] is left out", "tools[2] is left out"]
+    assert [note.partition(":")[0] for note in found.notes] == ["tools[1] is left out", "tools[2].tools[0] is left out"]
     assert "tools" not in options(tools=[{"type": "web_search"}], tool_choice="auto")
 
 
@@ -166,6 +181,10 @@ def test_effort_is_passed_on_and_can_be_left_out() -> None:
         ({"temprature": 1}, "temprature"),
         ({"stream_options": {}}, "stream_options"),
         ({"tool_choice": {"type": "function"}}, "tool_choice.name"),
+        (
+            {"tools": [{"type": "namespace", "name": "n", "tools": [{**TOOL, "colour": "red"}]}]},
+            "tools[0].tools[0].colour",
+        ),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
         ({"input": []}, "input"),

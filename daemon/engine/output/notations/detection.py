@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from daemon.engine.output.notations.apertus import APERTUS
@@ -12,10 +13,10 @@ from daemon.engine.output.notations.deepseek import DEEPSEEK_V3, DEEPSEEK_V31
 from daemon.engine.output.notations.foreign import foreign
 from daemon.engine.output.notations.functionary import FUNCTIONARY_31, FUNCTIONARY_32
 from daemon.engine.output.notations.gemma import FUNCTION_GEMMA, GEMMA_4
-from daemon.engine.output.notations.glm import GLM
+from daemon.engine.output.notations.glm import GLM, LONGCAT
 from daemon.engine.output.notations.harmony import HARMONY
 from daemon.engine.output.notations.hy3 import HY3
-from daemon.engine.output.notations.invoke import DSML, MINIMAX_M2
+from daemon.engine.output.notations.invoke import DSML, MINIMAX_M2, MUSE
 from daemon.engine.output.notations.json_marked import (
     APRIEL,
     COMMAND_A,
@@ -29,6 +30,7 @@ from daemon.engine.output.notations.json_marked import (
 )
 from daemon.engine.output.notations.kimi import KIMI_K2
 from daemon.engine.output.notations.llama import LLAMA_3
+from daemon.engine.output.notations.minicpm import MINICPM_5
 from daemon.engine.output.notations.minimax_m3 import MINIMAX_M3
 from daemon.engine.output.notations.mistral import ARGUMENTS, MISTRAL, MISTRAL_LIST
 from daemon.engine.output.notations.notation import Notation
@@ -42,7 +44,7 @@ HARMONY_MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return
 class _Rule:
     """A notation, and texts of a template that all have to be there for it."""
 
-    notation: Notation | None
+    notation: Notation
     texts: tuple[str, ...]
 
 
@@ -52,7 +54,7 @@ _RULES = (
     _Rule(DSML, ("DSML｜",)),
     _Rule(GEMMA_4, ("<|tool_call>", "<tool_call|>")),
     _Rule(FUNCTION_GEMMA, ("<start_function_call>",)),
-    _Rule(None, ("<longcat_tool_call>",)),
+    _Rule(LONGCAT, ("<longcat_tool_call>",)),
     _Rule(SEED, ("<seed:tool_call>",)),
     _Rule(HY3, ("<tool_calls{}>", "opensource")),
     _Rule(GLM, ("<arg_key>",)),
@@ -66,8 +68,8 @@ _RULES = (
     _Rule(DEEPSEEK_V31, ("<｜tool▁calls▁begin｜>",)),
     _Rule(APERTUS, ("<|tools_prefix|>",)),
     _Rule(COMMAND_A, ("<|START_ACTION|>",)),
-    _Rule(None, ('<function name="', '<param name="')),
-    _Rule(None, ("<atem:function_calls>",)),
+    _Rule(MINICPM_5, ('<function name="', '<param name="')),
+    _Rule(MUSE, ("<atem:function_calls>",)),
     _Rule(MISTRAL, ("[TOOL_CALLS]",)),
     _Rule(GIGACHAT, ("<|function_call|>", "<|role_sep|>")),
     _Rule(NEMOTRON, ("<TOOLCALL>",)),
@@ -84,7 +86,7 @@ _RULES = (
     _Rule(LLAMA_3, ('"parameters": dictionary of argument name and its value',)),
     _Rule(PYTHONIC, ("[func_name1(params_name1=params_value1",)),
 )
-"""The first rule decides of which the template has all texts. Without a notation, mlx-lm has one for such templates."""
+"""The first rule decides of which the template has all texts."""
 
 _WORDS = (
     (HARMONY, HARMONY_MARKS),
@@ -107,12 +109,9 @@ def notation_of(template: str, words: Container[str], wrapper: Any) -> Notation 
     """
     if all(word in words for word in HARMONY_MARKS):
         return HARMONY
-    for rule in _RULES:
-        if all(text in template for text in rule.texts):
-            found = rule.notation
-            break
-    else:
-        found = next((known for known, marks in _WORDS if all(mark in words for mark in marks)), None)
+    by_template = (rule.notation for rule in _RULES if all(text in template for text in rule.texts))
+    by_words = (known for known, marks in _WORDS if all(mark in words for mark in marks))
+    found = next(chain(by_template, by_words), None)
     if found is None and wrapper.tool_parser is not None:
         return foreign(wrapper.tool_call_start, wrapper.tool_call_end, wrapper.tool_parser)
     if found is MISTRAL and ARGUMENTS not in words:

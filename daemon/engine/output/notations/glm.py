@@ -1,14 +1,14 @@
 """
-Tool calls of GLM 4.5 to 5, Laguna and Ling: a name, then a tag for each key and each value.
+Tool calls of GLM 4.5 to 5, Laguna, Ling and LongCat: a name, then a tag for each key and each value.
 
 `<tool_call>NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value></tool_call>`, in GLM 4.5 and 4.6 with a line end
-after the name and each tag. A value is what stands between its tags, spaces and line ends included.
+after the name and each tag. A value is what stands between its tags, spaces and line ends included. The tags of LongCat
+have other names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from daemon.engine.output.notations.notation import Notation, read_name
 from daemon.engine.output.notations.syntax import (
@@ -36,19 +36,6 @@ class Tags(NamedTuple):
     call_end: str
 
 
-_START, _END = "<tool_call>", "</tool_call>"
-_KEY, _KEY_END = "<arg_key>", "</arg_key>"
-_VALUE, _VALUE_END = "<arg_value>", "</arg_value>"
-_TAGS = Tags(_KEY, _KEY_END, _VALUE, _VALUE_END, _END)
-
-
-def _read(reader: Reader, calls: CallWriter) -> Steps[None]:
-    yield from reader.literal(_START)
-    tool = calls.begin((yield from read_name(reader)))
-    yield from read_pairs(reader, NamedArguments(tool, calls), _TAGS)
-    calls.end()
-
-
 def read_pairs(reader: Reader, writer: NamedArguments, tags: Tags) -> Steps[None]:
     """Read keys and values in tags, with white space around them, and the end of the call."""
     yield from reader.space()
@@ -64,16 +51,37 @@ def read_pairs(reader: Reader, writer: NamedArguments, tags: Tags) -> Steps[None
     yield from reader.literal(tags.call_end)  # without it, arguments may be missing
 
 
-def _call(tool: Tool) -> Part:
-    root = arguments(tool)
-    key = Pattern(r"[^<>\s]{1,100}")
-    unknown = Sequence((_LINE, Text(_KEY), key, Text(_KEY_END), _LINE, Text(_VALUE), Free(_VALUE_END)))
-    return Sequence((Text(tool.name), *members(root, lambda name, schema: _pair(name, schema, root), unknown), _LINE))
+def _in_tags(name: str, start: str, tags: Tags) -> Notation:
+    """Return the notation of calls with these tags."""
 
+    def read(reader: Reader, calls: CallWriter) -> Steps[None]:
+        yield from reader.literal(start)
+        tool = calls.begin((yield from read_name(reader)))
+        yield from read_pairs(reader, NamedArguments(tool, calls), tags)
+        calls.end()
 
-def _pair(name: str, schema: Any, root: Mapping[str, Any]) -> Part:
-    return Sequence((_LINE, Text(f"{_KEY}{name}{_KEY_END}"), _LINE, Text(_VALUE), raw_value(schema, root, _VALUE_END)))
+    def pair(key: Part, value: Part) -> Part:
+        return Sequence((_LINE, Text(tags.key), key, Text(tags.key_end), _LINE, Text(tags.value), value))
+
+    def call(tool: Tool) -> Part:
+        root = arguments(tool)
+        unknown = pair(Pattern(r"[^<>\s]{1,100}"), Free(tags.value_end))
+        known = members(root, lambda key, one: pair(Text(key), raw_value(one, root, tags.value_end)), unknown)
+        return Sequence((Text(tool.name), *known, _LINE))
+
+    return Notation(name, (start,), read, CallSyntax(call, start, tags.call_end, apart="\n"))
 
 
 _LINE = Pattern(r"\n?")
-GLM = Notation("GLM", (_START,), _read, CallSyntax(_call, _START, _END, apart="\n"))
+GLM = _in_tags("GLM", "<tool_call>", Tags("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "</tool_call>"))
+LONGCAT = _in_tags(
+    "LongCat",
+    "<longcat_tool_call>",
+    Tags(
+        "<longcat_arg_key>",
+        "</longcat_arg_key>",
+        "<longcat_arg_value>",
+        "</longcat_arg_value>",
+        "</longcat_tool_call>",
+    ),
+)

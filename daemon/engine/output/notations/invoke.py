@@ -1,5 +1,5 @@
 """
-Tool calls of MiniMax M2 and of DeepSeek V3.2 and V4: a block of invocations, with a tag for each argument.
+Tool calls of MiniMax M2, of DeepSeek V3.2 and V4, and of Muse: a block of invocations, with a tag for each argument.
 
 ```
 <minimax:tool_call>
@@ -9,7 +9,8 @@ Tool calls of MiniMax M2 and of DeepSeek V3.2 and V4: a block of invocations, wi
 </minimax:tool_call>
 ```
 
-DeepSeek writes other marks, and says in the tag of an argument whether it is a string.
+The others write other marks. DeepSeek says in the tag of an argument whether it is a string. A block of Muse follows a
+header with the name of the tool, so that calls cannot be required of it.
 """
 
 from __future__ import annotations
@@ -47,13 +48,20 @@ _JSON = ArgumentType(frozenset({"number", "boolean", "null", "object", "array"})
 
 @dataclass(frozen=True, slots=True)
 class _Tags:
-    """The tags of an invocation and of an argument, up to their attributes."""
+    """
+    The tags of an invocation and of an argument, up to their attributes.
+
+    Attributes:
+        states_strings: Whether the tag of an argument says whether it is a string.
+        headed: Whether a header comes before a block.
+    """
 
     invoke: str
     invoke_end: str
     parameter: str
     parameter_end: str
     states_strings: bool = False
+    headed: bool = False
 
 
 def _invocations(name: str, blocks: dict[str, str], tags: _Tags) -> Notation:
@@ -85,7 +93,8 @@ def _invocations(name: str, blocks: dict[str, str], tags: _Tags) -> Notation:
         return Sequence((Text(f'{tags.invoke} name="{tool.name}">\n'), *parts, Text(f"{tags.invoke_end}\n")))
 
     start = next(iter(blocks))
-    return Notation(name, tuple(blocks), read, CallSyntax(call, f"{start}\n", blocks[start], between=""))
+    syntax = None if tags.headed else CallSyntax(call, f"{start}\n", blocks[start], between="")
+    return Notation(name, tuple(blocks), read, syntax)
 
 
 def _parameter(key: str | None, schema: Any, root: Mapping[str, Any], tags: _Tags) -> Part:
@@ -141,4 +150,9 @@ DSML = _invocations(
         "<｜DSML｜tool_calls>": "</｜DSML｜tool_calls>",
     },
     _Tags("<｜DSML｜invoke", "</｜DSML｜invoke>", "<｜DSML｜parameter", "</｜DSML｜parameter>", states_strings=True),
+)
+MUSE = _invocations(
+    "Muse",
+    {"<atem:function_calls>": "</atem:function_calls>"},
+    _Tags("<atem:invoke", "</atem:invoke>", "<atem:parameter", "</atem:parameter>", headed=True),
 )
