@@ -101,8 +101,8 @@ def problem(error: Exception, names: Mapping[str, str] | None = None) -> Problem
 
     Args:
         error: What a handler raised.
-        names: The API's parameter for each field of the gRPC API that has another name there. A field within lists has
-            `[]` for each index, as "chat.tools[].name".
+        names: The API's parameter for each field of the gRPC API that has another name there, and its value for each
+            value in capitals. A field within lists has `[]` for each index, as "chat.tools[].name".
     """
     match error:
         case Problem():
@@ -185,10 +185,10 @@ def _refused(error: SidecarError, names: Mapping[str, str]) -> Problem:
 
 
 def _renamed(message: str, field: str, names: Mapping[str, str]) -> tuple[str, str]:
-    """Return text and field of an error with the API's own name for each field of the gRPC API."""
+    """Return text and field of an error with the API's own names for fields and values of the gRPC API."""
     name = _own_name(field, names)
-    named = sorted((one for one in names if not one.isalpha() and "[" not in one), key=len, reverse=True)
-    others = map(re.escape, named)
+    named = [one for one in names if one.isupper() or not (one.isalpha() or "[" in one)]
+    others = map(re.escape, sorted(named, key=len, reverse=True))
     words = rf"{_mention(field)}|(?<![\w.])(?:{'|'.join([*others, _DOTTED])})(?!\w)"
     return re.sub(words, lambda seen: name if seen[0] == field else _own_name(seen[0], names), message), name
 

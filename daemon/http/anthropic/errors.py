@@ -42,8 +42,10 @@ NAMES = {
     "response_format": "output_config.format",
     "response_format.json_schema": "output_config.format.schema",
     "cache.keep": "cache_control.ttl",
+    "REQUIRED": "any",
+    "AUTO": "auto",
 }
-"""The parameter for each field of the gRPC API that has another name here."""
+"""The parameter for each field of the gRPC API that has another name here, and values of that kind."""
 
 
 class ErrorDetail(BaseModel):

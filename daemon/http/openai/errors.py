@@ -60,8 +60,10 @@ NAMES = {
     "chat.messages[].tool_calls[].arguments_json": "messages[].tool_calls[].function.arguments",
     "chat.tools[].name": "tools[].function.name",
     "chat.tools[].parameters_json": "tools[].function.parameters",
+    "REQUIRED": "required",
+    "AUTO": "auto",
 }
-"""The parameter for each field of the gRPC API that has another name here."""
+"""The parameter for each field of the gRPC API that has another name here, and values of that kind."""
 
 EVENTS = Framing(media_type="text/event-stream", alive=b": keep-alive\n\n", error=_piece, names=NAMES)
 """OpenAI's server-sent events. Comments keep a connection alive; SDKs skip them, and raise what has `error`."""

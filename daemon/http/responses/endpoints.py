@@ -37,8 +37,10 @@ NAMES = {
     "response_format.json_schema": "text.format.schema",
     "max_tokens": "max_output_tokens",
     "cache.keep": "prompt_cache_retention",
+    "REQUIRED": "required",
+    "AUTO": "auto",
 }
-"""The parameter for each field of the gRPC API that has another name here."""
+"""The parameter for each field of the gRPC API that has another name here, and values of that kind."""
 
 _store = Store()
 

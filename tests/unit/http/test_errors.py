@@ -141,6 +141,23 @@ def test_other_field_of_a_text_has_the_name_of_the_api(names: Mapping[str, str],
 
 
 @pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (NAMES, "tool_choice cannot be required: it is not known; use auto"),
+        (RESPONSES, "tool_choice cannot be required: it is not known; use auto"),
+        (MESSAGES, "tool_choice cannot be any: it is not known; use auto"),
+    ],
+)
+def test_refused_value_has_the_name_of_the_api(names: dict[str, str], text: str) -> None:
+    error = InvalidArgument("chat.tool_choice cannot be REQUIRED: it is not known; use AUTO", field="chat.tool_choice")
+
+    found = problem(error, names)
+
+    assert found is not None
+    assert (found.message, found.field) == (text, "tool_choice")
+
+
+@pytest.mark.parametrize(
     ("kind", "content"),
     [
         (ChatRequest, [{"type": "image_url", "image_url": {"url": "data:"}}]),
