@@ -8,7 +8,7 @@ and every rank acts on that one instead of its own: so all decide alike.
     ---------------|--------------------------------|---------------------------------------------------------
     scan           | pieces, hours, disk, the note  | the pieces that all have; the least space and hours left
     write          | bytes of the file              | the most
-    index          | space                          | the least
+    index, space   | space                          | the least
     read           | what its parts are             | that they are the same, else an error
     others         | that it is done                | that all are done
 
@@ -46,7 +46,7 @@ def told(result: object) -> bytes:
         case Found():
             return _encoded("scan", _scan_told(result))
         case Space():
-            return _encoded("index", _numbers(result))
+            return _encoded("space", _numbers(result))
         case int():
             return _encoded("write", result)
         case list():
@@ -69,8 +69,8 @@ def merged(values: Sequence[bytes]) -> bytes:
     match kinds[0] if len(set(kinds)) == 1 else None:
         case "scan":
             return _encoded("scan", _scan_merged(every))
-        case "index":
-            return _encoded("index", _numbers(least([Space(*each) for each in every])))
+        case "space":
+            return _encoded("space", _numbers(least([Space(*each) for each in every])))
         case "write":
             return _encoded("write", max(every))
         case "read" | "done" as kind if all(each == every[0] for each in every):

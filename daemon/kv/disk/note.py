@@ -1,8 +1,8 @@
 """
-A note that something of the disk tier's directory was invalidated while the directory could not be used.
+What of the disk tier's directory was invalidated while the directory could not be used: in this process, and as a note.
 
-It lies elsewhere and has no content: it outlives the process, which knows what was invalidated. A process that finds
-the note of another one takes all of the directory as invalidated.
+The note lies elsewhere and has no content: it outlives the process, which knows what was invalidated. A process that
+finds the note of another one takes all of the directory as invalidated.
 
 Each note has a name of its own. A process removes those that it saw before it looked at the directory's files, and no
 later one, which may be about what it has read since.
@@ -13,15 +13,49 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from daemon.kv.disk.catalog import Catalog, Entry
 
 NAME = "kv-invalidated-"
 """Begins the file's name; a digest of the directory's path follows, then what makes it unique."""
 
+MOST_FORGOTTEN = 1024
+"""Invalidations that are remembered; after more, all that the directory has goes."""
+
+
+class Forgotten:
+    """
+    Invalidations while the directory cannot be used: functions that choose pieces of the catalog once it can be used.
+
+    Args:
+        catalog: The catalog.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._chosen: list[Callable[[], Iterable[Entry]]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._chosen)
+
+    def add(self, chosen: Callable[[], Iterable[Entry]]) -> None:
+        """Note an invalidation. After very many, all that the directory has goes."""
+        self._chosen.append(chosen)
+        if len(self._chosen) > MOST_FORGOTTEN:
+            self._chosen[:] = [lambda: self._catalog]
+
+    def drop(self, *, everything: bool) -> list[str]:
+        """Drop what was chosen, or all, from the catalog, and return the names of the files."""
+        chosen, self._chosen = self._chosen, []
+        entries = [lambda: self._catalog] if everything else chosen
+        return [name for choose in entries for name in self._catalog.drop(choose())]
+
 
 class Note:
     """
-    See the top of this module.
+    The note.
 
     Args:
         place: The directory that it lies in.

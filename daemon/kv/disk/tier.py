@@ -23,6 +23,7 @@ from daemon.kv.disk.format import most_header
 from daemon.kv.disk.found import Found
 from daemon.kv.disk.limits import Space, WriteLimit, budget
 from daemon.kv.disk.log_lines import log_small
+from daemon.kv.disk.note import Forgotten
 from daemon.kv.disk.piece import Part, Piece, chain
 from daemon.kv.disk.reads import Parts, Reads
 from daemon.kv.disk.restores import Restore
@@ -36,13 +37,13 @@ from daemon.kv.spec import PrefixSpec
 
 INDEX_SECONDS = 300.0
 INDEX_PIECES = 128
-"""The index is written when a change is so old, or so many pieces have changed. Other pieces are read at a start."""
+"""
+The index is written when a change is so old, or so many pieces have changed. Other pieces are read at a start. At least
+as often, the tier looks how much of the disk is free.
+"""
 
 REST_SECONDS = 5.0
 """Memory that pieces are read into is kept for so long after a read: new memory costs as much as the disk."""
-
-MOST_FORGOTTEN = 1024
-"""Invalidations that are noted while the directory cannot be used; after more, all that it has goes."""
 
 
 class DiskTier:
@@ -104,7 +105,7 @@ class DiskTier:
         self._writes = WriteLimit()
         self._used: set[str] = set()
         self._changes = 0
-        self._forgotten: list[Callable[[], Iterable[Entry]]] = []
+        self._forgotten = Forgotten(self.catalog)
         self._indexed = clock()
 
     @property
@@ -164,9 +165,12 @@ class DiskTier:
         self.work.remove_again()
         if not self.restores and now - self.moved >= REST_SECONDS:
             self.work.rest()
-        due = now - self._indexed >= INDEX_SECONDS and (self._changes or self._used)
-        if due or self._changes >= max(INDEX_PIECES, len(self.catalog) // 8):
+        due = now - self._indexed >= INDEX_SECONDS
+        if (due and (self._changes or self._used)) or self._changes >= max(INDEX_PIECES, len(self.catalog) // 8):
             self._write_index()
+        elif due:
+            self._indexed = now
+            self.work.look(self._has_space)
 
     def restore(self) -> Restore:
         """Return the restore of one request, not begun."""
@@ -270,17 +274,12 @@ class DiskTier:
             self._remove(self.catalog.drop(chosen()), lasting=True)
         elif self.enabled:
             self.work.note()
-            self._forgotten.append(chosen)
-            if len(self._forgotten) > MOST_FORGOTTEN:
-                self._forgotten[:] = [lambda: self.catalog]
+            self._forgotten.add(chosen)
 
     def _forget_noted(self, by_another: bool) -> None:
         """Remove what was invalidated while the directory could not be used; if another process noted it, all."""
-        if by_another:
-            self._forgotten.append(lambda: self.catalog)
-        if self._forgotten:
-            names = [name for chosen in self._forgotten for name in self.catalog.drop(chosen())]
-            self._forgotten.clear()
+        if by_another or self._forgotten:
+            names = self._forgotten.drop(everything=by_another)
             self._changes += len(names)
             self.work.remove_noted(names)
 

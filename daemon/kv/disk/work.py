@@ -265,11 +265,15 @@ class DiskWork:
             self._files.write_index(pieces, hours)
             return self._files.space()
 
-        def done(space: Space | Exception) -> None:
-            if not self._failed("index", space) and not isinstance(space, Exception):
-                then(space)
+        self._run(f"index {len(pieces)}", written, partial(self._has_looked, "index", then))
 
-        self._run(f"index {len(pieces)}", written, done)
+    def look(self, then: Callable[[Space], None]) -> None:
+        """Look how large the disk is, and how much of it is free."""
+        self._run("space", self._files.space, partial(self._has_looked, "space", then))
+
+    def _has_looked(self, kind: str, then: Callable[[Space], None], space: Space | Exception) -> None:
+        if not self._failed(kind, space) and not isinstance(space, Exception):
+            then(space)
 
     def _remove_with_note(self, names: Sequence[str]) -> None:
         self._files.remove(names, lasting=True)

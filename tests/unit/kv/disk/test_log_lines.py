@@ -11,7 +11,9 @@ from daemon.kv.disk.log_lines import log_fault
 from daemon.shared.errors import Reason, SidecarError
 
 
-@pytest.mark.parametrize("kind", ["open", "read", "restore", "slow", "remove", "empty", "write", "index", "encode"])
+@pytest.mark.parametrize(
+    "kind", ["open", "read", "restore", "slow", "remove", "empty", "write", "index", "space", "encode"]
+)
 @pytest.mark.parametrize(
     ("metadata", "where"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from daemon.kv.disk.limits import Space
+from daemon.kv.disk.tier import INDEX_SECONDS
 from daemon.kv.keys import BLOCK_TOKENS, block_keys
 from daemon.kv.spec import PrefixSpec
 from tests.unit.kv.disk.fake_disk import NAME, TOKENS, FakeDisk, written
@@ -183,6 +184,27 @@ def test_last_tenth_of_the_disk_stays_free() -> None:
     disk.settle()
     assert disk.tier.catalog.nbytes == 0
     assert disk.files.content == {}
+
+
+def test_idle_tier_gives_back_what_others_need() -> None:
+    """It looks every five minutes, and writes no index for that."""
+    disk = written(TOKENS)
+    disk.now += INDEX_SECONDS
+    disk.tier.tick()  # writes the index
+    disk.settle()
+    disk.files.disk = Space(10**9, 10**6)
+    hours = disk.files.hours = []
+
+    disk.now += INDEX_SECONDS - 1
+    disk.tier.tick()
+    assert not disk.work()
+    disk.now += 1
+    disk.tier.tick()
+    disk.settle()
+
+    assert not disk.files.content
+    assert disk.files.hours is hours
+    disk.check()
 
 
 def test_day_has_a_limit_of_writes() -> None:

@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import pytest
 
+from daemon.kv.disk.note import MOST_FORGOTTEN
 from daemon.kv.disk.restores import STALL_SECONDS
-from daemon.kv.disk.tier import MOST_FORGOTTEN
 from tests.unit.kv.disk.fake_disk import NAME, TOKENS, FakeDisk, MemoryFiles, written
 from tests.unit.kv.fake_kv import FakePrefixes, prompt
 
