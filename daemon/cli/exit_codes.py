@@ -25,6 +25,10 @@ EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:<4} {meaning}" for code, mean
 """The end of `mlx-sidecar --help`."""
 
 
+_VAGUE = ("; try again", "; try again shortly", ", or try again shortly")
+"""How texts end where the time of the next try follows."""
+
+
 class Answer(NamedTuple):
     """The text that a command prints for an error, and its exit code."""
 
@@ -83,7 +87,9 @@ def document(error: BaseException, text: str, code: int) -> dict[str, dict[str, 
 
 def _refusal(error: SidecarError) -> str:
     notes = [error.reason or error.code, f"error id {error.error_id}" if error.error_id else ""]
-    text = f"{error} ({', '.join(note for note in notes if note)})"
+    said, retry = str(error), ""
     if error.retry_after is not None:
-        text += f"; try again in {max(error.retry_after, 0.1):.3g} s"
-    return text
+        for vague in _VAGUE:
+            said = said.removesuffix(vague)
+        retry = f"; try again in {max(error.retry_after, 0.1):.3g} s"
+    return f"{said} ({', '.join(note for note in notes if note)}){retry}"

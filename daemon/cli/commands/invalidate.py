@@ -82,7 +82,7 @@ def command(
     if as_json:
         print_json(asdict(result) | {"dry_run": dry_run})
     else:
-        click.echo(_describe(result, "Would drop" if dry_run else "Dropped"))
+        click.echo(_describe(result, "Would drop" if dry_run else "Dropped", model))
     return None
 
 
@@ -104,7 +104,7 @@ def _check(target: _Target, everything: bool) -> None:
 def _agreed(planned: Invalidated) -> bool:
     if _is_empty(planned):
         return True
-    click.echo(_describe(planned, "Would drop"), err=True)
+    click.echo(_describe(planned, "Would drop", None), err=True)
     if click.confirm("Go on?", err=True):
         return True
     click.echo("Nothing was dropped.", err=True)
@@ -115,9 +115,10 @@ def _is_empty(result: Invalidated) -> bool:
     return not (result.models or result.blocks or result.bytes_freed or result.bytes_in_use)
 
 
-def _describe(result: Invalidated, verb: str) -> str:
+def _describe(result: Invalidated, verb: str, model: str | None) -> str:
     if _is_empty(result):
-        return "Nothing to drop."
+        known = "" if model is None else f"; `mlx-sidecar ps` and `mlx-sidecar cache ls` tell what there is of {model}"
+        return f"Nothing to drop{known}."
     parts = [f"the weights of {', '.join(result.models)}"] if result.models else []
     if result.blocks or not parts:
         parts.append(f"{count(result.blocks, 'block')} of cached prefixes")

@@ -252,7 +252,7 @@ class Runner:
         error = SidecarError(
             Reason.BUDGET_IN_USE,
             f"the request needs {size(needed)} of KV cache and workspace, and models that are in use or pinned leave "
-            "less; try again shortly, or unload a model",
+            "less; unload a model, or try again shortly",
             metadata={"needed_bytes": str(needed)},
             retry_after=RETRY_SECONDS,
         )

@@ -56,6 +56,11 @@ def test_daemon_not_running_exits_3_with_one_sentence(client: FakeClient) -> Non
     [
         (ModelNotFound("there is no model org/x"), "there is no model org/x (MODEL_NOT_FOUND)"),
         (QueueFull("64 requests wait", retry_after=2.0), "64 requests wait (QUEUE_FULL); try again in 2 s"),
+        (QueueFull("all wait; try again shortly", retry_after=2.0), "all wait (QUEUE_FULL); try again in 2 s"),
+        (
+            QueueFull("all is in use; unload a model, or try again shortly", retry_after=0.5),
+            "all is in use; unload a model (QUEUE_FULL); try again in 0.5 s",
+        ),
         (InternalError("a bug", error_id="e-1"), "a bug (INTERNAL, error id e-1)"),
     ],
 )

@@ -117,5 +117,8 @@ def test_empty_invalidate_still_reaches_the_daemon(client: FakeClient, monkeypat
 
     result = run_cli(client, "invalidate", "m")
 
-    assert (result.exit_code, result.stdout) == (0, "Nothing to drop.\n")
+    assert (result.exit_code, result.stdout) == (
+        0,
+        "Nothing to drop; `mlx-sidecar ps` and `mlx-sidecar cache ls` tell what there is of m.\n",
+    )
     assert [options["dry_run"] for _, options in client.called("invalidate_model")] == [True, False]
