@@ -67,10 +67,15 @@ def test_bill_of_a_pass_is_close_to_its_peak(name: str) -> None:
         kv = layout.live_bytes(context + width, max(width, context))
         kv += layout.state_bytes * bool(context)  # the states before the pass, as requests are billed them
         peaked = max(taken(model, layout, width, context) for _ in range(RUNS))
-        while kv + max(work.bytes(width, context) for work in measured) < peaked and len(measured) < MOST_TRIES:
-            measured.append(drain(measuring(model, layout, math.inf)))
-        billed = kv + max(work.bytes(width, context) for work in measured)
+        billed = kv + enough(model, layout, measured, (width, context), peaked - kv)
         assert peaked <= billed <= 1.4 * peaked, (width, context)  # tiny models: buffers are rounded up to pages
+
+
+def enough(model: Any, layout: Layout, measured: list[Workspace], shape: tuple[int, int], least: int) -> int:
+    """Return the most bytes of a pass of some measurements; adds some while that is below `least`, as they vary."""
+    while (most := max(work.bytes(*shape) for work in measured)) < least and len(measured) < MOST_TRIES:
+        measured.append(drain(measuring(model, layout, math.inf)))
+    return most
 
 
 def test_positions_end_where_the_model_says_so() -> None:
@@ -112,10 +117,9 @@ def test_passes_of_windows_alone_are_measured_behind_full_ones(monkeypatch: pyte
         drain(measuring(model, layout, math.inf))
     window = TINY["recurrent_gemma"]["attention_window_size"]
     assert contexts == {window}
-    work = drain(measuring(model, layout, math.inf))
-    assert layout.live_bytes(PROBE + window, PROBE) + 2 * layout.state_bytes + work.bytes(PROBE, window) >= taken(
-        model, layout, PROBE, window
-    )
+    kv = layout.live_bytes(PROBE + window, PROBE) + 2 * layout.state_bytes
+    least = taken(model, layout, PROBE, window) - kv
+    assert enough(model, layout, [drain(measuring(model, layout, math.inf))], (PROBE, window), least) >= least
 
 
 @pytest.mark.parametrize(("seconds", "tries"), [(0.001, TRIES), (1.0, 1)])
