@@ -58,6 +58,7 @@ class Harness:
     Args:
         guesses: Whether tokens are guessed ahead for requests that leave it open, where that gains time.
         measured: What passes of models take, as far as it is known.
+        warms: Whether a load gets tokenizer and template ready. That starts a process, so most tests go without.
         settings: Configuration keys.
 
     Attributes:
@@ -68,12 +69,15 @@ class Harness:
         pressure: How short of memory the system is said to be.
     """
 
-    def __init__(self, *, guesses: bool = False, measured: Measurements = MEASURED, **settings: Any) -> None:
+    def __init__(
+        self, *, guesses: bool = False, measured: Measurements = MEASURED, warms: bool = False, **settings: Any
+    ) -> None:
         self.events: list[ipc.Event] = []
         self.figures = pb.StatsResponse()
         self._sent: list[ipc.Event] = []
         self._lock = threading.Lock()
         self.behind = False
+        self._warms = warms
         self.clock_offset = 0.0
         self.slept = 0.0
         self.pressure = Level.NORMAL
@@ -127,6 +131,8 @@ class Harness:
         body: Any = kinds.get(type(request), command.invalidate)
         body.SetInParent()
         body.CopyFrom(request)
+        if isinstance(request, pb.GetOrLoadRequest):
+            body.skip_warmup |= not self._warms
         self.engine.handle(command)
         return self._last_id
 

@@ -141,8 +141,9 @@ def test_without_a_budget_no_model_is_preloaded(engine: Callable[..., Harness]) 
 
 
 def test_the_first_prompt_after_a_load_finds_the_tokenizer_read(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
+    engine: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    harness = engine(warms=True)
     harness.run(LOAD)
     tokenizers_of = harness.engine._services.tokenizers
     harness.until(lambda: bool(tokenizers_of._loaded))
@@ -151,8 +152,11 @@ def test_the_first_prompt_after_a_load_finds_the_tokenizer_read(
     assert harness.run(generate("The")).finished.usage.completion_tokens > 0
 
 
-def test_first_conversation_after_a_load_finds_a_worker(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_conversation_after_a_load_finds_a_worker(
+    engine: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A worker takes most of a second to start, and the weights take longer to load."""
+    harness = engine(warms=True)
     harness.run(LOAD)
     harness.until(lambda: bool(harness.engine._templates._shapes))
     monkeypatch.setattr(chat_templates, "Renderer", pytest.fail)
@@ -163,14 +167,17 @@ def test_first_conversation_after_a_load_finds_a_worker(harness: Harness, monkey
     assert answer.finished.usage.completion_tokens > 0
 
 
-def test_a_load_without_warm_up_starts_no_worker(harness: Harness) -> None:
+def test_a_load_without_warm_up_starts_no_worker(engine: Callable[..., Harness]) -> None:
+    harness = engine(warms=True)
     harness.run(pb.GetOrLoadRequest(model="embedded", skip_warmup=True))
     harness.settle()
     assert not harness.engine._templates.pids
 
 
-def test_a_tokenizer_that_cannot_be_read_is_an_error_of_the_first_prompt(tmp_path: Path, harness: Harness) -> None:
-    path = copy_of_embedded(tmp_path)
+def test_a_tokenizer_that_cannot_be_read_is_an_error_of_the_first_prompt(
+    tmp_path: Path, engine: Callable[..., Harness]
+) -> None:
+    path, harness = copy_of_embedded(tmp_path), engine(warms=True)
     (path / "tokenizer.json").write_text("{")
 
     assert harness.run(pb.GetOrLoadRequest(model=str(path))).info.size_bytes > 0
