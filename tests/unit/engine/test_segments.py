@@ -253,6 +253,12 @@ def test_segments_are_known_under_their_salt_alone() -> None:
     assert len(encoded) == 5
 
 
+@pytest.fixture(name="harness")
+def _harness(engine: Callable[..., Harness]) -> Harness:
+    """Return an engine that reads the tokenizer beside the weights."""
+    return engine(warms=True)
+
+
 @pytest.fixture(name="encoded")
 def _encoded(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the segments that an engine encodes from now on."""
