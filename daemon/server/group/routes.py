@@ -25,6 +25,8 @@ from mlx_sidecar.v1 import sidecar_pb2 as pb
 _EVERYWHERE = "everywhere"
 """The way of a model that runs on all ranks, however it is cut."""
 _ROUTES = {TENSOR: _EVERYWHERE, PIPELINE: _EVERYWHERE}
+MOST_DRAFTS = 256
+"""Draft models that are remembered of an engine; from then on, any model may have been one."""
 
 
 class OpenCall(Protocol):
@@ -84,8 +86,8 @@ class Routes:
         """
         model = _model(command)
         how = self._models.get(model, "none") if self._group is not None else "none"
-        if how != _EVERYWHERE:
-            self._drafts[False].add(_draft(command))
+        if self._group is not None and how != _EVERYWHERE:
+            self._note_draft(command, there=False)
         if how == "auto":
             copy = ipc.Command()
             copy.CopyFrom(command)
@@ -132,8 +134,14 @@ class Routes:
         """Return whether the group, or this machine's engine, may have something of a model that it does not run."""
         if self._group is None or self._stored is None:
             return False
-        model = request.model
-        return model.model in self._drafts[there] or (model.prefixes and await self._stored(model.model, there))
+        model, drafts = request.model, self._drafts[there]
+        guessed = model.model in drafts or len(drafts) == MOST_DRAFTS
+        return guessed or (model.prefixes and await self._stored(model.model, there))
+
+    def _note_draft(self, command: ipc.Command, *, there: bool) -> None:
+        """Remember the draft model of a request; callers choose the names, so that there is a bound."""
+        if (name := _draft(command)) and len(self._drafts[there]) < MOST_DRAFTS:
+            self._drafts[there].add(name)
 
     @property
     def _away(self) -> bool:
@@ -143,7 +151,7 @@ class Routes:
     def _at_group(self, command: ipc.Command, model: str) -> EngineCall:
         assert self._group is not None
         self._models[model] = _EVERYWHERE
-        self._drafts[True].add(_draft(command))
+        self._note_draft(command, there=True)
         if getattr(_body(command), "adapter", ""):
             raise invalid("adapter", "cannot be used with a model of the group; merge it into the model")
         return self._group.open(command)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from daemon.cache.callbacks import ignore
-from daemon.server.group.routes import OpenCall, Routes
+from daemon.server.group.routes import MOST_DRAFTS, OpenCall, Routes
 from daemon.server.supervision.call_router import CallRouter
 from daemon.shared.errors import Reason, SidecarError
 from daemon.v1 import ipc_pb2 as ipc
@@ -147,6 +147,19 @@ async def test_draft_model_is_dropped_where_it_was_used(by_group: bool) -> None:
     request = pb.InvalidateRequest(model=pb.ModelTarget(model="draft", weights=True))
     await two.routes.everywhere(ipc.Command(invalidate=request))
     assert [each[-1].invalidate for each in (two.here, two.there)] == [request] * 2
+
+
+@pytest.mark.parametrize("count", [MOST_DRAFTS - 1, MOST_DRAFTS + 1])
+async def test_after_very_many_draft_models_any_may_have_been_one(count: int) -> None:
+    """Callers choose the names, and none may be missed."""
+    two = Two(large="tensor")
+    for number in range(count):
+        command = generate("large")
+        command.generate.draft_model = f"draft {number}"
+        two.routes.open(command)
+    two.there.clear()
+    await two.routes.everywhere(ipc.Command(invalidate=pb.InvalidateRequest(model=pb.ModelTarget(model="other"))))
+    assert len(two.there) == (count > MOST_DRAFTS)
 
 
 async def test_prefixes_that_a_group_has_left_are_noted_while_it_is_away() -> None:
