@@ -39,6 +39,7 @@ PATTERNS = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.
 _IGNORED = ["*/*.safetensors"]
 """Files that the patterns match as well: their asterisk stands for slashes too."""
 _COMPLETE = Findings[Path, bool]()
+"""Whether snapshots are complete: each call for a Hub id asks."""
 
 
 def snapshot(repo: str, revision: str, *, allow_download: bool, report: Report) -> Path:

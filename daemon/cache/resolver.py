@@ -63,8 +63,8 @@ class Wanted:
     offline: bool = False
 
 
-_Identified = tuple[str, Path, Path | None, bool, int]
-"""Name, directory, adapter's directory, whether the Hub's cache has it, and digests that were corrected by then."""
+_Identity = tuple[str, Path, Path | None, bool, int]
+"""What a finding is about: name, directories of model and adapter, whether it is the Hub's, and `Digests.corrected`."""
 
 
 class Watcher(Protocol):
@@ -110,7 +110,7 @@ class Resolver:
         self._afford = afford
         self._revisions = LruDict[str, str](MOST_REVISIONS)
         """By Hub id, the revision that it stands for if a request names none."""
-        self._identified = Findings[_Identified, ModelSource](now_ns)
+        self._identified = Findings[_Identity, ModelSource](now_ns)
         self._lock = threading.Lock()
         self._downloads = KeyedLock[str]()
 
@@ -149,7 +149,7 @@ class Resolver:
         else:
             key = name, path, adapter, is_hub, self._digests.corrected
             source = self._identified.get(key, filter(None, (path, adapter)), identified)
-            afford(name, source.size_bytes)
+            afford(name, source.size_bytes)  # of a model that was known, too: what is allowed may have changed
         self._refuse_unsupported(source)
         return source
 

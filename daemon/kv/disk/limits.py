@@ -21,8 +21,8 @@ WRITES = 2
 HOURLY = 2
 """An hour has this part of what is left of the day's writes: a busy hour leaves something to the others."""
 
-
 _LEAST_SHARE = 1 << 20
+"""Bytes that each of two tiers has at least: a number above 0 turns both on."""
 
 
 def share(wanted: int | None, *, shared: bool) -> int | None:
