@@ -99,7 +99,7 @@ def main() -> int:
 
 
 def many_files(folder: Path) -> Path:
-    """Write the embedded model with a file for each of its tensors; return its folder once its files count as settled."""
+    """Write the embedded model with a file for each of its tensors, and return its folder once that has settled."""
     folder.mkdir()
     for file in EMBEDDED_PATH.glob("*.json"):
         shutil.copy(file, folder)
