@@ -8,8 +8,8 @@ From a checked model on disk to a model that requests can use:
 3. **Read** (`weights.py`): the arrays are evaluated in the order of their files, a slice at a time. Threads hash the
    memory that was read into (`hashing.py`).
 4. **Compute**: arrays that mlx-lm derives from weights, or adds, are evaluated in slices too.
-5. **Self-test**: a first forward pass finds the layout of the KV cache. It is proven that a restored cache and a
-   batch compute the same tokens, or the model gets neither reuse nor batches. Hashing goes on meanwhile.
+5. **Self-test** (`self_tests.py`): a first forward pass finds the layout of the KV cache. It is proven that a restored
+   cache and a batch compute the same tokens, or the model gets neither reuse nor batches. Hashing goes on meanwhile.
    What a pass takes is measured, unless it is known (`measurements.py`).
 6. **Warm up** (`warm_up.py`), if that is configured.
 7. **Compare** the digests with those that the model's key was made of. If a file differs, the load fails, and the
@@ -37,22 +37,19 @@ from daemon.cache.digests import SETTLED_NS, Stamp
 from daemon.cache.identity import ModelSource
 from daemon.cache.load import Loaded, Progress, Stage
 from daemon.cache.mlx.assembly import assembling, refuse_partial_adapter
-from daemon.cache.mlx.last_logits import LastLogits, viewing
+from daemon.cache.mlx.last_logits import LastLogits
 from daemon.cache.mlx.load_errors import load_errors
 from daemon.cache.mlx.measurements import Measurements
 from daemon.cache.mlx.module_size import arrays, nbytes
 from daemon.cache.mlx.mtp import NO_HEAD, Head, MtpHead, tried_head
 from daemon.cache.mlx.mtp_checkpoints import TakenHead, head_or_reason
+from daemon.cache.mlx.self_tests import Verdict, Verdicts
 from daemon.cache.mlx.shard import WHOLE, Shard
 from daemon.cache.mlx.warm_up import WarmUp, warm_up
 from daemon.cache.mlx.weights import FileDigest, Reading
 from daemon.cache.pace import SLICE_SECONDS, Pace, paced
-from daemon.kv.mlx.ahead import Ahead, trying
-from daemon.kv.mlx.ahead_rows import trying_rows
-from daemon.kv.mlx.layerwise import Pass, forward_layerwise
+from daemon.kv.mlx.ahead import Ahead
 from daemon.kv.mlx.layout import Layout
-from daemon.kv.mlx.self_test import probing, proving
-from daemon.kv.mlx.shared_self_test import proving_shared
 from daemon.kv.mlx.workspace import NO_WORK, Workspace, measuring
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.failpoints import failpoint
@@ -168,6 +165,7 @@ def load(
     room: Callable[[], object] = lambda: None,
     shard: Shard = WHOLE,
     measured: Measurements = _MEASURED,
+    verdicts: Verdicts | None = None,
 ) -> Generator[Progress, None, Loaded[LoadedModel]]:
     """
     Load a model, a slice for each `next`; the generator returns the model. Closing it abandons the load.
@@ -186,18 +184,22 @@ def load(
         shard: Cuts the module, so that this rank's part is left. Parts are read from the files, and their digests are
             those that the model was found by.
         measured: What passes of models take that were loaded before.
+        verdicts: What self-tests found of models that were loaded before; None to test anew.
 
     Raises:
         MisnamedError: If the weights are not those that the key names.
         SidecarError: MODEL_UNSUPPORTED or MODEL_CORRUPT; MACHINE_EXHAUSTED or MACHINE_FAULT if it is not the model.
     """
-    slicer = _Slicer(clock, seconds)
+    slicer, verdicts = _Slicer(clock, seconds), verdicts or Verdicts()
     with closing(Reading(source, Pace(SLICE_BYTES, seconds), clock, rest)) as reading, shard.noted():
         model, head, needed, computed = yield from _weighed(source, reading, slicer, shard)
         room()
         yield from _evaluate(source, model, computed, reading, slicer, shard)
         progress = _loading(max(needed, reading.done), source.size_bytes)
-        loaded = yield from _tested(source, model, needed, progress, slicer, shard, measured)
+        with load_errors(source):
+            verdict = yield from slicer.run(verdicts.reach(source, model, shard), progress)
+            work = yield from _measured(source, model, verdict.layout, progress, slicer, measured)
+        loaded = _loaded(source, model, needed, verdict, work)
         loaded = replace(loaded, mtp=(yield from slicer.run(tried_head(source, head, model), progress)))
         if warmup_tokens:
             progress = Progress(Stage.WARMING_UP)
@@ -206,6 +208,7 @@ def load(
         # Last: the threads that hash have had the time of the self-tests and of the warm-up.
         digests = yield from slicer.run(reading.digests(seconds), progress)
         _refuse_misnamed(source, digests, learn)
+        verdicts.keep(source, verdict, shard)
         return Loaded(loaded, needed)
 
 
@@ -287,37 +290,31 @@ def _piece(computed: list[mx.array], most: int) -> list[mx.array]:
     return piece
 
 
-def _tested(
-    source: ModelSource,
-    model: Any,
-    needed: int,
-    progress: Progress,
-    slicer: _Slicer,
-    shard: Shard,
-    measured: Measurements,
-) -> _Slices[LoadedModel]:
-    """Run the self-tests of a module with evaluated arrays, measure its passes, and return the model."""
-    with load_errors(source):
-        layout = yield from slicer.run(probing(model), progress)
-        failpoint("load.probed")
-        layout = shard.alike(source, layout)
-        logits = yield from slicer.run(_a_token(model, layout), progress)
-        joinable = yield from slicer.run(proving(model), progress)
-        ahead = yield from slicer.run(trying(model, layout), progress)
-        together = yield from slicer.run(trying_rows(model, ahead, joinable=joinable), progress)
-        shares = yield from slicer.run(proving_shared(model, layout), progress)
-        last = yield from slicer.run(viewing(model, layout), progress)
-        work = measured.find(source.key, layout)
-        if work is None:
-            work = yield from slicer.run(measuring(model, layout), progress)
-            measured.keep(source.key, layout, work)
-    size, joined = int(logits.shape[-1]), joinable and shares and layout.bills_own
-    return LoadedModel(source, model, layout, needed, size, joinable, ahead, together, work, joined, last=last)
+def _measured(
+    source: ModelSource, model: Any, layout: Layout, progress: Progress, slicer: _Slicer, measured: Measurements
+) -> _Slices[Workspace]:
+    """Return the memory that passes take: what an earlier load measured, or what is measured now."""
+    work = measured.find(source.key, layout)
+    if work is None:
+        work = yield from slicer.run(measuring(model, layout), progress)
+        measured.keep(source.key, layout, work)
+    return work
 
 
-def _a_token(model: Any, layout: Layout) -> Pass:
-    """Compute logits in the way in which requests compute them: their width is the vocabulary's."""
-    return forward_layerwise(model, mx.array([[0]]), layout.new_cache(model, 1))
+def _loaded(source: ModelSource, model: Any, needed: int, verdict: Verdict, work: Workspace) -> LoadedModel:
+    return LoadedModel(
+        source,
+        model,
+        verdict.layout,
+        needed,
+        verdict.vocab_size,
+        verdict.joinable,
+        verdict.ahead,
+        verdict.ahead_together,
+        work,
+        shares=verdict.joinable and verdict.shares and verdict.layout.bills_own,
+        last=verdict.view(model),
+    )
 
 
 def _warmed_up(loaded: LoadedModel, tokens: int, progress: Progress, slicer: _Slicer) -> _Slices[LoadedModel]:

@@ -5,7 +5,7 @@ To measure it is most of what a load of a small model computes. The figures foll
 its KV is kept, and from the place: MLX, mlx-lm, the device, the system and MLX's settings. A figure of another place
 counts for nothing.
 
-Results of self-tests are not kept. They guard against changes that no key names, such as another BLAS or driver.
+Results of self-tests are not kept in the file (`self_tests.py` says why).
 """
 
 from __future__ import annotations

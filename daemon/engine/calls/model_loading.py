@@ -9,6 +9,7 @@ from daemon.cache.identity import ModelSource
 from daemon.cache.load import Load
 from daemon.cache.mlx.loader import LoadedModel, load
 from daemon.cache.mlx.measurements import Measurements
+from daemon.cache.mlx.self_tests import Verdicts
 from daemon.cache.mlx.shard import WHOLE, Shard
 from daemon.cache.pace import SLICE_SECONDS
 from daemon.engine.background.thread_priority import Streams, resting
@@ -49,6 +50,7 @@ class ModelLoader:
         self._clock = clock
         self._warmup_tokens = warmup_tokens
         self._measured = measured
+        self._verdicts = Verdicts()
         self._shard = shard
 
     def begin(self, source: ModelSource, skip_warmup: object) -> Load[LoadedModel]:
@@ -65,6 +67,7 @@ class ModelLoader:
             lambda: self._memory.shed_prefixes(0),
             self._shard,
             self._measured,
+            self._verdicts,
         )
 
     def slice_seconds(self) -> float:
