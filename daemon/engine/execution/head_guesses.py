@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from daemon.engine.execution.request import Speculation
 from daemon.engine.execution.sequence import Sequence
-from daemon.engine.scheduling.governor import Governor, Rests, Source
+from daemon.engine.scheduling.governor import Governor, Source
 from daemon.engine.scheduling.ngrams import LONG
+from daemon.engine.scheduling.rests import Rests
 
 if TYPE_CHECKING:
     from daemon.engine.execution.speculation import Guesses

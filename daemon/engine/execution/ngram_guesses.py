@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from daemon.engine.execution.request import Speculation
 from daemon.engine.execution.sequence import Sequence
-from daemon.engine.scheduling.governor import MOST_GUESSES, Governor, Rests, Source
+from daemon.engine.scheduling.governor import MOST_GUESSES, Governor, Source
 from daemon.engine.scheduling.ngrams import LONG, NgramIndex
+from daemon.engine.scheduling.rests import Rests
 
 _LONG_MATCH = 8
 """Tokens of a match from which it counts as a source of its own, `LONG`: its guesses are better."""
@@ -18,13 +19,16 @@ _INDEXED = 1 << 16
 """Tokens of a prompt, its last ones, that are indexed."""
 _INDEXED_AT_ONCE = 1024
 """Tokens indexed in a step: half a millisecond."""
+_WAKES = 4
+"""Guesses in a row that would have been right, after which the governor is asked again."""
 
 
 class NgramGuesses:
     """
     Guesses that a sequence goes on as it did before, after the same tokens.
 
-    While no guess of it would be allowed, it neither indexes tokens nor looks for them.
+    While no guess of it would be allowed, it guesses for itself, and tells the governor which of these were right: that
+    takes two microseconds a token, and no pass.
 
     Args:
         sequence: The request.
@@ -39,13 +43,18 @@ class NgramGuesses:
         """Tokens of the sequence that are in the index, or are left out of it."""
         self._match = 0, 0
         """Tokens of the last match, and the place after them."""
+        self._seen = _OF_SHORT, 0
+        """The source of the guess that is compared with the tokens that follow, and its place."""
+        self._compared = MOST_GUESSES
+        """Tokens of it that were compared; all if it was wrong."""
         self._always = sequence.request.speculation is Speculation.NGRAM
 
     def ready(self) -> bool:
         """Look for the last tokens at an earlier place."""
-        if self._rests.step() and not self._always:
+        rests, follows = self._rests.step(), self._follow()
+        if not follows or (rests and not self._always):
             return False
-        self._match = self._index.match() if self._follow() else (0, 0)
+        self._match = self._index.match()
         return self._match[0] > 0
 
     def guess(self, pending: Callable[[], int], most: int, *, known: bool) -> tuple[Source, list[int]]:
@@ -55,7 +64,7 @@ class NgramGuesses:
         A token that the device still computes is waited for only if a match before it tells which one it may be.
         """
         length, after = self._match
-        label = _OF_LONG if length >= _LONG_MATCH else _OF_SHORT
+        label = _source(length)
         count = self._count(label, min(most, MOST_GUESSES))
         if known or not count:
             return label, self._index.following(after, count)
@@ -74,6 +83,27 @@ class NgramGuesses:
         prompt, generated = self._sequence.prompt, self._sequence.generated
         end = min(len(prompt) + len(generated), self._read + _INDEXED_AT_ONCE)
         for place in range(self._read, end):
-            self._index.add(prompt[place] if place < len(prompt) else generated[place - len(prompt)])
+            if place < len(prompt):
+                self._index.add(prompt[place])
+            else:
+                self._compare(generated[place - len(prompt)])
         self._read = end
         return end == len(prompt) + len(generated)
+
+    def _compare(self, token: int) -> None:
+        """Index a token of the answer, and compare it with a guess that is made as those of passes are."""
+        if self._compared == MOST_GUESSES:
+            length, after = self._index.match()
+            self._seen, self._compared = (_source(length), after), 0 if length else MOST_GUESSES
+        if self._compared < MOST_GUESSES:
+            source, after = self._seen
+            right = self._index.following(after + self._compared, 1) == [token]
+            self._compared = self._compared + 1 if right else MOST_GUESSES
+            self._rests.see(source, right)
+            if right and self._compared % _WAKES == 0:
+                self._rests.wake(source)
+        self._index.add(token)
+
+
+def _source(length: int) -> Source:
+    return _OF_LONG if length >= _LONG_MATCH else _OF_SHORT

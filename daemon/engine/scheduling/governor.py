@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
-from daemon.engine.scheduling.pass_costs import LOSS_SHARE, SAVED, PassCosts
+from daemon.engine.scheduling.pass_costs import CREDIT, LOSS_SHARE, SAVED, PassCosts, Purse
 
 # What a guess costs and what it brings
 #
@@ -17,11 +17,12 @@ from daemon.engine.scheduling.pass_costs import LOSS_SHARE, SAVED, PassCosts
 #
 # t and c are measured for each number of rows, as powers of two (`pass_costs.py`), and p for each source. k is a power
 # of two as well: a device compiles for few shapes then. `count` takes the k with the largest gain if all rows guess
-# alike, and `width` the one for what the rows of a pass really have.
+# alike, and `width` the one for what the rows of a pass really have. N-grams need no pass to know p: what they would
+# have guessed is compared with what was decoded, so they are tried only to know c, and where they may gain.
 #
 # A source with a gain below 1 is parked. It is tried again where that costs little: what guessing lost against passes
 # without a guess is summed up, in seconds, and must stay below a share of all seconds spent. A try that may lose half
-# a pass so comes after 25 passes. A gain of the past pays for a loss of few passes alone.
+# a pass so comes after 33 passes. A gain of the past pays for a loss of few passes alone.
 
 MOST_GUESSES = 8
 """Most tokens guessed at a time from n-grams."""
@@ -80,6 +81,7 @@ class Record:
     Attributes:
         guessed: Tokens guessed.
         accepted: Guesses that were right.
+        seen: Guesses that were compared with decoded tokens, whether a pass checked them or not; 0 if none can be.
         chance: Chance that a guess is right if those before it were.
         seconds: Its seconds of passes with guesses: for each row its share of a usual pass, and of what guesses added.
         plain: Seconds that the tokens of these passes would have taken without guesses.
@@ -87,6 +89,7 @@ class Record:
 
     guessed: int = 0
     accepted: int = 0
+    seen: int = 0
     chance: float = _FIRST_CHANCE
     seconds: float = 0.0
     plain: float = 0.0
@@ -95,8 +98,18 @@ class Record:
         """Count guesses, and which of them were right."""
         self.guessed += check.guessed
         self.accepted += check.accepted
-        for right in [1.0] * check.accepted + [0.0] * (check.accepted < check.guessed):
-            self.chance += max(_WEIGHT, 1 / (self.guessed + 2)) * (right - self.chance)
+        if self.seen:  # they are among those
+            return
+        for right in [True] * check.accepted + [False] * (check.accepted < check.guessed):
+            self._learn(right, self.guessed)
+
+    def see(self, right: bool) -> None:
+        """Count a guess that needed no pass, and whether it would have been right."""
+        self.seen += 1
+        self._learn(right, self.seen)
+
+    def _learn(self, right: bool, known: int) -> None:
+        self.chance += max(_WEIGHT, 1 / (known + 2)) * (right - self.chance)
 
     def brings(self, guesses: int) -> float:
         """Return how many of so many guesses are right, on average."""
@@ -114,6 +127,7 @@ class Governor:
     def __init__(self) -> None:
         self.records: dict[Source, Record] = {}
         self._sizes: dict[int, PassCosts] = {}
+        self._purse = Purse()
         self._last: Sequence[Check] = ()
         self._late: float | None = None
         """Seconds since a step waited for all of its tokens, so that no pass began behind it; None if one did."""
@@ -125,7 +139,7 @@ class Governor:
         number = (rows - 1).bit_length()
         if number not in self._sizes:
             fewer = max((other for other in self._sizes if other < number), default=None)
-            self._sizes[number] = PassCosts(None if fewer is None else self._sizes[fewer])
+            self._sizes[number] = PassCosts(self._purse, None if fewer is None else self._sizes[fewer])
         self._size = self._sizes[number]
 
     def stepped(self, seconds: float, rows: int, checks: Sequence[Check], tokens: int) -> None:
@@ -140,14 +154,15 @@ class Governor:
         """
         self.share(rows)
         guessed, late = [check for check in checks if check.guessed], self._late
-        self._late = 0.0 if checks else None
+        self._late = 0.0 if guessed else None
         if guessed:
             self.guessed(seconds, guessed, tokens)
         elif tokens != rows:
             self._late = None if late is None else late + seconds
-        elif late is not None:
-            self.resumed(late + seconds)
-        elif not checks:
+        elif checks or late is not None:  # a pass began only when the tokens before it were known
+            self._last = checks or self._last
+            self.resumed((late or 0.0) + seconds)
+        else:
             self.plain(seconds)
 
     def plain(self, seconds: float) -> None:
@@ -200,6 +215,10 @@ class Governor:
         for check in checks:
             self.records.setdefault(check.source, Record()).count(check)
 
+    def see(self, source: Source, right: bool) -> None:
+        """Compare a guess of a source with a token that was decoded: that costs no pass, and tells its chance."""
+        self.records.setdefault(source, Record()).see(right)
+
     def count(self, source: Source, most: int) -> int:
         """Return how many tokens a source may guess now, at most `most`; 0 to guess nothing."""
         return self._chosen([(self.records.get(source) or Record(), most)], 1)
@@ -213,7 +232,9 @@ class Governor:
         size, record = self._size, self.records.get(source) or Record()
         if not size.known or _best(size, [(record, MOST_GUESSES)], 1, _WIDTHS)[1] > _WORTH:
             return 0
-        lacking = _stake(size) - size.budget
+        if not _may_be_tried(size, [(record, MOST_GUESSES)], 1):
+            return _LONGEST_REST
+        lacking = _stake(size) - size.stake
         return max(0, min(_LONGEST_REST, int(lacking / (LOSS_SHARE * size.step))))
 
     def width(self, guesses: Sequence[tuple[Source, int]]) -> int:
@@ -236,14 +257,17 @@ class Governor:
             return 0
         widths = [1 << power for power in range(most.bit_length())]
         width, gain = _best(size, guesses, rows, widths)
+        # What is likely to be right may lose more at first: a text that repeats itself gains it back soon.
+        credit = CREDIT * size.step * max(record.chance for record, _ in guesses)
         if gain > _WORTH and not size.knows(width):
             unknown = next(one for one in widths if not size.knows(one))
-            if size.allowance > size.risk(unknown) * size.step:
+            feared = size.risk(unknown)
+            if size.stake + credit > max(feared - _brings(guesses, unknown) / rows, feared / 2) * size.step:
                 return unknown
             width, gain = _best(size, guesses, rows, [one for one in widths if size.knows(one)])
-        if gain > _WORTH and size.allowance > 0:
+        if gain > _WORTH and size.budget + credit > 0:
             return width
-        return 1 if size.budget > _stake(size) else 0
+        return 1 if size.stake > _stake(size) and _may_be_tried(size, guesses, rows) else 0
 
     def _share_out(self, checks: Sequence[Check], seconds: float) -> None:
         usual = self._size.step / self._rows
@@ -255,8 +279,9 @@ class Governor:
     def kinds(self) -> dict[int, list[Source]]:
         """Return the sources that have guessed, by their kind."""
         kinds: dict[int, list[Source]] = {}
-        for source in self.records:
-            kinds.setdefault(source.kind, []).append(source)
+        for source, record in self.records.items():
+            if record.guessed:
+                kinds.setdefault(source.kind, []).append(source)
         return kinds
 
     def gain(self, *sources: Source) -> float:
@@ -279,50 +304,31 @@ def _stake(size: PassCosts) -> float:
     return min(size.risk(1), 0.99 * SAVED) * size.step
 
 
+def _may_be_tried(size: PassCosts, guesses: Sequence[tuple[Record, int]], rows: int) -> bool:
+    """Whether a try may find a gain: not where chances are known, and passes at half of their cost would lose."""
+    known = all(record.seen > _TRIED for record, _ in guesses)
+    return not known or _best(size, guesses, rows, _WIDTHS, 0.5)[1] > _WORTH
+
+
+def _brings(guesses: Sequence[tuple[Record, int]], width: int) -> float:
+    """Return how many guesses of all rows are right in a pass of a width, on average."""
+    return sum(record.brings(min(width, count)) for record, count in guesses)
+
+
 def _best(
-    size: PassCosts, guesses: Sequence[tuple[Record, int]], rows: int, widths: Sequence[int]
+    size: PassCosts, guesses: Sequence[tuple[Record, int]], rows: int, widths: Sequence[int], share: float = 1.0
 ) -> tuple[int, float]:
-    """Return the number of guesses a row, of some, with the largest gain, and the gain; (0, 1) of none."""
+    """
+    Return the number of guesses a row, of some, with the largest gain, and the gain; (0, 1) of none.
+
+    Passes are taken to cost a share of what they do.
+    """
     gains = [(1.0, 0)]
     for width in widths:
-        tokens = rows + sum(record.brings(min(width, count)) for record, count in guesses)
-        gains.append((tokens / (rows * (1 + size.cost(width))), -width))
+        tokens = rows + _brings(guesses, width)
+        gains.append((tokens / (rows * (1 + share * size.cost(width))), -width))
     gain, width = max(gains)
     return -width, gain
-
-
-class Rests:
-    """
-    Asks a governor for a sequence, and spares it sources that would be allowed no guess.
-
-    Args:
-        governor: The governor.
-        sources: The sources.
-    """
-
-    def __init__(self, governor: Governor, *sources: Source) -> None:
-        self._governor = governor
-        self._sources = sources
-        self._steps = 0
-        self._until: dict[Source, int] = {}
-
-    def step(self) -> bool:
-        """Count a step of the sequence, and return whether all sources rest."""
-        self._steps += 1
-        return all(map(self._rests, self._sources))
-
-    def count(self, source: Source, most: int) -> int:
-        """Return how many tokens a source may guess now; one that may not guess rests. See `Governor.count`."""
-        if self._rests(source):
-            return 0
-        count = self._governor.count(source, most)
-        for each in [] if count else self._sources:
-            if not self._rests(each):
-                self._until[each] = self._steps + self._governor.rest(each)
-        return count
-
-    def _rests(self, source: Source) -> bool:
-        return self._steps < self._until.get(source, 0)
 
 
 class Governors:

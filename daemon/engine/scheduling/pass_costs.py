@@ -11,7 +11,7 @@ from math import sqrt
 # promises a gain, after the width below it, and where a pass that brings nothing would not break the bound. In seconds,
 # of any part of the time, however short:
 #
-#   lost  <=  LOSS_SHARE * spent + (SAVED + _CREDIT) * step
+#   lost  <=  LOSS_SHARE * spent + (SAVED + CREDIT) * step
 #
 # Lost is what passes with guesses took, less what their tokens would have taken without guesses. `budget` is what may
 # be lost now: it grows by a share of the time and by gains, up to SAVED steps. A pass begins before the one before it
@@ -21,7 +21,7 @@ from math import sqrt
 # between those with guesses: after _SOON of them, or _LONGEST if they gain much, and once passes with guesses became
 # shorter. If steps did as well, what was gained since the last step is counted anew.
 
-LOSS_SHARE = 0.02
+LOSS_SHARE = 0.015
 """Share of the time that guessing in vain may take."""
 _FIRST_COST = 0.1
 """What a guess is hoped to add to a pass, as a share of it, before anything is known."""
@@ -47,8 +47,8 @@ _STALE = 4096
 """Passes after which a width that was not used is not known any more."""
 SAVED = 3
 """Passes that may be lost at most at once, whatever was spent or gained before: an answer may be short."""
-_CREDIT = 1
-"""Passes that a try that promises a gain may lose, before their share allows it."""
+CREDIT = 1
+"""Passes that sure guesses may lose before their share allows it; others less, as they are less likely to be right."""
 
 
 @dataclass(slots=True)
@@ -61,16 +61,25 @@ class _Cost:
 
 
 @dataclass(slots=True)
+class Purse:
+    """Seconds that tries of a model may lose now, with whatever number of rows."""
+
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
 class PassCosts:
     """
     What passes over some number of rows take.
 
     Attributes:
+        purse: What tries may lose, which passes over all numbers of rows share.
         fewer: Costs of passes over fewer rows, if they are known; more rows cost no less.
         step: Seconds of a pass without a guess; 0 if not known.
         budget: Seconds that guesses may lose now.
     """
 
+    purse: Purse
     fewer: PassCosts | None = None
     step: float = 0.0
     budget: float = 0.0
@@ -99,9 +108,9 @@ class PassCosts:
         return self.measured and not self._due
 
     @property
-    def allowance(self) -> float:
-        """Seconds that guesses may lose now if they promise a gain."""
-        return self.budget + _CREDIT * self.step
+    def stake(self) -> float:
+        """Seconds that a try may lose now: passes over other numbers of rows may have lost what these gained."""
+        return min(self.budget, self.purse.seconds)
 
     def knows(self, width: int) -> bool:
         """Whether passes with so many guesses were measured."""
@@ -185,6 +194,7 @@ class PassCosts:
     def lose(self, seconds: float) -> None:
         """Book a loss, or a gain below zero."""
         self.budget = min(SAVED * self.step, self.budget - seconds)
+        self.purse.seconds = min(SAVED * self.step, self.purse.seconds - seconds)
 
     def resumed(self, seconds: float, width: int) -> None:
         """Book a pass without a guess that could not begin before the tokens of one with guesses were known."""

@@ -6,8 +6,9 @@ import random
 
 import pytest
 
-from daemon.engine.scheduling.governor import MOST_GUESSES, Check, Governor, Governors, Rests, Source
+from daemon.engine.scheduling.governor import MOST_GUESSES, Check, Governor, Governors, Source
 from daemon.engine.scheduling.pass_costs import LOSS_SHARE, SAVED
+from daemon.engine.scheduling.rests import Rests
 
 GOOD, BAD = Source(3, "long"), Source(3, "short")
 STEP = 0.01
@@ -297,6 +298,7 @@ def test_source_that_may_gain_does_not_rest() -> None:
     assert governor.rest(GOOD) == 0
     run(governor, 500, {BAD: 0.0}, 0.2, 1)
     both, bad = Rests(governor, GOOD, BAD), Rests(governor, BAD)
+    governor.guessed(STEP * 2, [Check(BAD, 1, 0)], 1)
     while both.count(BAD, MOST_GUESSES) or bad.count(BAD, MOST_GUESSES):
         governor.guessed(STEP * 2, [Check(BAD, 1, 0)], 1)
     assert [rests.step() for rests in (both, bad)] == [False, True]

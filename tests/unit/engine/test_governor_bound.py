@@ -84,14 +84,15 @@ class Machine:
 
     def _passed(self, checks: list[Check], width: int) -> None:
         fed = 1 + width + self._unfed
-        took = self._step * (self.line(fed) + self.bubble * self._late) * self.source.uniform(0.95, 1.05)
+        waited = self._late or (checks and not width)  # a pass begins when the tokens before it are known
+        took = self._step * (self.line(fed) + self.bubble * bool(waited)) * self.source.uniform(0.95, 1.05)
         burst = self.compiling * (fed not in self._shapes)
         self._shapes.add(fed)
         self.bursts += burst > 0
         tokens = self.rows + sum(check.accepted for check in checks)
         wrong = [check for check in checks if check.accepted < check.guessed]
         self._unfed = max((1 + check.accepted for check in wrong), default=0) if self.recurrent else 0
-        self._late = bool(checks)
+        self._late = width > 0
         self.governor.stepped(took + burst, self.rows, checks, tokens)
         self.seconds += took
         self.plain += self._step * tokens / self.rows

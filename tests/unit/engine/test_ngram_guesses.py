@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 
@@ -12,7 +11,7 @@ from daemon.engine.execution.ngram_guesses import NgramGuesses
 from daemon.engine.execution.request import Speculation
 from daemon.engine.execution.speculation import Guesser
 from daemon.engine.scheduling.governor import Check, Governor, Source
-from daemon.engine.scheduling.ngrams import LONG, NgramIndex
+from daemon.engine.scheduling.ngrams import LONG
 from daemon.kv.mlx.ahead import Ahead
 
 
@@ -37,21 +36,43 @@ def parked() -> Governor:
     return governor
 
 
-def test_parked_ngrams_are_neither_indexed_nor_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A look at a text that repeats itself takes longer than a guess may lose. What was not indexed is made up for."""
+def answering(prompt: list[int]) -> Any:
     options = SimpleNamespace(speculation=Speculation.AUTO, stop_ids=set())
-    sequence: Any = SimpleNamespace(prompt=[1, 2, 3] * 2, generated=[], request=options)
-    indexed, matched = Mock(wraps=NgramIndex.add), Mock(wraps=NgramIndex.match)
-    monkeypatch.setattr(NgramIndex, "add", lambda *given: indexed(*given))
-    monkeypatch.setattr(NgramIndex, "match", lambda *given: matched(*given))
-    source, repeated = NgramGuesses(sequence, parked()), 0
-    for token in [1, 2, 3] * 100:
+    return SimpleNamespace(prompt=prompt, generated=[], request=options)
+
+
+def test_parked_ngrams_are_compared_with_the_answer_and_seldom_asked() -> None:
+    """Most of a text that is guessed badly takes no more than its place in an index."""
+    sequence, governor = answering([1, 2, 3] * 2), parked()
+    source, asked = NgramGuesses(sequence, governor), 0
+    for place in range(300):
         if source.ready():
-            repeated += 1
+            asked += 1
             assert not source.guess(lambda: 0, 8, known=True)[1]
-            assert indexed.call_count == len(sequence.prompt) + len(sequence.generated)
+        sequence.generated.append([1, 2, 3, 10 + place][place % 4])
+    assert asked < 30
+    record = governor.records[Source(Speculation.NGRAM, "short")]
+    assert record.seen >= 70, "each place where something was to be guessed"
+    assert record.chance < 0.1
+
+
+def test_ngrams_that_begin_to_be_right_are_asked_soon() -> None:
+    """A file is quoted behind prose: no pass was needed to find out that it is guessed well."""
+    quotation, governor = list(range(100, 200)), Governor()
+    for _ in range(200):
+        governor.plain(1.0)
+        governor.guessed(1.2, [Check(Source(Speculation.DRAFT), 2, 2, asked=True)], 3)
+    sequence = answering([1, 2, 3, *quotation])
+    source, tried = NgramGuesses(sequence, governor), []
+    for token in [[1, 2, 3, 1000 + place][place % 4] for place in range(200)]:
+        tried.append(source.ready() and bool(source.guess(lambda: 0, 8, known=True)[1]))
         sequence.generated.append(token)
-    assert 1 < matched.call_count == repeated < 30
+    assert (any(tried[:100]), any(tried[100:])) == (True, False)
+    quoted = 0
+    while not (source.ready() and source.guess(lambda: 0, 8, known=True)[1]):
+        sequence.generated.append(quotation[quoted])
+        quoted += 1
+    assert quoted <= 16
 
 
 def test_step_without_a_match_asks_nothing_but_its_source() -> None:
