@@ -72,6 +72,14 @@ def test_short_answer_is_billed_few_stored_tokens(bench: Bench) -> None:
     assert decode.ratio <= 1.25
 
 
+@pytest.mark.parametrize("bench", ["cohere2, wide window"], indirect=True)
+def test_bill_covers_a_window_that_grows_by_a_step(bench: Bench) -> None:
+    """It grows by 256 tokens from where the prompt ended, however short the answer is."""
+    decode = bench.run(250, 1, answer=4).phases["decode"]
+    assert decode.least >= LEAST
+    assert decode.ratio <= 1.25
+
+
 @pytest.mark.parametrize("bench", ["gpt_oss", "mamba2"], indirect=True)
 def test_bill_covers_an_answer_that_outgrows_its_room(bench: Bench) -> None:
     """A window that has turned is stored, and a state is kept at each end of a block: without a copy beside it."""
