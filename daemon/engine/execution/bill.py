@@ -170,9 +170,11 @@ def _together(prompts: Rows[tuple[Sequence, BilledRow]], rows: Rows[BilledRow], 
     if len(rows) < 2 or not prompts:
         return 0
     loaded = prompts[0][0].loaded
-    windows = [loaded.layout.layer_bytes(row.held - row.base + row.room, reserved=True) for row in rows]
+    layers = [loaded.layout.layer_bytes(row.held + row.room, reserved=True) for row in rows]  # no prefix has windows
+    if loaded.layout.latent:
+        layers = [loaded.layout.layer_bytes(row.held - row.base + row.room) for row in rows]
     # What their steps take then includes a copy of a layer of all rows: full attention joins without padding.
-    joined = max(int(JOINED * sum(windows)), decoding_bill([loaded], rows).work)
+    joined = max(int(JOINED * sum(layers)), decoding_bill([loaded], rows).work)
     if not loaded.layout.parts.resumes_anywhere:
         return joined  # windows and states share no pass
     own = [loaded.layout.layer_bytes(row.held - row.base + row.room) for _, row in prompts]

@@ -131,7 +131,12 @@ def decoding_bill(models: Rows[LoadedModel], rows: Rows[BilledRow]) -> Bill:
     ends = [_elsewhere(row, row.base + longest) for row in rows]
     kv = whole - sum(model.layout.full_bytes(end) for model in models for end in ends)
     alone = len(rows) == 1 and not grows
-    copies = len(rows) * max(model.layout.layer_bytes(longest, reserved=alone) for model in models)
+    base = max(row.base for row in rows)  # of full attention alone: windows are each row's own
+    layers = [
+        max(model.layout.layer_bytes(longest, reserved=alone), model.layout.layer_bytes(base + longest, reserved=True))
+        for model in models
+    ]
+    copies = len(rows) * max(layers)
     # At the end of a block, each row's copy of its states exists beside the copy before it.
     states = (len(rows) > 1) * len(rows) * sum(model.layout.state_bytes for model in models)
     fed = max(LEAST_FED, most * len(rows))
