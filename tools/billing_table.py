@@ -44,6 +44,15 @@ ANSWER = 32
 WIDE: dict[str, Any] = {"head_dim": 64, "num_key_value_heads": 4, "num_hidden_layers": 8}
 """Changes to a tiny model: 16 KiB of KV a token, and eight layers."""
 
+COHERE: dict[str, Any] = {
+    **WIDE,
+    "model_type": "cohere2",
+    "hidden_size": 256,
+    "sliding_window": 256,
+    "sliding_window_pattern": 4,
+    "layer_norm_eps": 1e-5,
+}
+
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("llama", "float32", WIDE),
     "qwen2": ("llama", "float32", {**WIDE, "model_type": "qwen2", "hidden_size": 256}),
@@ -63,18 +72,8 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "float32",
         {**WIDE, "sliding_window": 128, "layer_types": ["sliding_attention", "full_attention"] * 4},
     ),
-    "cohere2": (
-        "llama",
-        "float32",
-        {
-            **WIDE,
-            "model_type": "cohere2",
-            "hidden_size": 256,
-            "sliding_window": 256,
-            "sliding_window_pattern": 4,
-            "layer_norm_eps": 1e-5,
-        },
-    ),
+    "cohere2": ("llama", "float32", COHERE),
+    "cohere2, wide window": ("llama", "float32", {**COHERE, "sliding_window": 2048}),
     "lfm2": (
         "llama",
         "float32",

@@ -98,6 +98,12 @@ class Row:
         return len(self.sequence.prompt) + len(self.sequence.generated) - self.sequence.kv.base
 
     @property
+    def reach(self) -> int:
+        """Tokens that its KV shall have room for, as it is billed."""
+        done = len(self.sequence.generated)
+        return len(self.sequence.prompt) + done + min(self.sequence.request.max_tokens - done, DECODE_ROOM)
+
+    @property
     def ends(self) -> bool:
         """Whether the pending token is the last that the sequence may have."""
         sampled = len(self.sequence.generated) + (self.unreported is not None)
@@ -191,8 +197,8 @@ class Batch:
         """Copy the KV of rows that stay, layer by layer. The rows that left hold none any more, so it becomes free."""
         if self._thinned:
             self._thinned = False
-            left = [row.sequence.request.max_tokens - len(row.sequence.generated) for row in self.rows]
-            room = 1 + min(max(left), DECODE_ROOM)
+            held = [row.sequence.kv.held for row in self.rows]
+            room = max(row.reach for row in self.rows) - max(held)
             self.rows[0].sequence.loaded.layout.shrink(self._caches, room)
 
     def caches_of(self, row: Row) -> list[Any]:

@@ -58,7 +58,7 @@ def bill(prefilling: Iterable[Sequence], groups: Iterable[Rows[Sequence]], width
     """
     prompts, batches = list(prefilling), list(groups)
     bills = _prompts(prompts, width)
-    bills += [decoding_bill(_models(rows[0]), [_row(row, alone=len(rows) == 1) for row in rows]) for rows in batches]
+    bills += [decoding_bill(_models(rows[0]), list(map(_row, rows))) for rows in batches]
     works = [_joining(alike, batches, width) for alike in _by_model(prompts)]
     read = {prefix.memory for sequence in (*prompts, *chain(*batches)) for prefix in _read(sequence)}
     kv = sum(part.kv for part in bills) + sum(memory.nbytes for memory in read)
@@ -170,8 +170,11 @@ def _together(prompts: Rows[tuple[Sequence, BilledRow]], rows: Rows[BilledRow], 
     if len(rows) < 2 or not prompts:
         return 0
     loaded = prompts[0][0].loaded
-    layers = [loaded.layout.layer_bytes(row.held - row.base + row.room) for row in rows]
-    joined = max(int(JOINED * sum(layers)), decoding_bill([loaded], rows).work)  # and what their steps take then
+    layers = [loaded.layout.layer_bytes(row.held + row.room, reserved=True) for row in rows]  # no prefix has windows
+    if loaded.layout.latent:
+        layers = [loaded.layout.layer_bytes(row.held - row.base + row.room) for row in rows]
+    # What their steps take then includes a copy of a layer of all rows: full attention joins without padding.
+    joined = max(int(JOINED * sum(layers)), decoding_bill([loaded], rows).work)
     if not loaded.layout.parts.resumes_anywhere:
         return joined  # windows and states share no pass
     own = [loaded.layout.layer_bytes(row.held - row.base + row.room) for _, row in prompts]
@@ -219,13 +222,13 @@ def _models(sequence: Sequence) -> list[LoadedModel]:
     return [kv.loaded for kv in sequence.kvs]
 
 
-def _row(sequence: Sequence, *, alone: bool = True) -> BilledRow:
-    """Return what a sequence is billed for. A batch keeps the room that its rows had when they joined."""
+def _row(sequence: Sequence) -> BilledRow:
+    """Return what a sequence is billed for."""
     request, done = sequence.request, len(sequence.generated)
     masked, scored = sequence.constraint is not None, request.top_logprobs is not None
     return BilledRow(
         len(sequence.prompt) + done,
-        min(request.max_tokens - done * alone, DECODE_ROOM),
+        min(request.max_tokens - done, DECODE_ROOM),
         row_vectors(request.sampling, masked=masked, scored=scored),
         fed=1 + most_guesses(sequence),
         grows=request.max_tokens > DECODE_ROOM,

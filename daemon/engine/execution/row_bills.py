@@ -27,7 +27,7 @@ one, and what MLX prepares of the next layers meanwhile.
 """
 
 JOINED = 2.0
-"""The same while rows join: padded, and in one array."""
+"""The same of windows while rows join: padded, and in one array."""
 
 TAIL_ROWS = 65
 """Most tokens of a last chunk that computes logits after all of them: `prefill.TAIL`."""
@@ -118,19 +118,25 @@ def decoding_bill(models: Rows[LoadedModel], rows: Rows[BilledRow]) -> Bill:
     """
     Return the bill of rows that decode together.
 
-    All of them end at the place of the longest. So each has room for that, and for the most that any has left.
+    All of them end at the place of the longest, so each has its room. When the longest leaves, the others move to the
+    left: the batch ends where the row ends that will hold the most.
     """
     each = max(1, MOST_FED // len(rows)) if len(rows) > 1 else rows[0].fed
     most = max(min(row.fed, each) for row in rows)
     held = max(row.held - row.base for row in rows)
     # A row without guesses is padded to the row of its pass with the most.
-    longest = held + max(row.room for row in rows) + (most - 1) * (len(rows) > 1)
+    longest = max(row.held - row.base + row.room for row in rows) + (most - 1) * (len(rows) > 1)
     grows = any(row.grows or row.held - row.base != held for row in rows)
     whole = sum(kv_need(model.layout, row.base + longest, 0, most) for model in models for row in rows)
     ends = [_elsewhere(row, row.base + longest) for row in rows]
     kv = whole - sum(model.layout.full_bytes(end) for model in models for end in ends)
     alone = len(rows) == 1 and not grows
-    copies = len(rows) * max(model.layout.layer_bytes(longest, reserved=alone) for model in models)
+    base = max(row.base for row in rows)  # of full attention alone: windows are each row's own
+    layers = [
+        max(model.layout.layer_bytes(longest, reserved=alone), model.layout.layer_bytes(base + longest, reserved=True))
+        for model in models
+    ]
+    copies = len(rows) * max(layers)
     # At the end of a block, each row's copy of its states exists beside the copy before it.
     states = (len(rows) > 1) * len(rows) * sum(model.layout.state_bytes for model in models)
     fed = max(LEAST_FED, most * len(rows))

@@ -107,35 +107,32 @@ class Layout:
             reserved: Whether all of the room was reserved, so that layers with full attention are never copied and do
                 not count.
         """
-        room, shapes = capacity_for(tokens), set(self._kinds)
+        shapes = set(self._kinds)
         if reserved and self.reusable:
             shapes = {shape for shape in self.shapes if shape.window is not None or shape.state_bytes}
-        return max((shape.live_bytes(room, 1) for shape in shapes), default=0)
+        return max((shape.live_bytes(_room(shape, tokens), 1) for shape in shapes), default=0)
 
     def live_bytes(self, tokens: int, chunk: int, held: int | None = None) -> int:
         """
         Return the bytes of a sequence's cache with room for `tokens` tokens.
 
-        Full attention grows in steps of 256 tokens. A window holds the tokens that it sees and the chunk that is
-        computed. A recurrent state does not grow. What a class without an adapter takes was measured at two lengths.
+        Full attention has room in whole steps of 256 tokens. A window holds the tokens that it sees and the chunk that
+        is computed. While it sees all tokens, it grows by 256 from where the prompt ended. A recurrent state does not
+        grow. What a class without an adapter takes was measured at two lengths.
 
         Args:
             tokens: Tokens of the prompt and those reserved for the answer.
             chunk: Most tokens computed at a time.
             held: Tokens of a prompt that is computed: a window has no room beyond them. None if tokens are generated.
         """
-        room = capacity_for(tokens)
         if not self.billed:
-            return room * self.bytes_per_token
-        most = room if held is None else held
-        kinds = self._kinds.items()
-        return sum(count * shape.live_bytes(most if _windowed(shape) else room, chunk) for shape, count in kinds)
+            return capacity_for(tokens) * self.bytes_per_token
+        return sum(count * shape.live_bytes(_room(shape, tokens, held), chunk) for shape, count in self._kinds.items())
 
     def undo_bytes(self, tokens: int) -> int:
         """Return the bytes of the states and windows of a sequence with room for `tokens` tokens."""
-        room = capacity_for(tokens)
         windows = [shape for shape in self.shapes if shape.window is not None]
-        return self.state_bytes + sum(shape.live_bytes(room, 1) for shape in windows)
+        return self.state_bytes + sum(shape.live_bytes(_room(shape, tokens), 1) for shape in windows)
 
     def full_bytes(self, tokens: int) -> int:
         """Return the bytes of so many tokens in the layers with full attention."""
@@ -312,8 +309,15 @@ def describing(model: Any) -> Sliced[Layout]:
     )
 
 
-def _windowed(shape: Growth) -> bool:
-    return getattr(shape, "window", None) is not None
+def _room(shape: Growth, tokens: int, held: int | None = None) -> int:
+    """
+    Return the capacity that a cache may have for `tokens` tokens, or for the `held` ones of a prompt.
+
+    A window has no room reserved: it grows by a step from any length, when the last token is written at the latest.
+    """
+    if getattr(shape, "window", None) is None:
+        return capacity_for(tokens)
+    return tokens + ROOM_STEP - 1 if held is None else held
 
 
 def _describe(cache: Any) -> LayerShape | None:

@@ -99,10 +99,21 @@ class RowsKV(BatchKVCache):  # type: ignore[misc] # mlx-lm has no types
             self.ends = None if min(ends) == max(ends) else [end - dropped for end in ends]
 
     def extend(self, other: RowsKV) -> None:
-        """Add the rows of another batch; all rows are copied, and end at one position."""
+        """
+        Add the rows of another batch; all rows are copied, and end at one position.
+
+        Evaluated: one array exists twice at a time. mlx-lm pads rows before it joins them, so both would three times.
+        """
         self._align()
         other._align()
-        super().extend(other)
+        ends = [self._idx, other._idx]
+        longest, room = max(ends), max(self.keys.shape[2], other.keys.shape[2])
+        self.keys = _joined([self.keys, other.keys], ends, room)
+        self.values = _joined([self.values, other.values], ends, room)
+        padding = [self.left_padding + (longest - ends[0]), other.left_padding + (longest - ends[1])]
+        self.left_padding = mx.concatenate(padding)
+        self.offset = mx.concatenate([self.offset, other.offset])
+        self._idx = longest
 
     def _align(self) -> None:
         """Move the rows to the right, so that all end with the longest. Evaluated: one array exists twice at a time."""
@@ -128,6 +139,18 @@ class RowsKV(BatchKVCache):  # type: ignore[misc] # mlx-lm has no types
         if lacking > 0:
             more = [(0, 0), (0, 0), (0, -(-lacking // self.step) * self.step), (0, 0)]
             self.keys, self.values = mx.pad(self.keys, more), mx.pad(self.values, more)
+
+
+def _joined(parts: Sequence[mx.array], ends: Sequence[int], room: int) -> mx.array:
+    """Copy the rows of arrays into one with room for so many tokens, in which all of them end together; evaluated."""
+    counts = [part.shape[0] for part in parts]
+    _, heads, _, width = parts[0].shape
+    rows, first, longest = mx.zeros((sum(counts), heads, room, width), parts[0].dtype), 0, max(ends)
+    for part, count, end in zip(parts, counts, ends, strict=True):
+        rows[first : first + count, :, longest - end : longest] = part[:, :, :end]
+        first += count
+    mx.eval(rows)
+    return rows
 
 
 def _written(array: mx.array, places: mx.array, tokens: mx.array) -> mx.array:

@@ -36,7 +36,7 @@ def test_bill_covers_each_step_and_not_much_more(bench: Bench) -> None:
     case = bench.run(400, 4)
     assert set(case.phases) == {"prefill", "decode"}
     assert min(phase.least for phase in case.phases.values()) >= LEAST
-    assert case.phases["decode"].ratio <= MOST
+    assert case.phases["decode"].ratio <= 1.25
 
 
 @pytest.mark.parametrize("bench", ["llama"], indirect=True)
@@ -68,6 +68,22 @@ def test_short_prompts_are_billed_as_they_are_held(bench: Bench) -> None:
 def test_short_answer_is_billed_few_stored_tokens(bench: Bench) -> None:
     """What it stored of its windows in passing is all that its end replaces."""
     decode = bench.run(500, 1).phases["decode"]
+    assert decode.least >= LEAST
+    assert decode.ratio <= 1.25
+
+
+@pytest.mark.parametrize("bench", ["gemma2"], indirect=True)
+def test_bill_covers_answers_that_end_with_a_step_of_256(bench: Bench) -> None:
+    """Rows of a batch have begun one after the other: they end with the step as well, and no room follows it."""
+    phases = bench.run(480, 4).phases
+    assert min(phase.least for phase in phases.values()) >= LEAST
+    assert max(phase.ratio for phase in phases.values()) <= 1.25
+
+
+@pytest.mark.parametrize("bench", ["cohere2, wide window"], indirect=True)
+def test_bill_covers_a_window_that_grows_by_a_step(bench: Bench) -> None:
+    """It grows by 256 tokens from where the prompt ended, however short the answer is."""
+    decode = bench.run(250, 1, answer=4).phases["decode"]
     assert decode.least >= LEAST
     assert decode.ratio <= 1.25
 

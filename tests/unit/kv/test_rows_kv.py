@@ -8,6 +8,7 @@ import mlx.core as mx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from daemon.kv.mlx import peak
 from daemon.kv.mlx.adapters.kv_cache import KVCacheAdapter
 from daemon.kv.mlx.rows_kv import RowsKV
 
@@ -118,3 +119,21 @@ def test_rows_that_end_together_again_are_plain() -> None:
     rows.feed(3, [3, 1])
     assert rows.cache.ends is None
     rows.check()
+
+
+def test_rows_that_join_a_longer_one_exist_once_beside_themselves() -> None:
+    """All of them are padded: without a copy of them apart from the one that they are joined in."""
+    batch, longer = _of(7, 300), _of(1, 310)
+    with peak.measuring() as taken:
+        batch.extend(longer)
+        mx.eval(batch.state)
+    assert batch.keys.shape == (8, 2, 512, 64)
+    assert taken.bytes <= batch.nbytes
+
+
+def _of(rows: int, tokens: int) -> RowsKV:
+    """Return evaluated rows that hold so many zeros."""
+    batch, zeros = RowsKV([0] * rows), mx.zeros((rows, 2, tokens, 64))
+    batch.update_and_fetch(zeros, zeros)
+    mx.eval(batch.state)
+    return batch
