@@ -147,7 +147,7 @@ def test_choice_of_tools_is_passed_on() -> None:
     chosen = options(tools=[TOOL], tool_choice={"type": "function", "name": "weather"})
     assert (chosen["tool_choice"], chosen["required_tool"]) == ("required", "weather")
     assert options(tool_choice="none") == {}
-    assert asked(parallel_tool_calls=False).one_call
+    assert asked(parallel_tool_calls=False).options["stop_at_tool_call"]
 
 
 def test_options_of_the_answer_are_passed_on() -> None:
