@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from io import StringIO
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +19,21 @@ from daemon.cli.session import Session
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
+
+
+class Refusal(click.ClickException):
+    """An error of click's, which begins as all others of this program do: with its name."""
+
+    def __init__(self, error: click.ClickException) -> None:
+        super().__init__(error.format_message())
+        self.exit_code = error.exit_code  # type: ignore[misc]  # click's main reads it here
+        self._error = error
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        shown = StringIO()
+        self._error.show(shown)  # of wrong usage, with the command's usage before it
+        usage = shown.getvalue().removesuffix(f"Error: {self.message}\n")
+        click.echo(f"{usage}mlx-sidecar: {self.message}", file, err=file is None)
 
 
 class LazyGroup(click.Group):
@@ -103,7 +119,7 @@ def _in_json(session: Session) -> Iterator[None]:
         raise
     except click.ClickException as error:
         _print(session, error, error.format_message(), error.exit_code)
-        raise
+        raise Refusal(error) from None
     except Exception as error:
         answer = explain(error)
         bug = f"a bug: {type(error).__name__}: {error}"

@@ -2,7 +2,7 @@
 Generations: one call to the daemon as an API asks for it, as events or as a whole answer.
 
 The door adds what the APIs promise and the gRPC API leaves to its caller: `max_tokens` is an upper bound, so that it is
-lowered to what the context holds; and a request for one tool call at most ends with the first.
+lowered to what the context holds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import cast
 
 from daemon.http.daemon_client import DaemonClient
@@ -28,10 +28,8 @@ from mlx_sidecar import (
     Prompt,
     PromptLogprobs,
     Started,
-    Timings,
     TokenizeOptions,
     TokenLogprob,
-    Usage,
 )
 
 NOTE = "x-mlx-sidecar-note"
@@ -47,7 +45,6 @@ class Ask:
         model: Name of the model.
         prompt: Text, token ids or messages.
         options: Options of the call.
-        one_call: Whether the answer ends with its first tool call.
         notes: What the request has that has no effect and its sender may miss, such as a kind of tool. Header values.
         places: What the caller calls parts of the call that have another place in its request, by the daemon's name:
             "chat.messages[1]" may be "input[3]". Parts of a part may have places of their own.
@@ -57,7 +54,6 @@ class Ask:
     model: str
     prompt: Prompt
     options: GenerateOptions = field(default_factory=GenerateOptions)
-    one_call: bool = False
     notes: Sequence[str] = ()
     places: Mapping[str, str] = field(default_factory=dict)
     request_id: str = field(default_factory=lambda: f"http-{secrets.token_hex(8)}")
@@ -84,8 +80,8 @@ async def events(client: AsyncClient, ask: Ask) -> AsyncGenerator[GenerateEvent]
     options = cast("GenerateOptions", {**ask.options, "request_id": ask.request_id})
     while True:
         try:
-            async with aclosing(_attempt(client, ask, options)) as attempt:
-                async for event in attempt:
+            async with client.generate(ask.model, ask.prompt, **options) as stream:
+                async for event in stream:
                     begun = True
                     yield event
         except InvalidArgument as error:
@@ -161,29 +157,6 @@ def _room(error: ContextLengthExceeded) -> int | None:
     except (KeyError, ValueError):
         return None
     return room if room > 0 and error.field == "max_tokens" else None
-
-
-async def _attempt(client: AsyncClient, ask: Ask, options: GenerateOptions) -> AsyncGenerator[GenerateEvent]:
-    started, tokens = Started("", "", 0, 0), 0
-    async with client.generate(ask.model, ask.prompt, **options) as stream:
-        async for event in stream:
-            if isinstance(event, Started):
-                started = event
-            elif isinstance(event, Delta):
-                tokens += len(event.token_ids)
-                if ask.one_call and event.tool_calls:
-                    pieces = tuple(piece for piece in event.tool_call_deltas if piece.index == 0)
-                    yield replace(event, tool_calls=event.tool_calls[:1], tool_call_deltas=pieces)
-                    yield Finished("tool_calls", "", _usage(started, tokens), _NO_TIMINGS)
-                    return
-            yield event
-
-
-def _usage(started: Started, tokens: int) -> Usage:
-    return Usage(started.prompt_tokens, started.cached_tokens, tokens)
-
-
-_NO_TIMINGS = Timings(None, None, None, None, None, None, None)
 
 
 @dataclass(frozen=True, slots=True)

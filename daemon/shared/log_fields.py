@@ -123,7 +123,7 @@ _IDENTIFIER = _pattern(r"[\w.<>-]{1,200}")
 _NUMBERS = """
     blocks budget_bytes bytes_freed cached_tokens caller_pid calls characters completion_tokens disk_tokens dropped
     duration_s files
-    limit_s lived_s load_s model_bytes pid prefix_bytes prompt_tokens retry_in_s seconds silent_s status
+    limit_s lived_s load_s model_bytes pid prefix_bytes prompt_tokens retry_in_s seconds silent_s starts status
     step_age_s stuck threads miss_character miss_message miss_resume_token miss_seen_s miss_token warnings
     rank ranks queue_s lookup_s restore_s prefill_s decode_s first_token_s texts total_s
 """

@@ -95,6 +95,7 @@ def main() -> None:
             "streamed": streamed(client, model),
             "loop": loop(client, model),
             "one_call": [block.type for block in create("Oslo too?", **two).content],
+            "one_call_usage": create("Does it rain?", **two).usage.model_dump(),
             "both_calls": [block.type for block in create("Oslo too?", tools=[WEATHER]).content],
             "prefill": create("", messages=prefilled).model_dump(mode="json"),
             "stopped": create("Shout", stop_sequences=["HEY"]).model_dump(mode="json"),

@@ -151,6 +151,9 @@ def main() -> None:
                 create(model=model, messages=ask("Oslo too?"), tools=[TOOL]).choices[0].message.tool_calls or ()
             ),
             "one_call": len(one_call.choices[0].message.tool_calls or ()),
+            "one_call_usage": create(
+                model=model, messages=ask("Does it rain?"), tools=[TOOL], parallel_tool_calls=False
+            ).usage.model_dump(),
             "json": forced.choices[0].message.content,
             "plain": [choice.text for choice in plain.choices],
             "plain_stream": "".join(piece.choices[0].text for piece in pieces),

@@ -139,6 +139,9 @@ def main() -> None:
                 one.type
                 for one in create(model=model, input="Oslo too?", tools=[TOOL], parallel_tool_calls=False).output
             ],
+            "one_call_usage": create(
+                model=model, input="Does it rain?", tools=[TOOL], parallel_tool_calls=False
+            ).usage.model_dump(),
             "short": short.model_dump(include={"status", "incomplete_details", "output"}),
             "no_model": refused(lambda: create(model="no/such", input="Hi")),
             "no_previous": refused(lambda: create(model="embedded", input="Hi", previous_response_id="resp_1")),

@@ -100,6 +100,7 @@ def test_anthropic_sdk_loops_over_tools_with_the_cache(seen: dict[str, Any]) -> 
 def test_anthropic_sdk_can_ask_for_one_call(seen: dict[str, Any]) -> None:
     """`disable_parallel_tool_use` ends an answer that would have two calls."""
     assert (seen["both_calls"].count("tool_use"), seen["one_call"].count("tool_use")) == (2, 1)
+    assert seen["one_call_usage"]["output_tokens_details"]["thinking_tokens"] == 4
 
 
 def test_prefilled_answer_is_continued(seen: dict[str, Any]) -> None:

@@ -12,6 +12,9 @@ from tests.http.sdks import results
 from tests.integration.test_tool_calls import ANSWERS, TEMPLATE
 from tests.support.scripted_model import scripted_model
 
+REASONED = 4
+"""Tokens of the reasoning of an answer with a call."""
+
 
 @pytest.fixture(name="seen", scope="module", params=["unix_door", "port_door"])
 def _seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
@@ -52,6 +55,7 @@ def test_openai_sdk_answers_a_tool_call(seen: dict[str, Any]) -> None:
 def test_openai_sdk_can_ask_for_one_call(seen: dict[str, Any]) -> None:
     """`parallel_tool_calls` false ends an answer that would have two calls."""
     assert (seen["both_calls"], seen["one_call"]) == (2, 1)
+    assert seen["one_call_usage"]["completion_tokens_details"]["reasoning_tokens"] == REASONED
 
 
 def test_openai_sdk_gets_json_of_a_schema(seen: dict[str, Any]) -> None:

@@ -89,6 +89,7 @@ def test_sdk_parses_an_answer_of_a_schema(seen: dict[str, Any]) -> None:
 def test_sdk_can_ask_for_one_call(seen: dict[str, Any]) -> None:
     """`parallel_tool_calls` false ends an answer that would have two calls."""
     assert (seen["both_calls"], seen["one_call"]) == (["function_call"] * 2, ["function_call"])
+    assert seen["one_call_usage"]["output_tokens_details"]["reasoning_tokens"] == 4
 
 
 def test_short_answer_is_incomplete_with_scores(seen: dict[str, Any]) -> None:

@@ -97,6 +97,19 @@ async def test_parallel_tool_calls_have_own_indexes(daemon: RunningDaemon, model
     assert (answer.text, answer.reason) == ("", "tool_calls")
 
 
+def test_answer_that_stops_at_a_tool_call_is_counted_whole(client: Client, model: str) -> None:
+    """Its counts and times are those of what was generated, and the rest is not generated."""
+    asked = [Message("user", "Does it rain?")]
+    rest = client.complete(model, asked, tools=[WEATHER])
+    first = client.complete(model, asked, tools=[WEATHER], stop_at_tool_call=True)
+    assert [call.arguments for call in first.tool_calls] == [call.arguments for call in rest.tool_calls]
+    assert (first.reason, first.usage.reasoning_tokens) == ("tool_calls", rest.usage.reasoning_tokens)
+    assert first.usage.completion_tokens == rest.usage.completion_tokens - 1 == len(ANSWERS["Does it rain?"])
+    assert first.timings.first_token is not None
+    two = client.complete(model, [Message("user", "Oslo too?")], tools=[WEATHER], stop_at_tool_call=True)
+    assert [json.loads(str(call.arguments)) for call in two.tool_calls] == [{"city": "Bergen"}]
+
+
 def test_text_that_is_no_tool_call_reaches_the_caller(client: Client, model: str) -> None:
     """Every character arrives, and the completion does not wait for a call to end."""
     answer = client.complete(model, [Message("user", "Break it")], tools=[WEATHER])

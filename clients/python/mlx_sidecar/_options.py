@@ -63,6 +63,7 @@ class GenerateOptions(TypedDict, total=False):
         stop: Text, or several, before which generation stops.
         stop_token_ids: Token ids at which generation stops.
         ignore_eos: True goes on past the model's own end-of-sequence tokens. Default False.
+        stop_at_tool_call: True ends the answer with its first whole tool call. Default False.
         top_logprobs: 0 asks for the log-probability of each token, 1 to 20 also for those of the likeliest
             others. Default: none at all.
         cache_mode: "read_write" (default), "read_only" or "bypass".
@@ -119,6 +120,7 @@ class GenerateOptions(TypedDict, total=False):
     stop: str | Sequence[str] | None
     stop_token_ids: Sequence[int]
     ignore_eos: bool
+    stop_at_tool_call: bool
     top_logprobs: int | None
     cache_mode: CacheMode
     salt: str

@@ -84,6 +84,7 @@ def generate_request(
     stop: str | Sequence[str] | None = None,
     stop_token_ids: Sequence[int] = (),
     ignore_eos: bool = False,
+    stop_at_tool_call: bool = False,
     top_logprobs: int | None = None,
     cache_mode: str = "read_write",
     salt: str = "",
@@ -151,7 +152,14 @@ def generate_request(
         **prompt_fields(prompt, chat),
         max_tokens=max_tokens,
         sampling=sampling,
-        stop=build(pb.Stop, "stop.", strings=strings, token_ids=stop_token_ids, ignore_eos=ignore_eos),
+        stop=build(
+            pb.Stop,
+            "stop.",
+            strings=strings,
+            token_ids=stop_token_ids,
+            ignore_eos=ignore_eos,
+            at_tool_call=stop_at_tool_call,
+        ),
         top_logprobs=top_logprobs,
         cache=build(
             pb.CacheOptions,

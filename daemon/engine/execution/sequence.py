@@ -248,6 +248,8 @@ class Sequence:
                 log.info("tool_call_unparsed", request_id=self.request.request_id, error=channels.unread)
             if ended and channels.calls:
                 reason = FinishReason.TOOL_CALLS
+        if channels.over:
+            reason = FinishReason.TOOL_CALLS
         return Piece(parts.text, piece.tokens, parts.reasoning, parts.calls, parts.pieces), reason
 
     def _accept(self, token: Token, now: float) -> tuple[Piece, FinishReason | None]:

@@ -76,6 +76,7 @@ class AnswerParser:
         tools: The tools that the model may call.
         opened: Whether the prompt ends within reasoning.
         bare: Whether the answer is text from its first token, because it has to be in a form.
+        single: Whether the answer is over with its first call; calls behind it are dropped.
 
     Attributes:
         text_began: Whether the answer has text other than white space.
@@ -84,9 +85,12 @@ class AnswerParser:
         unread: Why the last text behind the mark of a call was no call; empty if each was one.
     """
 
-    def __init__(self, markup: ChatMarkup, tools: Sequence[Tool], *, opened: bool, bare: bool = False) -> None:
+    def __init__(
+        self, markup: ChatMarkup, tools: Sequence[Tool], *, opened: bool, bare: bool = False, single: bool = False
+    ) -> None:
         self._markup = markup
-        self._begins = {"opened": opened, "bare": bare}
+        self._begins = {"opened": opened, "bare": bare, "single": single}
+        self._single = single
         self._tools = tools if markup.calls is not None else ()
         self._reader = Reader()
         self._writer = CallWriter(self._tools, self._reader.keep)
@@ -115,6 +119,11 @@ class AnswerParser:
     def calls(self) -> int:
         """Number of tool calls so far."""
         return self._writer.count
+
+    @property
+    def over(self) -> bool:
+        """Whether the answer is over because it has its one call."""
+        return self._single and self.calls > 0
 
     @property
     def call_text(self) -> str:
@@ -150,6 +159,9 @@ class AnswerParser:
         parts = Parts("".join(self._text), "".join(self._reasoning), *self._writer.taken())
         self._text.clear()
         self._reasoning.clear()
+        if self._single:
+            parts.calls = [call for call in parts.calls if not call.index]
+            parts.pieces = [piece for piece in parts.pieces if not piece.index]
         return parts
 
     def _answer(self, part: str) -> Steps[None]:

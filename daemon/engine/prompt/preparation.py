@@ -105,7 +105,7 @@ def prepare_request(
     header = notation.answer_header(prompt.tokens) if answer and not continued else ()
     bare = continued or (answer and thinking is None and not header)
     opened = notation.opened(prompt.tokens)
-    channels = AnswerParser(notation, tools, opened=opened, bare=bare)
+    channels = AnswerParser(notation, tools, opened=opened, bare=bare, single=request.stop.at_tool_call)
     decode = tokenizer.decoder(notation, calls=bool(tools))
     free = None
     if form is None:

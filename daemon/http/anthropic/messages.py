@@ -47,6 +47,8 @@ def asked(request: MessagesRequest) -> Ask:
         options["json_schema"] = request.output_config.format.schema_
     if request.thinking is not None:
         options["reasoning_budget"] = request.thinking.budget_tokens
+    if request.tool_choice is not None and request.tool_choice.disable_parallel_tool_use:
+        options["stop_at_tool_call"] = True
     return _asked(request, options)
 
 
@@ -69,11 +71,10 @@ def _asked(request: Conversation, options: GenerateOptions) -> Ask:
         if found.turns[-1].tool_calls:
             raise invalid(found.places[-1], "has calls of tools: a turn with their results comes next")
         options["continue_final_message"] = True
-    one_call = request.tool_choice is not None and request.tool_choice.disable_parallel_tool_use is True
     notes = [*_left_out(request), *found.notes]
     told = [index for index, tool in enumerate(request.tools or ()) if isinstance(tool, CustomTool)]
     places = tool_places(told) | {f"chat.messages[{index}]": place for index, place in enumerate(found.places)}
-    return Ask(request.model, found.turns, options, one_call=one_call, notes=notes, places=places)
+    return Ask(request.model, found.turns, options, notes=notes, places=places)
 
 
 def _kept(request: MessagesRequest) -> float | None:

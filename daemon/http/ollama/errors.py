@@ -49,8 +49,11 @@ NAMES = {
         f"sampling.{name}": f"options.{name}"
         for name in ("temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty")
     },
+    "LAST_TOKEN": "last_token",
+    "MEAN": "mean",
+    "CLS": "cls",
 }
-"""The parameter for each field of the gRPC API that has another name here."""
+"""The parameter for each field of the gRPC API that has another name here, and values of that kind."""
 
 
 def framing(alive: BaseModel | None) -> Framing:

@@ -46,6 +46,8 @@ def ask(request: ChatRequest) -> Ask:
     """
     options = sampling(request)
     _add_tools(options, request)
+    if request.parallel_tool_calls is False:
+        options["stop_at_tool_call"] = True
     _add_format(options, request.response_format)
     places = tool_places([index for index, one in enumerate(request.tools or ()) if one.type == "function"])
     places |= _add_limit(options, request) | _add_template(options, request)
@@ -58,7 +60,6 @@ def ask(request: ChatRequest) -> Ask:
         request.model,
         [_turn(message) for message in request.messages],
         options,
-        one_call=request.parallel_tool_calls is False,
         notes=_left_out(request.tools or ()),
         places=places,
     )
@@ -75,8 +76,6 @@ def _check(request: ChatRequest) -> None:
         raise invalid("top_logprobs", "is only for requests with `logprobs`")
     if request.continue_final_message and request.add_generation_prompt:
         raise invalid("add_generation_prompt", "begins a message; it cannot go with `continue_final_message`")
-    if request.parallel_tool_calls is False and request.n not in (None, 1):
-        raise invalid("n", "is 1 with `parallel_tool_calls` false")
 
 
 def _turn(message: Message) -> Turn:

@@ -62,6 +62,9 @@ NAMES = {
     "chat.tools[].parameters_json": "tools[].function.parameters",
     "REQUIRED": "required",
     "AUTO": "auto",
+    "LAST_TOKEN": "last_token",
+    "MEAN": "mean",
+    "CLS": "cls",
 }
 """The parameter for each field of the gRPC API that has another name here, and values of that kind."""
 

@@ -39,7 +39,7 @@ def ask(request: ResponseRequest, before: Sequence[Item], given: Sequence[Item])
     """
     if request.stream_options is not None and not request.stream:
         raise invalid("stream_options", "is only for requests with `stream`")
-    return _asked(request, before, given, _options(request), one_call=request.parallel_tool_calls is False)
+    return _asked(request, before, given, _options(request))
 
 
 def counted(request: CountRequest, before: Sequence[Item], given: Sequence[Item]) -> Ask:
@@ -51,13 +51,7 @@ def counted(request: CountRequest, before: Sequence[Item], given: Sequence[Item]
     return _asked(request, before, given, options)
 
 
-def _asked(
-    request: Asked,
-    before: Sequence[Item],
-    given: Sequence[Item],
-    options: GenerateOptions,
-    one_call: bool = False,
-) -> Ask:
+def _asked(request: Asked, before: Sequence[Item], given: Sequence[Item], options: GenerateOptions) -> Ask:
     turns = Turns()
     for item in before:
         turns.add(item, "previous_response_id")
@@ -72,7 +66,7 @@ def _asked(
     if not prompt:
         raise invalid("input", "is empty, and so is the conversation before it")
     notes = [*left_out(request.tools), *turns.notes]
-    return Ask(request.model, prompt, options, one_call=one_call, notes=notes, places=places)
+    return Ask(request.model, prompt, options, notes=notes, places=places)
 
 
 def _options(request: ResponseRequest) -> GenerateOptions:
@@ -85,6 +79,8 @@ def _options(request: ResponseRequest) -> GenerateOptions:
         options["keep"] = DAY_SECONDS
     if request.top_logprobs or "message.output_text.logprobs" in (request.include or ()):
         options["top_logprobs"] = request.top_logprobs or 0
+    if request.parallel_tool_calls is False:
+        options["stop_at_tool_call"] = True
     _add_tools(options, request)
     _add_format(options, request.text.format if request.text is not None else None)
     _add_reasoning(options, request.reasoning)

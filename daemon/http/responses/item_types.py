@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
@@ -121,6 +121,79 @@ class ReasoningItem(Parameters):
     harmless: ClassVar[Mapping[str, str]] = _OWN
 
 
+class ServerStepItem(Parameters):
+    """A step that a server took with a tool of its own. The model is told of it in words, in the assistant's turn."""
+
+    type: Literal[
+        "web_search_call",
+        "file_search_call",
+        "code_interpreter_call",
+        "image_generation_call",
+        "computer_call",
+        "mcp_list_tools",
+        "mcp_call",
+        "mcp_approval_request",
+        "mcp_approval_response",
+    ] = Field(description="a step of another server; its parameters become words in the assistant's turn")
+    action: Any = Field(None, description="what was searched, opened, drawn or done")
+    actions: list[Any] | None = Field(None, description="several of them")
+    queries: list[Any] | None = Field(None, description="what was searched")
+    results: list[Any] | None = Field(None, description="what was found")
+    code: str | None = Field(None, description="what was run")
+    outputs: list[Any] | None = Field(None, description="what it brought")
+    server_label: str | None = Field(None, description="which server of tools")
+    name: str | None = Field(None, description="which tool")
+    arguments: str | None = Field(None, description="what the tool was given")
+    output: str | None = Field(None, description="what the tool brought")
+    error: Any = Field(None, description="what went wrong")
+    tools: list[Any] | None = Field(None, description="tools that a server has; the model is told their names")
+    approve: bool | None = Field(None, description="whether the user approved")
+    reason: str | None = Field(None, description="why")
+    revised_prompt: str | None = Field(None, description="what was drawn")
+    result: str | None = Field(None, description="a picture; the model is told that there was one")
+    status: str | None = Field(None, description="how it ended, unless it is `completed`")
+
+    harmless: ClassVar[Mapping[str, str]] = {
+        "id": _OWN["id"],
+        "agent": "it is about the other server",
+        "call_id": "what the step brought is in it",
+        "approval_request_id": "the order of items tells it",
+        "container_id": "it is about the other server",
+        "pending_safety_checks": "it is about the other server",
+        **dict.fromkeys(("background", "output_format", "quality", "size"), "it is about a picture"),
+    }
+
+
+class ClientCallItem(Parameters):
+    """A call of a tool of OpenAI's that the client ran itself: for the model a call like any other."""
+
+    type: Literal["local_shell_call", "shell_call", "apply_patch_call"] = Field(
+        description="the tool is named `local_shell`, `shell` or `apply_patch`"
+    )
+    call_id: str = Field(description="name of the call")
+    action: dict[str, Any] | None = Field(None, description="arguments of a shell")
+    operation: dict[str, Any] | None = Field(None, description="arguments of a patch")
+
+    harmless: ClassVar[Mapping[str, str]] = {**_CALL, "environment": "it is about where the client ran it"}
+
+
+class ClientOutputItem(Parameters):
+    """What such a call brought."""
+
+    type: Literal["local_shell_call_output", "shell_call_output", "apply_patch_call_output"] = Field(
+        description="what the client's call brought"
+    )
+    call_id: str | None = Field(None, description="the call that it answers")
+    id: str | None = Field(None, description="the call that it answers, if there is no `call_id`")
+    output: Any = Field(None, description="text, or a list, which the model reads as JSON")
+    status: str | None = Field(None, description="read if there is no output")
+
+    harmless: ClassVar[Mapping[str, str]] = {
+        **{name: why for name, why in _CALL.items() if name not in ("id", "status")},
+        "max_output_length": "what is there is read",
+    }
+
+
 class ReferenceItem(Parameters):
     """An item of an answer that is kept."""
 
@@ -133,17 +206,19 @@ class OtherItem(Parameters):
 
     model_config = ConfigDict(extra="ignore")
 
-    type: Any = Field(description="any other type is refused")
+    type: Any = Field(
+        description="any other type is refused, such as one with pictures, or with text that is encrypted"
+    )
 
 
 def _tag(value: Any) -> str:
     """Return the tag of an item's type. Tags have angle brackets: paths of parameters leave them out."""
     if not isinstance(value, dict):
-        return "<message>" if not hasattr(value, "type") else f"<{value.type}>"
+        return "<message>" if not hasattr(value, "type") else f"<{_TAGS.get(value.type, 'other')}>"
     default = "item_reference" if "id" in value and "role" not in value else "message"
     kind = value.get("type")
     kind = default if kind is None else kind
-    return f"<{kind}>" if kind in _KINDS else "<other>"
+    return f"<{_TAGS[kind]}>" if isinstance(kind, str) and kind in _TAGS else "<other>"
 
 
 Item = Annotated[
@@ -153,18 +228,30 @@ Item = Annotated[
     | Annotated[CustomCallItem, Tag("<custom_tool_call>")]
     | Annotated[CustomOutputItem, Tag("<custom_tool_call_output>")]
     | Annotated[ReasoningItem, Tag("<reasoning>")]
+    | Annotated[ServerStepItem, Tag("<server_step>")]
+    | Annotated[ClientCallItem, Tag("<client_call>")]
+    | Annotated[ClientOutputItem, Tag("<client_output>")]
     | Annotated[ReferenceItem, Tag("<item_reference>")]
     | Annotated[OtherItem, Tag("<other>")],
     Discriminator(_tag),
 ]
 """An item. Its `type` decides which; one without is a message, or a reference if it has an id and no role."""
 
-_KINDS = (
-    "message",
-    "function_call",
-    "function_call_output",
-    "custom_tool_call",
-    "custom_tool_call_output",
-    "reasoning",
-    "item_reference",
-)
+_TAGS: Mapping[str, str] = {
+    **{
+        kind: kind
+        for kind in (
+            "message",
+            "function_call",
+            "function_call_output",
+            "custom_tool_call",
+            "custom_tool_call_output",
+            "reasoning",
+            "item_reference",
+        )
+    },
+    **dict.fromkeys(get_args(ServerStepItem.model_fields["type"].annotation), "server_step"),
+    **dict.fromkeys(get_args(ClientCallItem.model_fields["type"].annotation), "client_call"),
+    **dict.fromkeys(get_args(ClientOutputItem.model_fields["type"].annotation), "client_output"),
+}
+"""The tag of each type of item."""

@@ -2,6 +2,7 @@
 Turns of a conversation, made of its items. Pure.
 
     reasoning, message, function_call, function_call   ->   one assistant turn
+    web_search_call and others of another server       ->   words in an assistant turn
     function_call_output                               ->   one tool turn, or a user's if it answers no call
     message of another role                            ->   one turn
 
@@ -15,9 +16,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from daemon.http.errors import Problem, invalid
 from daemon.http.responses.item_types import (
+    ClientCallItem,
+    ClientOutputItem,
     CustomCallItem,
     CustomOutputItem,
     FunctionCallItem,
@@ -27,6 +31,7 @@ from daemon.http.responses.item_types import (
     Part,
     ReasoningItem,
     ReferenceItem,
+    ServerStepItem,
 )
 from daemon.http.responses.offered import CUSTOM_PARAMETER, flat
 from daemon.http.responses.reasoning import unpacked
@@ -45,8 +50,8 @@ class _Turn:
     after_message: bool = False
 
     def is_reasoning(self) -> bool:
-        """Tell whether there is nothing but reasoning yet."""
-        return not (self.calls or self.content or self.after_message)
+        """Tell whether there is nothing but reasoning yet, and steps of another server."""
+        return not (self.calls or self.after_message)
 
 
 class Turns:
@@ -80,16 +85,18 @@ class Turns:
                 self._message(_text(item.content), name)
             case MessageItem():
                 self._whole(Message(item.role, _text(item.content)), name)
-            case FunctionCallItem():
-                self._call(ToolCall(item.call_id, flat(item.namespace, item.name), _arguments(item, name)), name)
-            case CustomCallItem():
-                given = json.dumps({CUSTOM_PARAMETER: item.input})
-                self._call(ToolCall(item.call_id, flat(item.namespace, item.name), given), name)
+            case FunctionCallItem() | CustomCallItem() | ClientCallItem():
+                self._call(_called(item, name), name)
             case FunctionOutputItem(call_id=None):
                 text = _text(item.output)
                 self._whole(Message("user", f"{item.name}: {text}" if item.name else text), name)
             case FunctionOutputItem() | CustomOutputItem():
                 self._whole(Message("tool", _text(item.output), tool_call_id=item.call_id or ""), name)
+            case ServerStepItem():
+                self._turn(name).content += _step_words(item)
+            case ClientOutputItem():
+                text = _said(item.output) if item.output is not None else item.status or ""
+                self._whole(Message("tool", text, tool_call_id=item.call_id or item.id or ""), name)
             case ReasoningItem():
                 self._reasoning(item, name)
             case _:
@@ -148,6 +155,14 @@ class Turns:
         self._open = None
 
 
+def _called(item: FunctionCallItem | CustomCallItem | ClientCallItem, name: str) -> ToolCall:
+    if isinstance(item, ClientCallItem):
+        given = _said(item.action or item.operation or {})
+        return ToolCall(item.call_id, item.type.removesuffix("_call"), given)
+    given = _arguments(item, name) if isinstance(item, FunctionCallItem) else json.dumps({CUSTOM_PARAMETER: item.input})
+    return ToolCall(item.call_id, flat(item.namespace, item.name), given)
+
+
 def _arguments(item: FunctionCallItem, name: str) -> str:
     try:
         right = isinstance(json.loads(item.arguments or "{}"), dict)
@@ -160,6 +175,24 @@ def _arguments(item: FunctionCallItem, name: str) -> str:
 
 def _text(parts: Sequence[Part]) -> str:
     return "".join(part.text or part.refusal or "" for part in parts)
+
+
+def _step_words(item: ServerStepItem) -> str:
+    """Return a step of another server as a line that the model reads."""
+    given = {name: getattr(item, name) for name in type(item).model_fields if name != "type"}
+    if item.status == "completed":
+        del given["status"]
+    if item.result is not None:
+        given["result"] = "a picture"
+    if item.tools is not None:
+        given["tools"] = [tool.get("name") if isinstance(tool, dict) else tool for tool in item.tools]
+    told = [f"{name}: {_said(value)}" for name, value in given.items() if value is not None]
+    return f"[Earlier step on another server: {'; '.join([item.type.removesuffix('_call'), *told])}]\n"
+
+
+def _said(value: Any) -> str:
+    """Return a value as the model reads it: text as it is, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _reasoning_text(item: ReasoningItem) -> str | None:

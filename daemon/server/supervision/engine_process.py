@@ -14,6 +14,7 @@ from contextlib import suppress
 import structlog
 
 from daemon.server.supervision.spawning import spawned
+from daemon.server.supervision.start_log import StartLog
 from daemon.shared import observed_time
 from daemon.shared.frames import FrameError, encode_frame, read_frame
 from daemon.shared.log_fields import Words, cause
@@ -48,11 +49,17 @@ class EngineProcess:
     Args:
         process: The child process.
         reader, writer: The parent's end of the socket pair.
+        starts: Decides which lines of its output are logged; None logs all.
     """
 
     def __init__(
-        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        starts: StartLog | None = None,
     ) -> None:
+        self._starts = starts
         self._process = process
         self._reader = reader
         self._writer = writer
@@ -61,7 +68,7 @@ class EngineProcess:
         self._output = asyncio.create_task(self._forward_output())
 
     @classmethod
-    async def spawn(cls, command: Sequence[str]) -> EngineProcess:
+    async def spawn(cls, command: Sequence[str], starts: StartLog | None = None) -> EngineProcess:
         """
         Start an engine.
 
@@ -91,7 +98,7 @@ class EngineProcess:
             except BaseException:
                 process.kill()
                 raise
-        return cls(process, reader, writer)
+        return cls(process, reader, writer, starts)
 
     @property
     def pid(self) -> int:
@@ -162,20 +169,28 @@ class EngineProcess:
 
     def _repeat(self, line: str) -> None:
         """Log a line of its output. This never raises: if reading ended, the engine would block on a full pipe."""
-        if repeated(line, "engine") is None and line:
+        if repeated(line, "engine", self._starts) is None and line and due(self._starts, line):
             shown = output_line(line) if self._knows_requests else Words(line[:SHOWN_CHARACTERS])
             log.warning("engine_output", characters=len(line), **({} if shown is None else {"line": shown}))
 
 
-def repeated(line: str, process: str) -> str | None:
-    """Log a line if it is a log line of a child process, and return its event; None if it is none."""
+def repeated(line: str, process: str, starts: StartLog | None = None) -> str | None:
+    """Log a line if it is a log line of a child process and due, and return its event; None if it is none."""
     try:
         record = json.loads(line)
         level = _LEVELS[record.pop("level")]
         event = str(record.pop("event"))
         record.pop("timestamp", None)
+        told = event + "".join(str(record.get(name, "")) for name in _WORDS)
+        if level >= logging.WARNING and not due(starts, told):
+            return event
         words = {name: Words(record[name]) for name in _WORDS if isinstance(record.get(name), str)}
         log.log(level, event, **{**record, **words, "process": process})
     except Exception:
         return None
     return event
+
+
+def due(starts: StartLog | None, line: str) -> bool:
+    """Return whether a line of a child process is to be logged."""
+    return starts is None or bool(starts.due(line))

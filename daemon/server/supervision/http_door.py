@@ -29,8 +29,9 @@ from daemon.server.http_listener import Listener, default_path, listen
 from daemon.server.singleton import AlreadyRunning
 from daemon.server.socket_path import SocketPathError
 from daemon.server.supervision import door_probe
-from daemon.server.supervision.engine_process import LINE_BYTES, repeated
+from daemon.server.supervision.engine_process import LINE_BYTES, due, repeated
 from daemon.server.supervision.spawning import spawned
+from daemon.server.supervision.start_log import StartLog
 from daemon.shared import observed_time
 from daemon.shared.config import Config
 from daemon.shared.log_fields import cause
@@ -89,6 +90,7 @@ class HttpDoor:
         self._listener: Listener | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
+        self._starts = StartLog(clock)
         self._told = ""
         """Why the door could not be started, as the log has it: it is tried each minute, and told once."""
 
@@ -130,8 +132,8 @@ class HttpDoor:
             self.state = DoorState.RESTARTING
             lived = self._clock() - began
             backoff = FIRST_BACKOFF if lived >= STABLE_SECONDS else backoff
-            if status is not None:
-                log.error("http_ended", status=status, lived_s=round(lived, 3), retry_in_s=backoff)
+            if status is not None and (starts := self._starts.ended(status)):
+                log.error("http_ended", status=status, lived_s=round(lived, 3), retry_in_s=backoff, starts=starts)
             await asyncio.sleep(backoff)
             backoff = min(LAST_BACKOFF, 2 * backoff)
             self.restarts += 1
@@ -147,6 +149,7 @@ class HttpDoor:
                 log.error("http_start_failed", error=self._told, **self._place())
             return None
         self._told = ""
+        self._starts.begin()
         watch = asyncio.create_task(self._kill_if_silent(), name="http-door-probe")
         try:
             await self._follow(self._process)
@@ -205,11 +208,13 @@ class HttpDoor:
             self._note(line.rstrip())
 
     def _note(self, line: str) -> None:
-        event = repeated(line, "http")
-        if event is None and line:
+        event = repeated(line, "http", self._starts)
+        if event is None and line and due(self._starts, line):
             log.warning("http_output", characters=len(line), line=output_line(line))
         elif event == SERVING and self.state is DoorState.STARTING:
             self.state = DoorState.SERVING
+            if failed := self._starts.serves():
+                log.info("http_starts_again", starts=failed)
 
     def _kill(self) -> None:
         if self._process is not None:

@@ -36,6 +36,7 @@ import structlog
 
 from daemon.server.supervision.call_router import CallRouter
 from daemon.server.supervision.engine_process import EngineProcess
+from daemon.server.supervision.start_log import StartLog
 from daemon.shared.durations import seconds
 from daemon.shared.log_fields import Words, cause
 from daemon.shared.observed_time import SeenTime
@@ -173,6 +174,7 @@ class Supervisor:
         self._on_change = on_change
         self._on_spawn = on_spawn
         self._command = command
+        self._starts = StartLog(clock)
         self._spawn = spawn or self._spawn_command
         self._last_backoff = last_backoff
         self._seen = SeenTime(clock, MOST_BETWEEN_CHECKS)
@@ -236,14 +238,17 @@ class Supervisor:
         self._set(State.RESTARTING)
         # An engine that was killed for its stuck threads died of calls that have ended; those that run are bystanders.
         calls = self._router.engine_died(pause, blame_calls=self._vitals.threads_stuck < MOST_STUCK)
-        if status is not None:
-            log.error("engine_died", status=status, lived_s=round(lived, 3), calls=calls, retry_in_s=pause)
+        if status is not None and (starts := self._starts.ended(status)):
+            log.error(
+                "engine_died", status=status, lived_s=round(lived, 3), calls=calls, retry_in_s=pause, starts=starts
+            )
         await asyncio.sleep(pause)
         self.restarts += 1
 
     async def _live(self) -> int | None:
         """Run one engine from its start to its end, and return its exit status; None if it could not start."""
         self._vitals = _Vitals(self._seen, self._clock)
+        self._starts.begin()
         self._set(State.STARTING)
         try:
             engine = self._engine = await self._spawn()
@@ -282,12 +287,13 @@ class Supervisor:
             if late:
                 continue
             if self._judge() and self.state is not State.STOPPED:
-                log.error(
-                    "engine_stuck_killed",
-                    silent_s=round(self._vitals.silence, 3),
-                    step_age_s=round(self._vitals.step_age, 3),
-                    threads=self._vitals.threads_stuck,
-                )
+                if self._starts.due("engine_stuck_killed"):
+                    log.error(
+                        "engine_stuck_killed",
+                        silent_s=round(self._vitals.silence, 3),
+                        step_age_s=round(self._vitals.step_age, 3),
+                        threads=self._vitals.threads_stuck,
+                    )
                 engine.kill()
                 return
 
@@ -302,7 +308,7 @@ class Supervisor:
         return vitals.hopeless
 
     async def _spawn_command(self) -> EngineProcess:
-        return await EngineProcess.spawn(self._command)
+        return await EngineProcess.spawn(self._command, self._starts)
 
     def _on_event(self, event: ipc.Event) -> None:
         self._vitals.last_sign = self._seen()
@@ -322,6 +328,8 @@ class Supervisor:
         self.hello = hello
         if not hello.warming:
             assert self._engine is not None
+            if failed := self._starts.serves():
+                log.info("engine_starts_again", starts=failed)
             self._set(State.READY)
             self._router.connect(self._engine.send)
         elif not self.restarts and self._vitals.lived_seen <= STALLED_SECONDS:

@@ -268,3 +268,21 @@ def test_every_calling_command_has_socket_and_start() -> None:
     """The commands that call the daemon are exactly the commands with both options."""
     assert set(CALLERS) == {*CALLS, "ls", "rm", "top", "metrics", "http", "launch"}
     assert all({"--socket", "--start"} <= options(command) for words, command in commands() if words[0] in CALLERS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "usage"),
+    [
+        (["frobnicate"], True),
+        (["ps", "--frobnicate"], True),
+        (["load"], True),
+        (["invalidate"], True),
+        (["rm", "embedded", "--yes"], False),
+        (["--socket", "relative", "ps"], False),
+    ],
+)
+def test_each_refusal_begins_with_the_program(client: FakeClient, arguments: list[str], usage: bool) -> None:
+    """Whether click finds it, a command or the configuration; wrong usage has the command's usage before it."""
+    *before, last = run_cli(client, *arguments).stderr.splitlines()
+    assert last.startswith("mlx-sidecar: ")
+    assert [line.split(":")[0] for line in before[:1]] == (["Usage"] if usage else [])

@@ -106,7 +106,9 @@ def test_a_tool_that_is_not_installed_is_told_how(
     monkeypatch.setenv("PATH", "/nowhere")
     result = run_cli(client, "launch", tool)
     assert result.exit_code == exit_codes.REFUSED
-    assert result.stderr == f"Error: {TOOLS[tool].title} is not installed; install it with: {TOOLS[tool].install}\n"
+    assert (
+        result.stderr == f"mlx-sidecar: {TOOLS[tool].title} is not installed; install it with: {TOOLS[tool].install}\n"
+    )
     assert client.calls == []
 
 

@@ -152,7 +152,8 @@ def test_tools_and_their_choice_are_passed_on() -> None:
     one = options(tools=[TOOL], tool_choice={"type": "tool", "name": "weather"})
     assert (one["tool_choice"], one["required_tool"]) == ("required", "weather")
     assert options(tool_choice={"type": "auto"}) == {}
-    assert ask(tools=[TOOL], tool_choice={"type": "auto", "disable_parallel_tool_use": True}).one_call
+    asked = ask(tools=[TOOL], tool_choice={"type": "auto", "disable_parallel_tool_use": True})
+    assert asked.options["stop_at_tool_call"]
     examples = [{"city": "Bodø"}, {}]
     assert options(tools=[{**TOOL, "type": "custom", "strict": True, "input_examples": examples}])["tools"] == [
         Tool("weather", 'of a city\nExample: {"city": "Bodø"}\nExample: {}', {"type": "object"})

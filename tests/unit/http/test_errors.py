@@ -35,6 +35,7 @@ from mlx_sidecar import (
     QueueFull,
     UntrustedSocket,
 )
+from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.asgi import Request
 
 
@@ -155,6 +156,15 @@ def test_refused_value_has_the_name_of_the_api(names: dict[str, str], text: str)
 
     assert found is not None
     assert (found.message, found.field) == (text, "tool_choice")
+
+
+@pytest.mark.parametrize("names", [NAMES, OLLAMA])
+@pytest.mark.parametrize("value", [name.removeprefix("POOLING_") for name in (*pb.Pooling.keys(),)[1:]])
+def test_value_of_pooling_is_told_as_http_takes_it(names: dict[str, str], value: str) -> None:
+    """An advice that cannot be sent is none."""
+    found = problem(InvalidArgument(f"pooling is needed; models mostly take {value}", field="pooling"), names)
+    assert found is not None
+    assert (found.message, found.field) == (f"pooling is needed; models mostly take {value.lower()}", "pooling")
 
 
 @pytest.mark.parametrize(

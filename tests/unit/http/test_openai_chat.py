@@ -165,7 +165,7 @@ def test_tools_and_their_choice_are_passed_on() -> None:
     assert options(tools=[TOOL], tool_choice=one)["required_tool"] == "weather"
     assert options(tool_choice="auto") == {}
     assert options(tool_choice="required") == {"tool_choice": "required"}
-    assert ask(request(tools=[TOOL], parallel_tool_calls=False)).one_call
+    assert ask(request(tools=[TOOL], parallel_tool_calls=False)).options["stop_at_tool_call"]
 
 
 def test_tools_of_other_kinds_are_left_out_and_noted() -> None:
@@ -188,7 +188,6 @@ def test_forms_of_an_answer_are_passed_on() -> None:
     ("fields", "field"),
     [
         ({"best_of": 2}, "best_of"),
-        ({"n": 2, "parallel_tool_calls": False}, "n"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"frobnicate": 1}, "frobnicate"),
         ({"messages": [{"role": "user", "content": "x", "audio": {}}]}, "messages[0].audio"),

@@ -38,6 +38,66 @@ def prompt(items: Sequence[Any], **fields: Any) -> Any:
     return asked(input=items, **fields).prompt
 
 
+STEPS: list[tuple[dict[str, Any], str]] = [
+    (
+        {"type": "web_search_call", "status": "completed", "action": {"type": "search", "query": "rain in Bergen"}},
+        'web_search; action: {"type": "search", "query": "rain in Bergen"}',
+    ),
+    (
+        {"type": "file_search_call", "status": "failed", "queries": ["rain"], "results": None},
+        'file_search; queries: ["rain"]; status: failed',
+    ),
+    (
+        {"type": "code_interpreter_call", "code": "print(1)", "outputs": [{"type": "logs", "logs": "1"}]},
+        'code_interpreter; code: print(1); outputs: [{"type": "logs", "logs": "1"}]',
+    ),
+    ({"type": "image_generation_call", "result": "aGk=", "size": "big"}, "image_generation; result: a picture"),
+    ({"type": "computer_call", "call_id": "c", "action": {"type": "click"}}, 'computer; action: {"type": "click"}'),
+    (
+        {"type": "mcp_list_tools", "server_label": "maps", "tools": [{"name": "route", "input_schema": {}}]},
+        'mcp_list_tools; server_label: maps; tools: ["route"]',
+    ),
+    (
+        {"type": "mcp_call", "server_label": "maps", "name": "route", "arguments": "{}", "output": "Left."},
+        "mcp; server_label: maps; name: route; arguments: {}; output: Left.",
+    ),
+    (
+        {"type": "mcp_approval_response", "approve": False, "reason": "no"},
+        "mcp_approval_response; approve: false; reason: no",
+    ),
+]
+
+
+@pytest.mark.parametrize(("item", "words"), STEPS, ids=[str(item["type"]) for item, _ in STEPS])
+def test_step_of_another_server_is_told_in_words(item: dict[str, Any], words: str) -> None:
+    """A session that began at OpenAI goes on: reasoning, step and message of one answer are one turn."""
+    thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm. "}]}
+    items = [thought, {"id": "s1", **item}, thought, {"role": "assistant", "content": "It rains."}]
+    told = f"[Earlier step on another server: {words}]\nIt rains."
+    assert prompt(items) == [Message("assistant", told, "Hm. Hm. ", [])]
+    assert prompt(items) == prompt([thought, {"id": "s2", **item}, *items[2:]])
+
+
+def test_call_that_a_client_ran_is_a_call_with_its_result() -> None:
+    """The model reads a shell of OpenAI's as a tool of that name."""
+    items = [
+        {"type": "local_shell_call", "id": "l", "call_id": "c1", "status": "completed", "action": {"command": ["ls"]}},
+        {"type": "local_shell_call_output", "id": "c1", "output": "a.txt"},
+        {"type": "shell_call", "call_id": "c2", "action": {"commands": ["ls"]}},
+        {"type": "shell_call_output", "call_id": "c2", "output": [{"stdout": "b", "stderr": ""}]},
+        {"type": "apply_patch_call", "call_id": "c3", "operation": {"type": "delete_file", "path": "a"}},
+        {"type": "apply_patch_call_output", "call_id": "c3", "status": "failed"},
+    ]
+    assert prompt(items) == [
+        Message("assistant", "", "", [ToolCall("c1", "local_shell", '{"command": ["ls"]}')]),
+        Message("tool", "a.txt", tool_call_id="c1"),
+        Message("assistant", "", "", [ToolCall("c2", "shell", '{"commands": ["ls"]}')]),
+        Message("tool", '[{"stdout": "b", "stderr": ""}]', tool_call_id="c2"),
+        Message("assistant", "", "", [ToolCall("c3", "apply_patch", '{"type": "delete_file", "path": "a"}')]),
+        Message("tool", "failed", tool_call_id="c3"),
+    ]
+
+
 def options(**fields: Any) -> dict[str, Any]:
     """Return the options that a request asks for, without those that are unset, and without what each has."""
     found = {name: value for name, value in asked(**fields).options.items() if value is not None}
@@ -147,7 +207,7 @@ def test_choice_of_tools_is_passed_on() -> None:
     chosen = options(tools=[TOOL], tool_choice={"type": "function", "name": "weather"})
     assert (chosen["tool_choice"], chosen["required_tool"]) == ("required", "weather")
     assert options(tool_choice="none") == {}
-    assert asked(parallel_tool_calls=False).one_call
+    assert asked(parallel_tool_calls=False).options["stop_at_tool_call"]
 
 
 def test_options_of_the_answer_are_passed_on() -> None:
@@ -188,7 +248,9 @@ def test_effort_is_passed_on_and_can_be_left_out() -> None:
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
         ({"input": []}, "input"),
-        ({"input": [{"type": "web_search_call", "id": "w"}]}, "input[0].type"),
+        ({"input": [{"type": "compaction", "id": "c", "encrypted_content": "x"}]}, "input[0].type"),
+        ({"input": [{"type": "computer_call_output", "call_id": "c", "output": {}}]}, "input[0].type"),
+        ({"input": [{"type": "web_search_call", "id": "w", "frobnicate": 1}]}, "input[0].frobnicate"),
         ({"input": [{"role": "user", "content": "x", "colour": "red"}]}, "input[0].colour"),
         (
             {"input": [{"type": "function_call", "call_id": "a", "name": "n", "arguments": "[1]"}]},

@@ -119,6 +119,31 @@ async def test_pause_of_the_door_doubles(folder: Path, monkeypatch: pytest.Monke
     assert pauses[:4] == [1.0, 2.0, 4.0, 4.0]
 
 
+async def test_door_with_an_unfit_token_is_told_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the cause; and the log tells when it is over."""
+    monkeypatch.setattr(http_door, "FIRST_BACKOFF", 0.01)
+    unfit = folder / "unfit"
+    unfit.touch()
+    begins = (
+        "import json, os, sys\n"
+        f"if os.path.exists({str(unfit)!r}):\n"
+        "    print(json.dumps({'event': 'http_token_unfit', 'level': 'error', 'error': 'has 3 characters'}))\n"
+        "    sys.exit(1)\n"
+    )
+    door = HttpDoor(config(folder), time.monotonic, [sys.executable, "-c", begins + PROGRAM, "stay"])
+    with capture_logs() as logs:
+        door.start()
+        await until(lambda: door.restarts >= 2)
+        unfit.unlink()
+        await until(lambda: door.state is DoorState.SERVING)
+        await door.stop()
+    told = [(line["event"], line.get("error"), line.get("starts")) for line in logs if line["event"] != "http_serving"]
+    assert told[:2] == [("http_token_unfit", "has 3 characters", None), ("http_ended", None, 1)]
+    assert [(event, starts is not None and starts >= 2) for event, _, starts in told[2:]] == [
+        ("http_starts_again", True)
+    ]
+
+
 async def test_port_in_use_is_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The daemon serves meanwhile; its Stats tell that HTTP does not, and its log says once where and why."""
     monkeypatch.setattr(http_door, "FIRST_BACKOFF", 0.01)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from daemon.server.supervision import call_router
+from daemon.server.supervision import call_router, start_log
 from daemon.server.supervision import supervisor as module
 from daemon.server.supervision.supervisor import State
 from daemon.shared.errors import Reason, SidecarError
@@ -169,9 +169,34 @@ async def test_failed_engine_start_is_retried() -> None:
     assert told == [("engine_start_failed", "FileNotFoundError: ENOENT")]
 
 
+async def test_engine_that_dies_at_each_start_is_told_once(tmp_path: Path) -> None:
+    """With what it said; the log tells as well when it is over."""
+    fails = tmp_path / "fails"
+    fails.touch()
+    code = (
+        "import os, sys, runpy\n"
+        f"if os.path.exists({str(fails)!r}): sys.exit('no library')\n"
+        "sys.argv[:] = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    supervisor = Watched()
+    supervisor._command = [supervisor._command[0], "-c", code, *supervisor._command[1:]]
+    with capture_logs() as logs:
+        supervisor.start()
+        await supervisor.until(State.RESTARTING, times=4)
+        fails.unlink()
+        await supervisor.until(State.READY)
+        await supervisor.stop(1)
+    told = [(line["event"], line.get("line"), line.get("starts")) for line in logs if line["event"] != "engine_stopped"]
+    assert told[:2] == [("engine_output", "no library", None), ("engine_died", None, 1)]
+    assert [(event, starts is not None and starts >= 4) for event, _, starts in told[2:]] == [
+        ("engine_starts_again", True)
+    ]
+
+
 async def test_restart_back_off_doubles_to_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines that die young are started less and less often."""
     monkeypatch.setattr(module, "LAST_BACKOFF", 0.04)
+    monkeypatch.setattr(start_log, "HOUR_SECONDS", 0.0)  # each end is logged
     with capture_logs() as logs:
         async with supervising("--exit", "1") as supervisor:
             await supervisor.until(State.RESTARTING, times=6)

@@ -62,6 +62,7 @@ FREE = {
     "InvalidateRequest": {"dry_run"},
     "TokenizeRequest": {"text", "count_only"},
     "EmbedRequest": {"normalize", "require_loaded"},
+    "Stop": {"at_tool_call"},
 }
 """Fields of which every value is allowed here: switches, seeds, texts that only templates read, JSON that the engine
 parses."""
