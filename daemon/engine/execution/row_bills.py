@@ -27,7 +27,10 @@ one, and what MLX prepares of the next layers meanwhile.
 """
 
 JOINED = 2.0
-"""The same of windows while rows join: padded, and in one array."""
+"""
+The same where an array is made of others that MLX prepares as well: windows of rows that join, which are padded first,
+and a layer of a shared prefix with the tail behind it.
+"""
 
 TAIL_ROWS = 65
 """Most tokens of a last chunk that computes logits after all of them: `prefill.TAIL`."""

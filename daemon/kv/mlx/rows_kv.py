@@ -102,7 +102,8 @@ class RowsKV(BatchKVCache):  # type: ignore[misc] # mlx-lm has no types
         """
         Add the rows of another batch; all rows are copied, and end at one position.
 
-        Evaluated: one array exists twice at a time. mlx-lm pads rows before it joins them, so both would three times.
+        Evaluated, the keys first and then the values: one of them exists twice at a time. mlx-lm pads rows before it
+        joins them, so a padded copy of both would exist beside these.
         """
         self._align()
         other._align()
