@@ -15,9 +15,10 @@ from daemon.cache.digest_notes import FILE_NAME as DIGESTS
 from daemon.cache.digest_notes import DigestFile
 from daemon.cache.digests import Digests
 from daemon.cache.limits import ModelLimits
+from daemon.cache.mlx.load_notes import LoadNotes, NoteFile, place_of
 from daemon.cache.mlx.loader import supported
-from daemon.cache.mlx.measurements import FILE_NAME as MEASUREMENTS
-from daemon.cache.mlx.measurements import MeasurementFile, Measurements, place_of
+from daemon.cache.mlx.measurements import MEASUREMENTS, Measurements
+from daemon.cache.mlx.self_tests import VERDICTS, Verdicts
 from daemon.cache.mlx.shard import WHOLE
 from daemon.cache.model_cache import ModelCache
 from daemon.cache.resolver import Resolver
@@ -71,6 +72,7 @@ def build_engine(
     wall: Callable[[], float] = time.time,
     ranks: Ranks | None = None,
     measured: Measurements | None = None,
+    verdicts: Verdicts | None = None,
 ) -> Engine:
     """
     Build the parts of an engine and return the engine that drives them.
@@ -88,7 +90,8 @@ def build_engine(
         ttl_clock: Seconds that include the machine's sleep, for how long models were idle; `clock` if None.
         wall: Seconds since 1970, which may jump.
         ranks: The ranks of a group that compute with this engine; None if it is alone.
-        measured: What passes of models take; None to keep it in the state directory.
+        measured: What passes of models take; None to keep it, and verdicts, in the state directory.
+        verdicts: What self-tests of models found; None to keep it there.
     """
     ttl_clock = ttl_clock or clock
     budget = MemoryBudget(_limit(config) if ranks is None else ranks.limit_bytes)
@@ -105,9 +108,9 @@ def build_engine(
     streams = Streams()
     digests = Digests(DigestFile(config.state_dir / DIGESTS), aside=lambda: aside(streams.are_active))
     shard = WHOLE if ranks is None else ranks.shard
-    loader = ModelLoader(
-        memory, runner, digests, streams, clock, config.warmup_tokens, measured or _measured(config, ranks), shard
-    )
+    if measured is None or verdicts is None:
+        measured, verdicts = _kept(config, ranks)
+    loader = ModelLoader(memory, runner, digests, streams, clock, config.warmup_tokens, measured, verdicts, shard)
     limits = _model_limits(config, budget)
     models: Models = ModelCache(limits, loader.begin, ttl_clock, buffers.clear)
     background = Background(post, clock, WORKERS, ranks.answers if ranks else None)
@@ -157,11 +160,13 @@ def _limit(config: Config) -> int:
     return limit - group_share(limit, config, leads=True) if config.group_ranks else limit
 
 
-def _measured(config: Config, ranks: Ranks | None) -> Measurements:
-    """Return what was measured of models. Ranks measure at the same time, so none of them may know more than others."""
+def _kept(config: Config, ranks: Ranks | None) -> tuple[Measurements, Verdicts]:
+    """Return what loads found out. Ranks test and measure at the same time, so none of them may know more."""
     if ranks is not None:
-        return Measurements()
-    return Measurements(MeasurementFile(config.state_dir / MEASUREMENTS, place_of(device_name())))
+        return Measurements(), Verdicts()
+    place = place_of(device_name())
+    measured = LoadNotes(NoteFile(config.state_dir, MEASUREMENTS, place))
+    return Measurements(measured), Verdicts(LoadNotes(NoteFile(config.state_dir, VERDICTS, place)))
 
 
 def _resolver(config: Config, digests: Digests, limits: ModelLimits, ranks: Ranks | None) -> Resolver:

@@ -77,8 +77,8 @@ class Config:
             "Directory that holds config.toml",
             read_path,
             "Also digests.json (which large weight files were read, so that a restart need not), measurements.json "
-            "(the memory that passes take) and run_history (what was typed in conversations); all may be deleted. Only "
-            "a variable or a flag can set it.",
+            "(the memory that passes take), verdicts.json (what self-tests of models found) and run_history (what was "
+            "typed in conversations); all may be deleted. Only a variable or a flag can set it.",
         ),
     )
     model_cache_mb: int = field(

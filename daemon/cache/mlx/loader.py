@@ -10,7 +10,7 @@ From a checked model on disk to a model that requests can use:
 4. **Compute**: arrays that mlx-lm derives from weights, or adds, are evaluated in slices too.
 5. **Self-test** (`self_tests.py`): a first forward pass finds the layout of the KV cache. It is proven that a restored
    cache and a batch compute the same tokens, or the model gets neither reuse nor batches. Hashing goes on meanwhile.
-   What a pass takes is measured, unless it is known (`measurements.py`).
+   What a pass takes is measured. What an earlier load found out is neither tested nor measured (`load_notes.py`).
 6. **Warm up** (`warm_up.py`), if that is configured.
 7. **Compare** the digests with those that the model's key was made of. If a file differs, the load fails, and the
    file is known by its new digest from then on: KV must never be stored under the key of other weights.
@@ -197,9 +197,9 @@ def load(
         yield from _evaluate(source, model, computed, reading, slicer, shard)
         progress = _loading(max(needed, reading.done), source.size_bytes)
         with load_errors(source):
-            verdict = yield from slicer.run(verdicts.reach(source, model, shard), progress)
-            work = yield from _measured(source, model, verdict.layout, progress, slicer, measured)
-        loaded = _loaded(source, model, needed, verdict, work)
+            layout, verdict = yield from slicer.run(verdicts.reach(source, model, shard), progress)
+            work = yield from _measured(source, model, layout, progress, slicer, measured)
+        loaded = _loaded(source, model, layout, needed, verdict, work)
         loaded = replace(loaded, mtp=(yield from slicer.run(tried_head(source, head, model), progress)))
         if warmup_tokens:
             progress = Progress(Stage.WARMING_UP)
@@ -208,7 +208,7 @@ def load(
         # Last: the threads that hash have had the time of the self-tests and of the warm-up.
         digests = yield from slicer.run(reading.digests(seconds), progress)
         _refuse_misnamed(source, digests, learn)
-        verdicts.keep(source, verdict, shard)
+        verdicts.keep(source, layout, verdict, shard)
         return Loaded(loaded, needed)
 
 
@@ -301,18 +301,20 @@ def _measured(
     return work
 
 
-def _loaded(source: ModelSource, model: Any, needed: int, verdict: Verdict, work: Workspace) -> LoadedModel:
+def _loaded(
+    source: ModelSource, model: Any, layout: Layout, needed: int, verdict: Verdict, work: Workspace
+) -> LoadedModel:
     return LoadedModel(
         source,
         model,
-        verdict.layout,
+        layout,
         needed,
         verdict.vocab_size,
         verdict.joinable,
         verdict.ahead,
         verdict.ahead_together,
         work,
-        shares=verdict.joinable and verdict.shares and verdict.layout.bills_own,
+        shares=verdict.joinable and verdict.shares and layout.bills_own,
         last=verdict.view(model),
     )
 

@@ -1,33 +1,34 @@
 """
-The self-tests of a load: what a model's passes can be trusted with, and which of its models this process has tested.
+The self-tests of a load: what a model's passes can be trusted with, and which models were tested before.
 
 They take about fifty passes over a few tokens each. For a model of tens of gigabytes these are seconds, most of them
-spent on reading its weights. Within one process the same weights give the same results, so a model that is loaded
-again is not tested again. Nothing is kept for later processes: the tests guard against changes that no key names, such
-as another BLAS or driver. Ranks of a group test at each load, since they have to do so at the same time.
+spent on reading its weights. The same weights give the same results in the same place, so that a model is tested once.
+`load_notes.py` says what a place is. Ranks of a group test at each load, since they have to do so at the same time.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import mlx.core as mx
+import structlog
 
 from daemon.cache.identity import ModelKey, ModelSource
-from daemon.cache.lru_dict import LruDict
 from daemon.cache.mlx.last_logits import LastLogits, viewing
-from daemon.cache.mlx.measurements import MOST_MODELS
+from daemon.cache.mlx.load_notes import Kind, LoadNotes, name_of
 from daemon.cache.mlx.shard import WHOLE, Shard
 from daemon.kv.mlx import shared_attention
 from daemon.kv.mlx.ahead import Ahead, trying
 from daemon.kv.mlx.ahead_rows import trying_rows
 from daemon.kv.mlx.layerwise import Pass, forward_layerwise
-from daemon.kv.mlx.layout import Layout
-from daemon.kv.mlx.self_test import probing, proving
+from daemon.kv.mlx.layout import Layout, describing
+from daemon.kv.mlx.self_test import proven, proving, without_reuse
 from daemon.kv.mlx.shared_self_test import proving_shared
 from daemon.shared.failpoints import failpoint
 from daemon.shared.slices import Sliced
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +37,16 @@ class Verdict:
     What the self-tests found.
 
     Attributes:
-        layout: How the model keeps its KV.
-        vocab_size: Width of its logits.
-        joinable: Whether its sequences can share a forward pass.
+        reuses: Whether a restored cache computes what it was copied from does.
+        vocab_size: Width of the logits.
+        joinable: Whether sequences can share a forward pass.
         ahead: How exact a pass over guessed tokens is.
         ahead_together: The same, if several sequences share the pass.
-        shares: Whether its sequences can read one copy of a prefix; its modules then attend through `shared_attention`.
+        shares: Whether sequences can read one copy of a prefix; the modules then attend through `shared_attention`.
         views: Whether logits after the last token of a pass alone can be had.
     """
 
-    layout: Layout
+    reuses: bool
     vocab_size: int
     joinable: bool
     ahead: Ahead
@@ -59,32 +60,73 @@ class Verdict:
 
 
 class Verdicts:
-    """The verdicts on whole models that this process has loaded. One thread at a time."""
+    """
+    The verdicts on whole models. Belongs to the MLX thread.
 
-    def __init__(self) -> None:
-        self._known = LruDict[ModelKey, Verdict](MOST_MODELS)
+    Args:
+        notes: Keeps them; for this process only if None.
+    """
 
-    def reach(self, source: ModelSource, model: Any, shard: Shard) -> Sliced[Verdict]:
+    def __init__(self, notes: LoadNotes[Verdict] | None = None) -> None:
+        self._notes = notes or LoadNotes[Verdict]()
+
+    def reach(self, source: ModelSource, model: Any, shard: Shard) -> Sliced[tuple[Layout, Verdict]]:
         """
-        Return the verdict on a module with evaluated arrays: that of an earlier load, or that of tests now.
+        Return the layout of a module with evaluated arrays, and the verdict: of an earlier load, or of tests now.
 
-        Tests compute a layer for each `next`. The verdict is not kept until `keep` is called.
+        A pass over one token finds the layout. Passes compute a layer for each `next`. The verdict is not kept until
+        `keep` is called. Each load logs it.
         """
-        known = self._known.get(source.key) if shard is WHOLE else None
+        layout = yield from describing(model)
+        known = self._notes.find(_name(source.key, layout)) if shard is WHOLE else None
         if known is None:
-            return (yield from _testing(source, model, shard))
-        if known.shares:
-            shared_attention.install(model)
-        return known
+            layout, verdict = yield from _testing(source, model, layout, shard)
+        else:
+            verdict = known
+            if layout.reusable and not verdict.reuses:
+                layout = without_reuse(layout)
+            if verdict.shares:
+                shared_attention.install(model)
+        log.info(
+            "model_tested",
+            model=source.name,
+            known=known is not None,
+            reuses=verdict.reuses,
+            joinable=verdict.joinable,
+            shares=verdict.shares,
+            ahead=verdict.ahead.name.lower(),
+            ahead_together=verdict.ahead_together.name.lower(),
+        )
+        return layout, verdict
 
-    def keep(self, source: ModelSource, verdict: Verdict, shard: Shard) -> None:
+    def keep(self, source: ModelSource, layout: Layout, verdict: Verdict, shard: Shard) -> None:
         """Keep a verdict. The weights must be those that the key names."""
         if shard is WHOLE:
-            self._known.put(source.key, verdict)
+            self._notes.keep(_name(source.key, layout), verdict)
 
 
-def _testing(source: ModelSource, model: Any, shard: Shard) -> Sliced[Verdict]:
-    layout = yield from probing(model)
+def _name(key: ModelKey, layout: Layout) -> str:
+    return name_of(key, layout.signature)
+
+
+def _encoded(verdict: Verdict) -> Any:
+    return {**asdict(verdict), "ahead": verdict.ahead.name, "ahead_together": verdict.ahead_together.name}
+
+
+def _decoded(values: Any) -> Verdict:
+    flags = {name: values[name] for name in ("reuses", "joinable", "shares", "views")}
+    if not all(type(flag) is bool for flag in flags.values()) or type(values["vocab_size"]) is not int:
+        raise ValueError("no verdict")
+    ahead, together = Ahead[values["ahead"]], Ahead[values["ahead_together"]]
+    return Verdict(vocab_size=values["vocab_size"], ahead=ahead, ahead_together=together, **flags)
+
+
+VERDICTS: Kind[Verdict] = Kind("verdicts.json", 1, _encoded, _decoded)
+"""The version goes up whenever the tests of the same code would mean something else by the same words."""
+
+
+def _testing(source: ModelSource, model: Any, layout: Layout, shard: Shard) -> Sliced[tuple[Layout, Verdict]]:
+    layout = yield from proven(model, layout)
     failpoint("load.probed")
     layout = shard.alike(source, layout)
     logits = yield from _a_token(model, layout)
@@ -93,7 +135,8 @@ def _testing(source: ModelSource, model: Any, shard: Shard) -> Sliced[Verdict]:
     together = yield from trying_rows(model, ahead, joinable=joinable)
     shares = yield from proving_shared(model, layout)
     view = yield from viewing(model, layout)
-    return Verdict(layout, int(logits.shape[-1]), joinable, ahead, together, shares, view is not None)
+    vocab_size = int(logits.shape[-1])
+    return layout, Verdict(layout.reusable, vocab_size, joinable, ahead, together, shares, view is not None)
 
 
 def _a_token(model: Any, layout: Layout) -> Pass:

@@ -29,6 +29,7 @@ class ModelLoader:
         clock: Seconds that never go back.
         warmup_tokens: Tokens of the first pass of a model; 0 for none.
         measured: What passes of models take that were loaded before.
+        verdicts: What self-tests found of them.
         shard: Which part of a model is loaded.
     """
 
@@ -41,6 +42,7 @@ class ModelLoader:
         clock: Callable[[], float],
         warmup_tokens: int,
         measured: Measurements,
+        verdicts: Verdicts,
         shard: Shard = WHOLE,
     ) -> None:
         self._memory = memory
@@ -50,7 +52,7 @@ class ModelLoader:
         self._clock = clock
         self._warmup_tokens = warmup_tokens
         self._measured = measured
-        self._verdicts = Verdicts()
+        self._verdicts = verdicts
         self._shard = shard
 
     def begin(self, source: ModelSource, skip_warmup: object) -> Load[LoadedModel]:

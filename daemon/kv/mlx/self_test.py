@@ -32,21 +32,25 @@ _MOST_NOISE = 0.05
 
 
 def probe(model: Any) -> Layout:
-    """Do all of `probing` at once."""
-    return drain(probing(model))
+    """Return the layout of a model, proven, at once."""
+    return drain(proven(model, drain(describing(model))))
 
 
-def probing(model: Any) -> Sliced[Layout]:
+def proven(model: Any, layout: Layout) -> Sliced[Layout]:
     """
-    Run a few tokens through a model, a layer for each `next`, and return the layout of the cache that it leaves.
+    Prove that prefixes of a model can be reused, a layer for each `next`; return its layout without reuse otherwise.
 
-    A restored cache must compute the same as the cache that it was packed from; if it does not, the layout offers no
-    reuse. So a cache class or a model that changed in a new release of mlx-lm never gives wrong answers.
+    A restored cache must compute the same as the cache that it was packed from. So a cache class or a model that
+    changed in a new release of mlx-lm never gives wrong answers.
     """
-    layout = yield from describing(model)
     if not layout.reusable or (yield from _reuse_is_exact(model, layout)):
         return layout
     log.warning("prefix_reuse_disabled")
+    return without_reuse(layout)
+
+
+def without_reuse(layout: Layout) -> Layout:
+    """Return the layout without reuse, for restored caches of the model compute something else."""
     return replace(layout, shapes=(), groups=(), states=(), warning="prefix_reuse_disabled")
 
 

@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from daemon.cache.mlx.measurements import MEASUREMENTS
+from daemon.cache.mlx.self_tests import VERDICTS
 from daemon.engine.background import task
 from daemon.engine.memory.pressure import Level
+from daemon.kv.mlx.ahead import Ahead
 from daemon.server.supervision.supervisor import State
 from daemon.shared.errors import Reason, SidecarError, invalid
 from daemon.shared.log_fields import FIELDS, Words, cause, permitted, refusal
@@ -56,6 +59,7 @@ def test_every_enum_value_may_be_logged() -> None:
     """The list names them itself, so that it needs nothing of the engine."""
     assert all(FIELDS["state"](state.value) for state in State)
     assert all(FIELDS["pressure"](level.name.lower()) for level in Level)
+    assert all(FIELDS["ahead"](level.name.lower()) for level in Ahead)
     assert all(FIELDS["reason"](str(reason)) for reason in Reason)
     assert all(FIELDS["work"](kind.name) for kind in vars(task).values() if isinstance(kind, task.Kind))
     assert all(FIELDS["reason"](name) for name in ("stop", "length", "tool_calls"))
@@ -85,6 +89,9 @@ def test_no_log_field_accepts_caller_text(name: str) -> None:
         ("request_id", "req-1"),
         ("duration_s", 0.5),
         ("dry_run", True),
+        ("file", "model-00001-of-00002.safetensors"),
+        ("file", MEASUREMENTS.file_name),
+        ("file", VERDICTS.file_name),
     ],
 )
 def test_operator_log_fields_pass_unchanged(name: str, value: object) -> None:

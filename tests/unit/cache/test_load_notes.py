@@ -1,4 +1,4 @@
-"""What passes of models take is measured once for each model and place, and a note that cannot be trusted is not."""
+"""What loads found out is known in the same place from then on; a note that cannot be trusted counts for nothing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from daemon.cache.identity import ModelKey, identify
-from daemon.cache.mlx import loader, measurements
-from daemon.cache.mlx.measurements import FILE_NAME, MeasurementFile, Measurements, place_of
+from daemon.cache.mlx import load_notes, loader
+from daemon.cache.mlx.load_notes import Kind, LoadNotes, NoteFile, place_of
+from daemon.cache.mlx.measurements import MEASUREMENTS, Measurements
+from daemon.cache.mlx.self_tests import VERDICTS, Verdict
 from daemon.kv.mlx import workspace
+from daemon.kv.mlx.ahead import Ahead
 from daemon.kv.mlx.layout import Layout
 from daemon.kv.mlx.workspace import Workspace
 from daemon.shared.small_file import replace_small
@@ -24,7 +28,14 @@ from tests.support.builders import tiny_llama
 from tests.unit.cache.loads import run
 
 WORK = Workspace(((64, 100.5), (256, 292.0)), ((0, 0.0), (3072, 1.25)), 700.0)
+VERDICT = Verdict(True, 64, True, Ahead.EXACT, Ahead.ROUNDED, False, True)
+NOTES: dict[str, tuple[Kind[Any], Any]] = {"measurements": (MEASUREMENTS, WORK), "verdicts": (VERDICTS, VERDICT)}
+FILE_NAME = MEASUREMENTS.file_name
 HERE = "here"
+
+
+def _file(path: Path, place: str = HERE) -> NoteFile[Workspace]:
+    return NoteFile(path.parent, MEASUREMENTS, place)
 
 
 @pytest.fixture(name="path")
@@ -48,7 +59,7 @@ def _passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 def _load(model: Path, path: Path, place: str = HERE) -> Workspace:
     """Load a model as an engine that has just started, and wait until what it measured is on the disk."""
-    measured = Measurements(MeasurementFile(path, place))
+    measured = Measurements(LoadNotes(_file(path, place)))
     _, loaded = run(loader.load(identify("tiny", model), 0, lambda: 0.0, measured=measured))
     _saved()
     return loaded.model.work
@@ -83,7 +94,7 @@ def test_damaged_note_is_measured_again(tmp_path: Path, path: Path, passes: list
     _load(model, path)
 
     assert passes
-    assert MeasurementFile(path, HERE).read()
+    assert _file(path).read()
 
 
 def test_other_model_and_other_place_are_measured(tmp_path: Path, path: Path, passes: list[tuple[int, int]]) -> None:
@@ -101,20 +112,23 @@ def test_other_model_and_other_place_are_measured(tmp_path: Path, path: Path, pa
 
 
 DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
-    "another format": lambda notes: {**notes, "format": measurements.FORMAT - 1},
+    "another format": lambda notes: {**notes, "format": notes["format"] - 1},
     "another place": lambda notes: {**notes, "place": "there"},
     "a list": lambda notes: [notes],
     "no models": lambda notes: {**notes, "models": None},
     "another digest": lambda notes: {**notes, "digest": "0"},
-    "a model more": lambda notes: {**notes, "models": {**notes["models"], "x": {"fixed": [[64, 1.0]], "scores": []}}},
+    "a model more": lambda notes: {**notes, "models": {**notes["models"], "x": notes["models"]["name"]}},
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_note_that_is_not_ours_counts_for_nothing(path: Path, damage: str) -> None:
-    file = MeasurementFile(path, HERE)
-    file.write({"name": WORK})
-    assert file.read() == {"name": WORK}
+@pytest.mark.parametrize("notes", NOTES)
+def test_note_that_is_not_ours_counts_for_nothing(tmp_path: Path, notes: str, damage: str) -> None:
+    kind, value = NOTES[notes]
+    file = NoteFile(tmp_path, kind, HERE)
+    file.write({"name": value})
+    assert file.read() == {"name": value}
+    path = tmp_path / kind.file_name
     path.write_text(json.dumps(DAMAGE[damage](json.loads(path.read_text()))))
 
     assert file.read() == {}
@@ -132,30 +146,37 @@ def test_note_that_is_not_ours_counts_for_nothing(path: Path, damage: str) -> No
     ],
 )
 def test_figures_that_make_no_sense_are_refused(path: Path, work: Workspace) -> None:
-    file = MeasurementFile(path, HERE)
+    file = _file(path)
     file.write({"name": work})
     assert file.read() == {}
 
 
-def test_unusable_measurements_are_logged(path: Path) -> None:
+@pytest.mark.parametrize("wrong", [{"reuses": 1}, {"vocab_size": "64"}, {"ahead": "SOON"}, {"views": None}])
+def test_verdict_that_makes_no_sense_is_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    odd = replace(VERDICTS, encode=lambda verdict: {**VERDICTS.encode(verdict), **wrong})
+    NoteFile(tmp_path, odd, HERE).write({"name": VERDICT})
+    assert NoteFile(tmp_path, VERDICTS, HERE).read() == {}
+
+
+def test_unusable_notes_are_logged(path: Path) -> None:
     replace_small(path, b"{")
-    in_the_way = MeasurementFile(path / FILE_NAME, HERE)
+    in_the_way = _file(path / FILE_NAME)
 
     with capture_logs() as logs:
-        assert MeasurementFile(path, HERE).read() == {}
+        assert _file(path).read() == {}
         in_the_way.write({"name": WORK})
 
-    assert [line["event"] for line in logs] == ["measurements_read_failed", "measurements_write_failed"]
+    assert [line["event"] for line in logs] == ["load_notes_read_failed", "load_notes_write_failed"]
 
 
-def test_measurements_in_a_pipe_are_not_waited_for(tmp_path: Path) -> None:
+def test_notes_in_a_pipe_are_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / FILE_NAME)
-    assert MeasurementFile(tmp_path / FILE_NAME, HERE).read() == {}
+    assert _file(tmp_path / FILE_NAME).read() == {}
 
 
 def test_models_that_were_used_last_are_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measurements, "MOST_MODELS", 2)
-    measured = Measurements(MeasurementFile(path, HERE))
+    monkeypatch.setattr(load_notes, "MOST_MODELS", 2)
+    measured = Measurements(LoadNotes(_file(path)))
     layout = Layout("KVCache", 1)
     first, second, third = (ModelKey(name) for name in "abc")
     for key in (first, second):
@@ -164,7 +185,7 @@ def test_models_that_were_used_last_are_kept(path: Path, monkeypatch: pytest.Mon
     measured.keep(third, layout, WORK)
     _saved()
 
-    later = Measurements(MeasurementFile(path, HERE))
+    later = Measurements(LoadNotes(_file(path)))
     assert [later.find(key, layout) for key in (first, second, third)] == [WORK, None, WORK]
     assert later.find(first, Layout("RotatingKVCache", 1)) is None
 
@@ -182,7 +203,29 @@ def test_place_depends_on_device_and_settings(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("name", ["mlx", "mlx-lm"])
 def test_place_depends_on_the_libraries(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     here = place_of("cpu")
-    monkeypatch.setattr(measurements, "version", lambda package: "0" if package == name else version(package))
+    monkeypatch.setattr(load_notes, "version", lambda package: "0" if package == name else version(package))
+    assert place_of("cpu") != here
+
+
+@pytest.mark.parametrize("package", ["mlx_lm", "daemon"])
+def test_place_depends_on_code_that_is_edited_in_place(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = place_of("cpu")
+    real = load_notes._stamp
+    edited = f"/{package}/"
+    monkeypatch.setattr(load_notes, "_stamp", lambda file: (*real(file)[:2], 0) if edited in str(file) else real(file))
+    assert place_of("cpu") != here
+
+
+@pytest.mark.parametrize("name", ["build", "processor"])
+def test_place_depends_on_the_machine(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = tmp_path / "SystemVersion.plist"
+    build.write_text("25A354")
+    monkeypatch.setattr(load_notes, "_SYSTEM_FILES", (str(build),))
+    here = place_of("cpu")
+    if name == "build":
+        build.write_text("25A362")
+    else:
+        monkeypatch.setattr(load_notes, "_processor", lambda: ["flags: avx512"])
     assert place_of("cpu") != here
 
 
@@ -204,7 +247,7 @@ class HangingNotes:
 def test_disk_that_hangs_holds_up_no_load() -> None:
     """This test would hang with it: the write ends only after what follows the request."""
     notes = HangingNotes()
-    measured = Measurements(notes)
+    measured = Measurements(LoadNotes(notes))
     layout = Layout("KVCache", 1)
 
     measured.keep(ModelKey("a"), layout, WORK)
