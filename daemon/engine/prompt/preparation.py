@@ -164,7 +164,7 @@ def prepare_prompt(
     if not tokens:
         raise invalid(kind or "prompt", "is empty; a prompt needs at least one token")
     vocab = source.vocab_size or tokenizer.size
-    _check_ids(lambda index, _: f"tokens.ids[{index}]" if kind == "tokens" else f"{kind}", tokens, vocab)
+    _check_ids(lambda index, _: f"tokens.ids[{index}]" if kind == "tokens" else kind or "prompt", tokens, vocab)
     _check_ids(lambda index, _: f"stop.token_ids[{index}]", request.stop.token_ids, vocab)
     _check_ids(lambda _, token: f"sampling.logit_bias[{token}]", list(request.sampling.logit_bias), vocab)
     places, warned = _places(request, tokens, rendered), () if rendered is None else rendered.warnings
@@ -244,7 +244,9 @@ def _check_ids(field: Callable[[int, int], str], ids: Sequence[int], vocab: int)
     """
     if ids and max(ids) >= vocab:
         index, token = next((index, token) for index, token in enumerate(ids) if token >= vocab)
-        raise invalid(field(index, token), f"is token {token}, but this model has {vocab} token ids")
+        raise invalid(
+            field(index, token), f"is token {token}, and the ids of this model end at {vocab - 1}; leave it out"
+        )
 
 
 def _max_tokens(request: pb.GenerateRequest, prompt: int, context: int) -> int:
@@ -265,10 +267,10 @@ def _max_tokens(request: pb.GenerateRequest, prompt: int, context: int) -> int:
     least = 1 if wanted is None else wanted
     if prompt + least > context:
         fewer = bool(wanted) and prompt < context  # whether a lower max_tokens would do
-        asked = f" plus max_tokens {wanted}" if fewer else ""
+        asked, fix = (f" plus max_tokens {wanted}", "lower max_tokens") if fewer else ("", "shorten the prompt")
         raise SidecarError(
             Reason.CONTEXT_LENGTH_EXCEEDED,
-            f"the prompt has {prompt} tokens{asked}, but the model's context holds {context}",
+            f"the prompt has {prompt} tokens{asked}, but the model's context holds {context}; {fix}",
             metadata={
                 "prompt_tokens": str(prompt),
                 "max_tokens": str(least),
