@@ -89,24 +89,24 @@ def prepare_request(
     """
     check_effects(request, default_temperature(source.default_sampling))
     prompt = prepare_prompt(request, source, tokenizer, rendered)
-    notation = tokenizer.notation if request.HasField("chat") else None
+    markup = tokenizer.markup if request.HasField("chat") else None
     tools = offered_tools(request.chat)
-    form = form_of(request, tokenizer, notation, tools)
+    form = form_of(request, tokenizer, markup, tools)
     stops = tuple(request.stop.strings)
-    budget = budget_of(request, notation)
-    if notation is None:
+    budget = budget_of(request, markup)
+    if markup is None:
         return PreparedRequest(source, tokenizer, prompt, Output(tokenizer.decode, stops), None, form, None)
-    if notation.calls is None:  # the template gets the tools, but no mark tells a call from text
+    if markup.calls is None:  # the template gets the tools, but no mark tells a call from text
         tools = []
     continued = request.chat.continue_final_message  # the prompt ends within the text of an answer
     wanted = request.chat.enable_thinking or not request.chat.HasField("enable_thinking")
-    thinking = notation.thinking(prompt.tokens, wanted=wanted and not continued)
+    thinking = markup.thinking(prompt.tokens, wanted=wanted and not continued)
     answer = request.HasField("response_format")
-    header = notation.answer_header(prompt.tokens) if answer and not continued else ()
+    header = markup.answer_header(prompt.tokens) if answer and not continued else ()
     bare = continued or (answer and thinking is None and not header)
-    opened = notation.opened(prompt.tokens)
-    channels = AnswerParser(notation, tools, opened=opened, bare=bare, single=request.stop.at_tool_call)
-    decode = tokenizer.decoder(notation, calls=bool(tools))
+    opened = markup.opened(prompt.tokens)
+    channels = AnswerParser(markup, tools, opened=opened, bare=bare, single=request.stop.at_tool_call)
+    decode = tokenizer.decoder(markup, calls=bool(tools))
     free = None
     if form is None:
         end = thinking.end if thinking is not None else ()
