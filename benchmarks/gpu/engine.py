@@ -11,7 +11,7 @@ import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load
 
-from daemon.engine.outbox import ends_call
+from daemon.shared.last_events import ends_call
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine import harness
 

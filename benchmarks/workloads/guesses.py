@@ -30,10 +30,10 @@ from tokenizers import Tokenizer
 from benchmarks.bench import Bench
 from benchmarks.figures import MORE, OURS, SPEED, Metric, Result, Row
 from daemon.cache.resolver import EMBEDDED_PATH
-from daemon.engine.outbox import ends_call
 from daemon.engine.prompt.preparation import PreparedRequest
 from daemon.engine.scheduling.governor import Check, Governor, Governors
 from daemon.engine.structured_output.constraint import Drawn
+from daemon.shared.last_events import ends_call
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine.harness import Answer, Harness
 

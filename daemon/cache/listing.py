@@ -11,20 +11,22 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CachedRepoInfo, CachedRevisionInfo, CacheNotFound, scan_cache_dir
-
 from daemon.cache.context_length import context_length
-from daemon.cache.embedding_config import embedding_config
+from daemon.cache.digests import Stamp
+from daemon.cache.embedding_config import MODULES, embedding_config
 from daemon.cache.hub import is_complete
+from daemon.cache.hub_folders import HubFolder, hub_folders, hub_ids
 from daemon.cache.model_config import MAX_CONFIG_BYTES, Config, checked_config
 from daemon.cache.model_files import Roots, read
 from daemon.cache.resolver import EMBEDDED, EMBEDDED_PATH
-from daemon.cache.weight_files import is_weight_file, refuse_other_formats
+from daemon.cache.unchanged import Findings, State
+from daemon.cache.weight_files import is_weight_file
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.liveness import moved
 
@@ -38,9 +40,12 @@ MOST_FOLDERS = 20_000
 DEPTH = 3
 """Most directories between a root and a model below it."""
 
-_DEFAULT_BRANCH = "main"
 _MOST_NEAR = 3
 """Names that are suggested for a mistyped one."""
+_READ = (".json", ".jinja", ".safetensors")
+"""How names of files end that tell what a model can do, or that its weights are there."""
+_TOLD = Findings[tuple[Path, Roots], dict[str, Any]](most=2 * MOST_MODELS)
+"""What files of models told, see `_told`: programs list models every few seconds, and few of them change."""
 _TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 _TOOLS = re.compile(r"\btools\b")
 _REASONING = re.compile(r"\b(enable_thinking|thinking|reasoning_content|reasoning_effort)\b|<think>")
@@ -90,18 +95,12 @@ class DiskModel:
 
 def hub_models(folder: Path) -> list[DiskModel]:
     """Return the models of a Hub cache, sorted by name; none if there is no such directory."""
-    try:
-        repos = scan_cache_dir(folder).repos
-    except CacheNotFound:
-        return []
-    models = sorted((repo for repo in repos if repo.repo_type == "model" and repo.revisions), key=lambda r: r.repo_id)
-    return [_hub_model(repo) for repo in models[:MOST_MODELS]]
+    return [described(_hub_model(found)) for found in hub_folders(folder, MOST_MODELS)]
 
 
 def hub_names(folder: Path) -> list[str]:
-    """Return the ids of the models of a Hub cache, from the names of its directories alone."""
-    names = sorted(path.name for path in folder.glob("models--*--*"))
-    return [name.removeprefix("models--").replace("--", "/") for name in names[:MOST_MODELS]]
+    """Return the names of a Hub cache that can be asked for, from those of its directories alone."""
+    return [name for name in hub_ids(folder) if "/" in name][:MOST_MODELS]
 
 
 def root_models(root: Path) -> list[DiskModel]:
@@ -147,46 +146,62 @@ def described(model: DiskModel, roots: Roots = ()) -> DiskModel:
     """
     moved()
     try:
-        files = [entry for entry in os.scandir(model.path) if entry.is_file()]
+        stats = {entry.name: entry.stat() for entry in os.scandir(model.path) if entry.is_file()}
     except OSError as error:
         return replace(model, problem=f"its directory cannot be read: {error.strerror}")
-    stats = {entry.name: entry.stat() for entry in files}
-    weights = [name for name in stats if is_weight_file(name)]
-    size = sum(stats[name].st_size for name in weights)
     model = replace(
         model,
-        size_bytes=size,
+        size_bytes=sum(stats[name].st_size for name in stats if is_weight_file(name)),
         disk_bytes=model.disk_bytes or sum(stat.st_size for stat in stats.values()),
         last_used=model.last_used or max((stat.st_atime for stat in stats.values()), default=0.0),
-        complete=is_complete(model.path),
     )
     try:
-        config = checked_config(model.model, read(model.path / "config.json", roots, MAX_CONFIG_BYTES))
-        refuse_other_formats(model.model, model.path, [model.path / name for name in stats])
+        states = (_state(stats), _pooling_state(model.path) if MODULES in stats else ())
+        told = _TOLD.of((model.path, roots), states, lambda: _told(model, roots))
+        return replace(model, **told)
     except SidecarError as error:
-        return replace(model, problem=error.message)
+        problem = error.message
     except OSError as error:
-        return replace(model, problem=f"config.json cannot be read: {error.strerror}")
-    return _able(model, config, roots)
+        problem = f"its files cannot be read: {error.strerror}"
+    with suppress(OSError, SidecarError):
+        model = replace(model, complete=is_complete(model.path))
+    return replace(model, problem=problem)
 
 
-def _able(model: DiskModel, config: Config, roots: Roots) -> DiskModel:
-    """Return a model with its figures and with what it can do."""
+def _state(stats: Mapping[str, os.stat_result]) -> State:
+    """Return the state of the files that `_told` reads."""
+    return tuple((name, Stamp.from_status(stats[name])) for name in sorted(stats) if name.endswith(_READ))
+
+
+def _pooling_state(path: Path) -> State:
+    """Return the state of the configurations below a model's directory: one of them may be that of its pooling."""
+    return _state({str(file): file.stat() for file in path.glob("*/config.json") if file.is_file()})
+
+
+def _told(model: DiskModel, roots: Roots) -> dict[str, Any]:
+    """
+    Read what the files of a model tell beside their sizes and times, and return it as fields of a DiskModel.
+
+    Raises:
+        SidecarError: If the model cannot be loaded.
+        OSError: If a file cannot be read.
+    """
+    config = checked_config(model.model, read(model.path / "config.json", roots, MAX_CONFIG_BYTES))
     template = _template(model.path, roots)
     try:
         embeddings = bool(embedding_config(model.model, model.path, config, roots).pooling)
-    except (SidecarError, OSError):
+    except SidecarError:
         embeddings = False
-    return replace(
-        model,
-        architecture=str(config["model_type"]),
-        context_length=context_length(config),
-        quantization_bits=_bits(config),
-        chat=bool(template),
-        tools=bool(_TOOLS.search(template)),
-        reasoning=bool(_REASONING.search(template)),
-        embeddings=embeddings,
-    )
+    return {
+        "complete": is_complete(model.path),
+        "architecture": str(config["model_type"]),
+        "context_length": context_length(config),
+        "quantization_bits": _bits(config),
+        "chat": bool(template),
+        "tools": bool(_TOOLS.search(template)),
+        "reasoning": bool(_REASONING.search(template)),
+        "embeddings": embeddings,
+    }
 
 
 def close_names(name: str, known: Iterable[str]) -> list[str]:
@@ -207,20 +222,15 @@ def _comparable(name: str) -> list[str]:
     return [end] if whole.startswith("/") else [whole, end]
 
 
-def _hub_model(repo: CachedRepoInfo) -> DiskModel:
-    default = [revision for revision in repo.revisions if _DEFAULT_BRANCH in revision.refs]
-    revision: CachedRevisionInfo = (
-        default[0] if default else max(repo.revisions, key=lambda revision: revision.last_modified)
-    )
-    model = DiskModel(
-        repo.repo_id,
-        revision.snapshot_path,
+def _hub_model(found: HubFolder) -> DiskModel:
+    return DiskModel(
+        found.model,
+        found.snapshot,
         HUB_CACHE,
-        disk_bytes=repo.size_on_disk,
-        last_used=repo.last_accessed,
-        revision=revision.commit_hash,
+        disk_bytes=found.disk_bytes,
+        last_used=found.last_used,
+        revision=found.snapshot.name,
     )
-    return described(model)
 
 
 def _folders(folder: Path) -> Iterator[Path]:
@@ -255,10 +265,10 @@ def _template(path: Path, roots: Roots) -> str:
 
 
 def _attempt(work: Callable[[], Any]) -> Any:
-    """Return the result of reading a file that may be damaged; None if it is."""
+    """Return the result of reading a file that may be missing or damaged; None if it is."""
     try:
         return work()
-    except (OSError, ValueError, RecursionError, SidecarError):
+    except (FileNotFoundError, ValueError, RecursionError, SidecarError):
         return None
 
 

@@ -16,10 +16,10 @@ A model in memory is leased by requests, pinned, or idle. Eight events drop mode
     7 a stale model is wanted    _fresh        that model; it is loaded anew
     8 Invalidate                 invalidate    that model, even if it is leased or pinned
 
-Events 1 and 2 drop nothing if even all idle models would not make enough room: the load fails with BUDGET_IN_USE.
-Room is made before weights are read, so that the peak stays within the budget. Event 3 matters if a model takes more
-than it said, or if leases kept room from being made. It spares the model that was used last: the next request would
-only load it again. Events 4 and 5 drop cached prefixes first (`engine/engine.py`, `engine/memory/pressure.py`), and no
+Events 1 and 2 drop nothing if even all idle models would not make enough room: the load fails with BUDGET_IN_USE. Room
+is made before weights are read, so that the peak stays within the budget. Event 3 matters if a model takes more than it
+said, or if leases kept room from being made. It spares the model that was used last: the next request would only load
+it again. Events 4 and 5 drop cached prefixes first (`engine_memory.py` and `pressure.py` in `engine/memory/`), and no
 models if `evict_on_memory_pressure` is off. A leased model that Invalidate drops is *draining*: no request finds it any
 more, and its memory is freed when its last lease ends. With a budget of 0 each model drains from its load on.
 """

@@ -58,21 +58,22 @@ class Findings(Generic[K, V]):
     """
     Findings about folders, by a key. Any thread.
 
-    They count while all JSON and safetensors files of the folders have the stamps that they had before they were read.
+    They count while the files that they were read from have the stamps that these had before.
     A file that was written just before is not trusted: see `SETTLED_NS`.
 
     Args:
         now_ns: Returns the time by the file system's clock, in nanoseconds.
+        most: Findings that are remembered.
     """
 
-    def __init__(self, now_ns: Callable[[], int] = time.time_ns) -> None:
+    def __init__(self, now_ns: Callable[[], int] = time.time_ns, most: int = MOST_FOLDERS) -> None:
         self._now_ns = now_ns
         self._lock = threading.Lock()
-        self._known = LruDict[K, tuple[tuple[State, ...], V]](MOST_FOLDERS)
+        self._known = LruDict[K, tuple[tuple[State, ...], V]](most)
 
     def get(self, key: K, folders: Iterable[Path], find: Callable[[], V]) -> V:
         """
-        Return what was found out before if nothing changed since, and else find it out.
+        Return what was found out before if no JSON or safetensors file changed since, and else find it out.
 
         Args:
             key: What is asked for.
@@ -83,6 +84,17 @@ class Findings(Generic[K, V]):
             states = tuple(state_of(folder, _is_read) for folder in folders)
         except OSError:
             return find()  # it says what is wrong
+        return self.of(key, states, find)
+
+    def of(self, key: K, states: tuple[State, ...], find: Callable[[], V]) -> V:
+        """
+        Return what was found out of files in these states, and else find it out.
+
+        Args:
+            key: What is asked for.
+            states: The states, looked up by this call's caller, of all files that it depends on.
+            find: As for `get`.
+        """
         with self._lock:
             known = self._known.get(key)
         if known is not None and known[0] == states:

@@ -129,11 +129,11 @@ class Link:
         self._sock = sock
         self._loop = loop
         self._stuck = stuck
-        self._events = asyncio.new_event_loop()
-        self._writer = FrameWriter(sock, self._events)
+        self._event_loop = asyncio.new_event_loop()
+        self._writer = FrameWriter(sock, self._event_loop)
         self._unwritten: list[bytes] = []
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=lambda: self._events.run_until_complete(self._run()), name="link")
+        self._thread = threading.Thread(target=lambda: self._event_loop.run_until_complete(self._run()), name="link")
         self._thread.daemon = True
 
     def start(self, hello: ipc.Event) -> None:

@@ -22,6 +22,7 @@ from daemon.kv.miss import Miss
 from daemon.shared.durations import duration
 from daemon.shared.errors import SidecarError
 from daemon.shared.failures import failure_of
+from daemon.shared.last_events import ends_call
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
@@ -38,18 +39,6 @@ class Wire(Protocol):
 
     def flush(self) -> None:
         """Write what was queued; never blocks, any thread."""
-
-
-def ends_call(event: ipc.Event) -> bool:
-    """Whether an event is the last of its call."""
-    kind = event.WhichOneof("body")
-    if kind == "generate":
-        return event.generate.HasField("finished") and not event.more
-    if kind == "load":
-        return event.load.HasField("ready")
-    if kind == "embed":
-        return event.embed.HasField("finished")
-    return kind in ("invalidate", "tokenize", "list_models", "failure")
 
 
 class Outbox:

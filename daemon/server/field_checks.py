@@ -12,7 +12,7 @@ from daemon.shared.errors import invalid
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 MAX_REQUEST_BYTES = 8 * 1024 * 1024
-"""Room for MAX_IDS token ids of any size, and for more text than any context holds."""
+"""Room for a million token ids (MAX_IDS in `generate_validation.py`), and for more text than any context holds."""
 
 MAX_NAME_BYTES = 1024
 MAX_REQUEST_ID = 128

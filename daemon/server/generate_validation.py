@@ -90,13 +90,13 @@ def check_chat(chat: pb.Chat) -> None:
         raise invalid("chat.messages", f"has {len(chat.messages)} entries; at most {MAX_MESSAGES} are allowed")
     for index, message in enumerate(chat.messages):
         if not message.role:
-            raise invalid(f"chat.messages[{index}].role", "is missing")
+            raise invalid(f"chat.messages[{index}].role", "is missing; give one, such as user")
     names: set[str] = set()
     for index, tool in enumerate(chat.tools):
         if not tool.name:
-            raise invalid(f"chat.tools[{index}].name", "is missing")
+            raise invalid(f"chat.tools[{index}].name", "is missing; each tool needs one")
         if tool.name in names:
-            raise invalid(f"chat.tools[{index}].name", "is the name of another tool as well")
+            raise invalid(f"chat.tools[{index}].name", "is the name of another tool as well; give each its own")
         names.add(tool.name)
     _check_tool_choice(chat, names)
     check_template(chat)
@@ -107,11 +107,11 @@ def _check_tool_choice(chat: pb.Chat, names: set[str]) -> None:
         raise invalid("chat.tool_choice", f"is {chat.tool_choice}, which is no ToolChoice")
     required = chat.tool_choice == pb.TOOL_CHOICE_REQUIRED
     if required and not chat.tools:
-        raise invalid("chat.tool_choice", "cannot be REQUIRED without tools")
+        raise invalid("chat.tool_choice", "cannot be REQUIRED without tools; send some, or leave it out")
     if chat.required_tool and not required:
-        raise invalid("chat.required_tool", "needs tool_choice REQUIRED")
+        raise invalid("chat.required_tool", "needs chat.tool_choice REQUIRED; set that, or leave it out")
     if chat.required_tool and chat.required_tool not in names:
-        raise invalid("chat.required_tool", "is the name of none of the tools")
+        raise invalid("chat.required_tool", "is the name of none of the tools; name one of chat.tools")
     if required:
         _check_schemas(chat)
 
@@ -135,7 +135,7 @@ def _check_response_format(request: pb.GenerateRequest) -> None:
     if kind in MAX_FORM_BYTES:
         text = getattr(form, kind)
         if not text:
-            raise invalid(f"response_format.{kind}", "is empty")
+            raise invalid(f"response_format.{kind}", "is empty; an answer of any form needs no response_format")
         check_length(f"response_format.{kind}", text, MAX_FORM_BYTES[kind])
     if request.chat.tools and request.chat.tool_choice != pb.TOOL_CHOICE_NONE:
         raise invalid("chat.tools", "cannot go with response_format, which leaves no room for calls")
@@ -159,7 +159,7 @@ def _check_draft(request: pb.GenerateRequest) -> None:
         check_name("draft_model", request.draft_model)
     if request.HasField("draft_tokens"):
         if not request.draft_model:
-            raise invalid("draft_tokens", "needs draft_model")
+            raise invalid("draft_tokens", "needs draft_model; set that, or leave it out")
         check_range("draft_tokens", request.draft_tokens, 1, MAX_DRAFT_TOKENS)
     _check_speculation(request)
 
@@ -174,7 +174,7 @@ def _check_speculation(request: pb.GenerateRequest) -> None:
         name = pb.Speculation.Name(kind).removeprefix("SPECULATION_")
         raise invalid("speculation", f"cannot be {name} with draft_model, which asks for its guesses; leave one out")
     if kind == pb.SPECULATION_MTP and request.samples > 1:
-        raise invalid("speculation", "cannot be MTP for several samples")
+        raise invalid("speculation", "cannot be MTP for several samples; leave one of them out")
 
 
 def _check_sampling(sampling: pb.Sampling) -> None:
@@ -190,7 +190,7 @@ def _check_samples(request: pb.GenerateRequest) -> None:
     if request.HasField("samples"):
         check_range("samples", request.samples, 1, MAX_SAMPLES)
         if request.samples > 1 and request.draft_model:
-            raise invalid("draft_model", "cannot guess for several samples")
+            raise invalid("draft_model", "cannot guess for several samples; leave one of them out")
     check_effects(request, None)
 
 
@@ -199,7 +199,7 @@ def _check_scores(request: pb.GenerateRequest) -> None:
     if request.HasField("prompt_logprobs"):
         check_range("prompt_logprobs", request.prompt_logprobs, 0, MAX_TOP_LOGPROBS)
         if request.draft_model:
-            raise invalid("draft_model", "cannot be combined with prompt_logprobs")
+            raise invalid("draft_model", "cannot go with prompt_logprobs; leave one of them out")
     if not request.HasField("max_tokens"):
         return
     if request.max_tokens < (0 if request.HasField("prompt_logprobs") else 1):
@@ -220,7 +220,7 @@ def _check_no_answer(request: pb.GenerateRequest) -> None:
             if value != _NEUTRAL.get(descriptor.name):
                 raise invalid(f"{path}.{descriptor.name}", "has no effect with max_tokens 0; leave it out")
     if request.chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
-        raise invalid("chat.tool_choice", "cannot be REQUIRED with max_tokens 0")
+        raise invalid("chat.tool_choice", "cannot be REQUIRED with max_tokens 0, which leaves no room for calls")
 
 
 _ANSWER_FIELDS = ("top_logprobs", "response_format", "samples", "reasoning_budget")
@@ -237,5 +237,5 @@ def _check_stop(stop: pb.Stop) -> None:
     check_count("stop.token_ids", stop.token_ids, MAX_STOP_IDS)
     for index, text in enumerate(stop.strings):
         if not text:
-            raise invalid(f"stop.strings[{index}]", "is empty")
+            raise invalid(f"stop.strings[{index}]", "is empty; leave it out")
         check_length(f"stop.strings[{index}]", text, MAX_STOP_BYTES)

@@ -166,15 +166,15 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
                 answer = event.list_models
         return answer
 
+    async def Stats(self, request: pb.StatsRequest, context: Context) -> pb.StatsResponse:  # noqa: N802
+        """Return the state of the daemon; see the proto."""
+        return self._stats.response(request)
+
     def _resolve(self, request: Named) -> None:
         """Replace the names in a request by those that the engine knows models by."""
         make_plain(request, self._aliases)
         if not isinstance(request, pb.InvalidateRequest):
             bind_contextvars(model=request.model)
-
-    async def Stats(self, request: pb.StatsRequest, context: Context) -> pb.StatsResponse:  # noqa: N802
-        """Return the state of the daemon; see the proto."""
-        return self._stats.response(request)
 
     def _caller(self, context: Context) -> Caller:
         """Return the process that a call came from, for its log line as well."""

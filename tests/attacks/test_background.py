@@ -21,12 +21,12 @@ from daemon.cache.identity import ModelSource
 from daemon.cache.resolver import EMBEDDED_PATH, Resolver, Wanted
 from daemon.engine.background.background import LATE_SECONDS, TICK_SECONDS
 from daemon.engine.background.task import LOOKUP, READ, TOKENIZER, Kind
-from daemon.engine.outbox import ends_call
 from daemon.engine.prompt import tokenizers
 from daemon.server.supervision import supervisor as supervisor_module
 from daemon.server.supervision.supervisor import State
 from daemon.shared.errors import Reason
 from daemon.shared.failpoints import ENV
+from daemon.shared.last_events import ends_call
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.daemons import RunningDaemon, alive, wait_until

@@ -23,7 +23,7 @@ MOST_THREADS = 32
 TICK_SECONDS = 2.0
 """Most time that may pass between two ticks: if more did, the process was stopped or the machine slept."""
 
-_PLACES = {Pool.FILES: 2, Pool.PROMPTS: 2, Pool.LONG: 4, Pool.DISK: 3}
+_PLACES = {Pool.FILES: 2, Pool.LISTS: 2, Pool.PROMPTS: 2, Pool.LONG: 4, Pool.DISK: 3}
 """Jobs that run at the same time, by pool; that of templates is the number of worker processes."""
 
 log = structlog.get_logger()

@@ -21,6 +21,8 @@ class Pool(Enum):
 
     FILES = auto()
     """Looking models up: small reads."""
+    LISTS = auto()
+    """Listing what models there are: reads without number, which no other call may wait for."""
     PROMPTS = auto()
     """Tokenizers, tokenising, grammars of answers."""
     TEMPLATES = auto()
@@ -56,7 +58,7 @@ class Kind:
 
 
 LOOKUP = Kind("lookup", Pool.FILES, "looking up", 30.0)
-LIST = Kind("list", Pool.FILES, "listing the models of", 30.0)
+LIST = Kind("list", Pool.LISTS, "listing the models of", 30.0)
 READ = Kind("read", Pool.LONG, "reading the weights of", 60.0)
 FETCH = Kind("fetch", Pool.LONG, "fetching", 600.0, "the Hub, or another program that fetches it, may hang")
 TOKENIZER = Kind("tokenizer", Pool.PROMPTS, "reading the tokenizer of", 60.0)

@@ -127,6 +127,14 @@ class Services:
     The parts that calls use. All belong to the MLX thread, except the tokenizers, which the threads of a pool read.
 
     Attributes:
+        models: The models in memory, and those that are loaded.
+        prefixes: The prefix cache.
+        runner: Computes requests that have their model.
+        budget: Tells whether a request can ever fit in memory.
+        lookup: Finds models by name, on other threads.
+        tokenizers: The tokenizers of models.
+        background: The threads that everything that blocks runs on.
+        outbox: Sends events to the parent.
         clock: Seconds that never go back.
         names: The contents that each name stood for; Invalidate needs them.
         namespaces: The models that each namespace belongs to; Stats shows them.

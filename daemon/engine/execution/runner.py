@@ -54,7 +54,7 @@ class Runner:
         max_batch: Slots of each model: most sequences that prefill or decode at once, each sample counted.
         make_room: Frees memory for a sequence of so many bytes, and returns whether it fits now.
         spare: Frees cached prefixes until so many bytes are free, as far as that helps, and returns how many are.
-        replies: Takes events to the parent.
+        outbox: Takes events to the parent.
         clock: Seconds that never go back.
         own_clock: The same, for the times of tokens; see `Decoder`.
 
@@ -72,7 +72,7 @@ class Runner:
         max_batch: int,
         make_room: Callable[[int], bool],
         spare: Callable[[int], int],
-        replies: Outbox,
+        outbox: Outbox,
         clock: Callable[[], float],
         own_clock: Callable[[], float],
     ) -> None:
@@ -83,7 +83,7 @@ class Runner:
         self.max_batch = max_batch
         self._make_room = make_room
         self._spare = spare
-        self._replies = replies
+        self._outbox = outbox
         self._clock, self._own_clock = clock, own_clock
         self._times = ChunkSizer()
         self._waiting: WaitingList[Sequence] = WaitingList()
@@ -205,7 +205,7 @@ class Runner:
         match outcome:
             case Begun(sequence):
                 if sequence.pooled is None:
-                    self._replies.generate(sequence.call_id, sequence.started())
+                    self._outbox.generate(sequence.call_id, sequence.started())
             case Failed(sequence, error):
                 self._fail(sequence, as_sidecar_error(error))
             case Postponed(sequence):
@@ -213,9 +213,9 @@ class Runner:
             case Computed(sequence, tokens, done):
                 self.totals.prompt_tokens += tokens
                 if (scores := sequence.take_scores()) is not None:
-                    self._replies.generate(sequence.call_id, scores)
+                    self._outbox.generate(sequence.call_id, scores)
                 if done < sequence.prefill_end and sequence.pooled is None:
-                    self._replies.generate(sequence.call_id, sequence.progress(done))
+                    self._outbox.generate(sequence.call_id, sequence.progress(done))
             case Ready(sequences, caches):
                 if sequences[0].pooled is None:
                     self._decode_from_now(sequences, caches)
@@ -281,7 +281,7 @@ class Runner:
                 end = token if isinstance(token, SidecarError) else self._accept(sequence, token, now)
                 if end is not None:
                     ended[sequence] = end
-            self._replies.flush()
+            self._outbox.flush()
         decoder.complete([sequence for sequence, end in ended.items() if isinstance(end, FinishReason)])
         decoder.leave(ended)  # in one call: each call copies the KV of the rows that stay
         errors = {sequence.call_id: sequence for sequence, end in ended.items() if isinstance(end, SidecarError)}
@@ -300,7 +300,7 @@ class Runner:
         """End a sequence. Its call goes on if it has other samples: running ones, or those of `others`."""
         self._end(sequence)
         more = any(other.call_id == sequence.call_id for other in (*others, *self.sequences()))
-        self._replies.generate(sequence.call_id, sequence.finished(reason, more=more))
+        self._outbox.generate(sequence.call_id, sequence.finished(reason, more=more))
 
     def _fail(self, sequence: Sequence, error: SidecarError) -> None:
         """End a sequence, and all samples of its call, with an error; the call of a text to embed finds it there."""
@@ -311,7 +311,7 @@ class Runner:
             sequence.pooled.error = error
             return
         self.cancel(sequence.call_id)
-        self._replies.fail(sequence.call_id, error)
+        self._outbox.fail(sequence.call_id, error)
 
     def _accept(self, sequence: Sequence, token: Token, now: float) -> FinishReason | None:
         """Take a sampled token, send its text, and return why the sequence has ended; None if it goes on."""
@@ -323,7 +323,7 @@ class Runner:
         piece, reason = sequence.accept(token, now)
         if piece:
             logprobs = sequence.request.top_logprobs is not None
-            self._replies.generate(sequence.call_id, Delta(piece, logprobs, sequence.request.index))
+            self._outbox.generate(sequence.call_id, Delta(piece, logprobs, sequence.request.index))
         if reason is None:
             self._keep_windows(sequence)
         return reason

@@ -47,7 +47,7 @@ class SequenceKV:
     KV of a sequence, and its rights to share it.
 
     Attributes:
-        model: The hold on the model that computes it.
+        model_lease: The hold on the model that computes it.
         namespace: Digest under which it may be shared.
         reads: Whether cached prefixes may be reused.
         writes: Whether it may be stored for others; no more once its namespace was invalidated.
@@ -67,7 +67,7 @@ class SequenceKV:
         alike: KVs of which it will read so many tokens, as far as is known before it is looked up.
     """
 
-    model: ModelLease[LoadedModel]
+    model_lease: ModelLease[LoadedModel]
     namespace: str
     reads: bool
     writes: bool
@@ -89,7 +89,7 @@ class SequenceKV:
     @property
     def loaded(self) -> LoadedModel:
         """The model that computes it."""
-        return self.model.model
+        return self.model_lease.model
 
     @property
     def model_key(self) -> ModelKey:
@@ -305,7 +305,7 @@ class SequenceKV:
         self.alike = {}
         if self.prefix is not None:
             self.prefix.release()
-        self.model.release()
+        self.model_lease.release()
 
 
 @dataclass(slots=True)

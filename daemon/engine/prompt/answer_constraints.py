@@ -87,7 +87,7 @@ def free_mask(
         cannot be kept to.
     """
     guard, unkept = tokenizer.remembered(
-        ("calls", declared(tools)), lambda: call_guard(tools, tokenizer.notation, tokenizer.vocabulary)
+        ("calls", declared(tools)), lambda: call_guard(tools, tokenizer.markup, tokenizer.vocabulary)
     )
     if guard is None and budget is None:
         return None, unkept

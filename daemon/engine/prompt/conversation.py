@@ -35,7 +35,7 @@ def turns(messages: Sequence[pb.ChatMessage], shape: TemplateShape) -> list[Turn
     for index, message in enumerate(messages):
         made += _turns(index, message, names.get(index, ""), shape)
     made = _with_systems(made, shape)
-    return made if shape.user_runs else list(_merged(made, "user"))
+    return made if shape.user_runs else list(_merged(made, "user", "assistant"))
 
 
 def flagged(made: Sequence[Turn], *, thinking: bool) -> list[Turn]:
@@ -240,10 +240,10 @@ def _late(turn: Turn, shape: TemplateShape) -> Turn:
 
 
 def _merged(made: Iterable[Turn], *roles: str) -> Iterable[Turn]:
-    """Yield turns, with neighbours of one of these roles as one."""
+    """Yield turns, with neighbours of one of these roles as one, if both are texts without calls."""
     last: Turn | None = None
     for turn in made:
-        if last is not None and last["role"] == turn["role"] in roles:
+        if last is not None and last["role"] == turn["role"] in roles and _is_text(last) and _is_text(turn):
             last = _joined(last, turn)
             continue
         if last is not None:
@@ -253,5 +253,11 @@ def _merged(made: Iterable[Turn], *roles: str) -> Iterable[Turn]:
         yield last
 
 
+def _is_text(turn: Turn) -> bool:
+    return "tool_calls" not in turn and isinstance(turn["content"], str)
+
+
 def _joined(turn: Turn, other: Turn) -> Turn:
-    return {**turn, "content": _GAP.join(text for text in (turn["content"], other["content"]) if text)}
+    """Return a turn with the text, and the reasoning, of another one behind its own."""
+    keys = (turn.keys() | other.keys()) - {"role", "name", "tool_call_id"}
+    return {**turn, **{key: _GAP.join(text for text in (turn.get(key), other.get(key)) if text) for key in keys}}

@@ -89,24 +89,24 @@ def prepare_request(
     """
     check_effects(request, default_temperature(source.default_sampling))
     prompt = prepare_prompt(request, source, tokenizer, rendered)
-    notation = tokenizer.notation if request.HasField("chat") else None
+    markup = tokenizer.markup if request.HasField("chat") else None
     tools = offered_tools(request.chat)
-    form = form_of(request, tokenizer, notation, tools)
+    form = form_of(request, tokenizer, markup, tools)
     stops = tuple(request.stop.strings)
-    budget = budget_of(request, notation)
-    if notation is None:
+    budget = budget_of(request, markup)
+    if markup is None:
         return PreparedRequest(source, tokenizer, prompt, Output(tokenizer.decode, stops), None, form, None)
-    if notation.calls is None:  # the template gets the tools, but no mark tells a call from text
+    if markup.calls is None:  # the template gets the tools, but no mark tells a call from text
         tools = []
     continued = request.chat.continue_final_message  # the prompt ends within the text of an answer
     wanted = request.chat.enable_thinking or not request.chat.HasField("enable_thinking")
-    thinking = notation.thinking(prompt.tokens, wanted=wanted and not continued)
+    thinking = markup.thinking(prompt.tokens, wanted=wanted and not continued)
     answer = request.HasField("response_format")
-    header = notation.answer_header(prompt.tokens) if answer and not continued else ()
+    header = markup.answer_header(prompt.tokens) if answer and not continued else ()
     bare = continued or (answer and thinking is None and not header)
-    opened = notation.opened(prompt.tokens)
-    channels = AnswerParser(notation, tools, opened=opened, bare=bare, single=request.stop.at_tool_call)
-    decode = tokenizer.decoder(notation, calls=bool(tools))
+    opened = markup.opened(prompt.tokens)
+    channels = AnswerParser(markup, tools, opened=opened, bare=bare, single=request.stop.at_tool_call)
+    decode = tokenizer.decoder(markup, calls=bool(tools))
     free = None
     if form is None:
         end = thinking.end if thinking is not None else ()
@@ -164,7 +164,7 @@ def prepare_prompt(
     if not tokens:
         raise invalid(kind or "prompt", "is empty; a prompt needs at least one token")
     vocab = source.vocab_size or tokenizer.size
-    _check_ids(lambda index, _: f"tokens.ids[{index}]" if kind == "tokens" else f"{kind}", tokens, vocab)
+    _check_ids(lambda index, _: f"tokens.ids[{index}]" if kind == "tokens" else kind or "prompt", tokens, vocab)
     _check_ids(lambda index, _: f"stop.token_ids[{index}]", request.stop.token_ids, vocab)
     _check_ids(lambda _, token: f"sampling.logit_bias[{token}]", list(request.sampling.logit_bias), vocab)
     places, warned = _places(request, tokens, rendered), () if rendered is None else rendered.warnings
@@ -244,7 +244,9 @@ def _check_ids(field: Callable[[int, int], str], ids: Sequence[int], vocab: int)
     """
     if ids and max(ids) >= vocab:
         index, token = next((index, token) for index, token in enumerate(ids) if token >= vocab)
-        raise invalid(field(index, token), f"is token {token}, but this model has {vocab} token ids")
+        raise invalid(
+            field(index, token), f"is token {token}, and the ids of this model end at {vocab - 1}; leave it out"
+        )
 
 
 def _max_tokens(request: pb.GenerateRequest, prompt: int, context: int) -> int:
@@ -265,10 +267,10 @@ def _max_tokens(request: pb.GenerateRequest, prompt: int, context: int) -> int:
     least = 1 if wanted is None else wanted
     if prompt + least > context:
         fewer = bool(wanted) and prompt < context  # whether a lower max_tokens would do
-        asked = f" plus max_tokens {wanted}" if fewer else ""
+        asked, fix = (f" plus max_tokens {wanted}", "lower max_tokens") if fewer else ("", "shorten the prompt")
         raise SidecarError(
             Reason.CONTEXT_LENGTH_EXCEEDED,
-            f"the prompt has {prompt} tokens{asked}, but the model's context holds {context}",
+            f"the prompt has {prompt} tokens{asked}, but the model's context holds {context}; {fix}",
             metadata={
                 "prompt_tokens": str(prompt),
                 "max_tokens": str(least),

@@ -45,7 +45,7 @@ class TemplateShape:
         system: Whether a conversation may begin with a system turn.
         systems: Whether it may begin with several.
         late_system: Whether a system turn may stand anywhere, and is written at its place.
-        user_runs: Whether user turns may follow each other.
+        user_runs: Whether user turns may follow each other, and those of the assistant.
         leaves_out: What the template drops without a word; keys of `LEFT_OUT`.
         before_reasoning, after_reasoning: White space that the template writes around reasoning.
         before_text: White space that it writes between reasoning and text.

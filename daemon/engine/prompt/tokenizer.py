@@ -65,7 +65,7 @@ class Tokenizer:
 
     def warm_up(self) -> None:
         """Find out what the first conversation needs to know, but for its template."""
-        _ = self.notation
+        _ = self.markup
         self.encode_turns("", pb.CacheOptions())
 
     def difference(self, other: Tokenizer) -> str:
@@ -233,7 +233,7 @@ class Tokenizer:
         return cast("T", known)
 
     @cached_property
-    def notation(self) -> ChatMarkup | None:
+    def markup(self) -> ChatMarkup | None:
         """The model's marks of reasoning and tool calls; None if it has none."""
         markup = ChatMarkup(self._wrapper)
         return markup if markup.has_marks else None
@@ -283,19 +283,17 @@ class Tokenizer:
         """Return the text of ids as the model reads it, with special tokens."""
         return str(self._wrapper.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def decoder(self, notation: ChatMarkup, *, calls: bool) -> Decode:
+    def decoder(self, markup: ChatMarkup, *, calls: bool) -> Decode:
         """
         Return a `decode` that leaves the model's marks in.
 
         Args:
-            notation: The model's marks.
+            markup: The model's marks.
             calls: Whether the text may hold tool calls. Then no special token is left out, because a call may need any.
         """
         ids = [] if calls else list(self._unwritten)
         tokens = zip(ids, self._wrapper.convert_ids_to_tokens(ids), strict=True)
-        return self._without(
-            frozenset(id_ for id_, token in tokens if not any(token in mark for mark in notation.marks))
-        )
+        return self._without(frozenset(id_ for id_, token in tokens if not any(token in mark for mark in markup.marks)))
 
     def _without(self, dropped: frozenset[int]) -> Decode:
         """Return what decodes ids, some of which have no text."""

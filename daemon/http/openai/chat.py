@@ -98,7 +98,7 @@ def _add_tools(options: GenerateOptions, request: ChatRequest) -> None:
         if tool.type != "function":
             continue
         if tool.function is None:
-            raise invalid(f"tools[{index}].function", "is missing")
+            raise invalid(f"tools[{index}].function", "is missing; it names the tool and its parameters")
         tools.append(Offered(tool.function.name, tool.function.description or "", tool.function.parameters or ""))
     if tools:
         options["tools"] = tools
@@ -131,12 +131,12 @@ def _add_template(options: GenerateOptions, request: ChatRequest) -> dict[str, s
     places = {"chat.reasoning_effort": "chat_template_kwargs.reasoning_effort"} if effort else {}
     if request.reasoning_effort == "none":
         if thinking or effort:
-            raise invalid("reasoning_effort", "is `none`, and `chat_template_kwargs` asks for reasoning")
+            raise invalid("reasoning_effort", "is `none`, and `chat_template_kwargs` asks for reasoning; leave one out")
         places = {} if thinking is False else {"chat.enable_thinking": "reasoning_effort"}
         thinking = False
     elif request.reasoning_effort:
         if effort not in (None, request.reasoning_effort):
-            raise invalid("reasoning_effort", "is another one than that of `chat_template_kwargs`")
+            raise invalid("reasoning_effort", "is another one than that of `chat_template_kwargs`; leave one out")
         effort, places = request.reasoning_effort, {}
     if effort:
         options["reasoning_effort"] = effort
@@ -170,7 +170,7 @@ def _add_format(options: GenerateOptions, form: ResponseFormat | None) -> None:
     if form.type == "json_object":
         options["json_object"] = True
     elif form.json_schema is None or form.json_schema.schema_ is None:
-        raise invalid("response_format.json_schema.schema", "is missing")
+        raise invalid("response_format.json_schema.schema", "is missing; give it, or the type `json_object`")
     else:
         options["json_schema"] = form.json_schema.schema_
 

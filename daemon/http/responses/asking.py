@@ -109,7 +109,7 @@ def _add_format(options: GenerateOptions, form: TextFormat | None) -> None:
     if form.type == "json_object":
         options["json_object"] = True
     elif form.schema_ is None:
-        raise invalid("text.format.schema", "is missing")
+        raise invalid("text.format.schema", "is missing; give it, or the type `json_object`")
     else:
         options["json_schema"] = form.schema_
 

@@ -20,6 +20,7 @@ from daemon.server.group.handshake import SECONDS, Session, answer, joining_key
 from daemon.server.group.probe import serve
 from daemon.server.group.rank_process import spawn_rank
 from daemon.server.supervision.engine_process import EngineProcess, engine_command
+from daemon.server.supervision.start_log import StartLog
 from daemon.shared import logs, presence, process_setup
 from daemon.shared.config import Config, ConfigError
 from daemon.shared.group_values import address_of
@@ -73,6 +74,7 @@ class Joiner:
         self._engine: EngineProcess | None = None
         self._turn = asyncio.Lock()
         self._pace = LogPace(time.monotonic)
+        self._starts = StartLog(time.monotonic)
 
     async def serve(self) -> int:
         """Serve until told to stop, and return the exit status."""
@@ -145,12 +147,15 @@ class Joiner:
             rank = session.greeting.rank
             address, _ = address_of(self._config.group_listen)
             command = engine_command(self._config.to_json())
+            self._starts.begin()
             try:
-                self._engine = await spawn_rank(command, rank, address, [session], ["the first rank"])
+                self._engine = await spawn_rank(command, rank, address, [session], ["the first rank"], self._starts)
             except OSError as error:
-                log.error("engine_start_failed", error=cause(error))
+                if starts := self._starts.ended(cause(error)):
+                    log.error("engine_start_failed", error=cause(error), starts=starts)
                 return
-            log.info("group_joined", address=host, rank=rank, ranks=session.greeting.ranks)
+            if self._starts.due("group_joined"):
+                log.info("group_joined", address=host, rank=rank, ranks=session.greeting.ranks)
             engine = self._engine
         await self._watch(engine)
 
@@ -165,11 +170,19 @@ class Joiner:
 
     async def _watch(self, engine: EngineProcess) -> None:
         with suppress(asyncio.CancelledError):
-            await engine.listen(_note)
+            await engine.listen(self._note)
         status = await engine.reap()
-        log.info("group_left", status=status)
+        if starts := self._starts.ended(status):
+            log.info("group_left", status=status, starts=starts)
         if self._engine is engine:
             self._engine = None
+
+    def _note(self, event: ipc.Event) -> None:
+        if event.HasField("hello") and not event.hello.warming:
+            if failed := self._starts.serves():
+                log.info("engine_starts_again", starts=failed)
+        elif event.HasField("group_end"):
+            log.warning("group_ended")
 
 
 @contextmanager
@@ -181,8 +194,3 @@ def _presence(file: Path) -> Iterator[presence.Presence]:
         raise ConfigError(
             f"Another mlx-sidecar join holds {file}; end it, or give this one another state_dir."
         ) from None
-
-
-def _note(event: ipc.Event) -> None:
-    if event.HasField("group_end"):
-        log.warning("group_ended")

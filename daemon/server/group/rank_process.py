@@ -8,11 +8,17 @@ from contextlib import ExitStack
 
 from daemon.server.group.handshake import Session
 from daemon.server.supervision.engine_process import EngineProcess
+from daemon.server.supervision.start_log import StartLog
 from daemon.v1 import ipc_pb2 as ipc
 
 
 async def spawn_rank(
-    command: Sequence[str], rank: int, address: str, sessions: Sequence[Session], names: Sequence[str]
+    command: Sequence[str],
+    rank: int,
+    address: str,
+    sessions: Sequence[Session],
+    names: Sequence[str],
+    starts: StartLog,
 ) -> EngineProcess:
     """
     Start an engine. The connections are closed here in any case.
@@ -23,6 +29,7 @@ async def spawn_rank(
         address: The address that MLX's ring listens on.
         sessions: Its connections.
         names: The other side of each, for texts.
+        starts: Decides which lines of its output are logged.
 
     Raises:
         OSError: If the process cannot be started.
@@ -39,4 +46,4 @@ async def spawn_rank(
         with os.fdopen(writes, "wb") as pipe:
             pipe.write(start.SerializeToString())  # far less than a pipe holds, so that it does not block
         os.set_inheritable(reads, True)
-        return await EngineProcess.spawn([*command, "--group", str(reads)])
+        return await EngineProcess.spawn([*command, "--group", str(reads)], starts)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from daemon.server.group.handshake import GroupError, Session, reach, read_key
 from daemon.server.group.rank_process import spawn_rank
 from daemon.server.supervision.engine_process import EngineProcess
+from daemon.server.supervision.start_log import StartLog
 from daemon.shared.config import Config
 
 
@@ -46,9 +47,12 @@ class Rendezvous:
         own, *others = config.group_ranks
         self.ranks = [RankState(own, ""), *map(RankState, others)]
 
-    async def spawn(self) -> EngineProcess:
+    async def spawn(self, starts: StartLog) -> EngineProcess:
         """
         Call all ranks, and start this machine's engine.
+
+        Args:
+            starts: Decides which lines of its output are logged.
 
         Raises:
             GroupError: If one cannot be reached, or cannot be part of this group.
@@ -64,7 +68,7 @@ class Rendezvous:
             missing = next(state for state in others if state.problem)
             raise GroupError(f"{missing.address} {missing.problem}")
         names = [f"rank {rank} ({state.address})" for rank, state in enumerate(others, start=1)]
-        return await spawn_rank(self._command, 0, self.ranks[0].address, sessions, names)
+        return await spawn_rank(self._command, 0, self.ranks[0].address, sessions, names, starts)
 
     async def _called(self, state: RankState, rank: int, key: bytes) -> Session | None:
         """Return a session with a rank; None if there is none, and the rank's state has the reason."""

@@ -8,6 +8,7 @@ life, also a refusal. The time without one counts only while this process runs, 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from daemon.shared import observed_time
 
@@ -21,12 +22,13 @@ _REQUEST = b"HEAD / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 """The one request that needs no token on a port."""
 
 
-async def until_silent(address: str) -> None:
+async def until_silent(address: str, answered: Callable[[], None]) -> None:
     """
     Return when the door has given no answer for too long.
 
     Args:
         address: Where it listens: a path, or "127.0.0.1:PORT".
+        answered: Called after each answer.
     """
     while True:
         await asyncio.sleep(PAUSE_SECONDS)
@@ -36,6 +38,7 @@ async def until_silent(address: str) -> None:
                 return
         finally:
             look.cancel()
+        answered()
 
 
 async def _until_answered(address: str) -> None:

@@ -26,6 +26,7 @@ from collections.abc import AsyncIterator, Callable
 
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.failures import error_of
+from daemon.shared.last_events import ends_call
 from daemon.shared.observed_time import Countdown
 from daemon.v1 import ipc_pb2 as ipc
 
@@ -147,18 +148,6 @@ class EngineCall:
         )
         self._on_close(self)
         self.on_stall()
-
-
-def ends_call(event: ipc.Event) -> bool:
-    """Return whether an event is the last one of its call. The engine sends nothing for the call after it."""
-    kind = event.WhichOneof("body")
-    if kind == "generate":
-        return event.generate.HasField("finished") and not event.more
-    if kind == "load":
-        return event.load.HasField("ready")
-    if kind == "embed":
-        return event.embed.HasField("finished")
-    return kind in ("invalidate", "tokenize", "list_models", "failure")
 
 
 JOIN_TOKENS = 4096

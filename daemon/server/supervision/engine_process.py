@@ -182,7 +182,7 @@ def repeated(line: str, process: str, starts: StartLog | None = None) -> str | N
         event = str(record.pop("event"))
         record.pop("timestamp", None)
         told = event + "".join(str(record.get(name, "")) for name in _WORDS)
-        if level >= logging.WARNING and not due(starts, told):
+        if not due(starts, told):
             return event
         words = {name: Words(record[name]) for name in _WORDS if isinstance(record.get(name), str)}
         log.log(level, event, **{**record, **words, "process": process})

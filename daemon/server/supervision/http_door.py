@@ -91,8 +91,6 @@ class HttpDoor:
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
         self._starts = StartLog(clock)
-        self._told = ""
-        """Why the door could not be started, as the log has it: it is tried each minute, and told once."""
 
     @property
     def pid(self) -> int:
@@ -141,15 +139,13 @@ class HttpDoor:
 
     async def _live(self) -> int | None:
         """Run one door from its start to its end, and return its exit status; None if it could not start."""
+        self._starts.begin()
         try:
             self._process = await self._spawn()
         except (OSError, SocketPathError, AlreadyRunning) as error:
-            if cause(error) != self._told:
-                self._told = cause(error)
-                log.error("http_start_failed", error=self._told, **self._place())
+            if starts := self._starts.ended(cause(error)):
+                log.error("http_start_failed", error=cause(error), starts=starts, **self._place())
             return None
-        self._told = ""
-        self._starts.begin()
         watch = asyncio.create_task(self._kill_if_silent(), name="http-door-probe")
         try:
             await self._follow(self._process)
@@ -168,8 +164,9 @@ class HttpDoor:
         return {"socket": str(default_path(self._config.socket))} if where == "unix" else {"address": where}
 
     async def _kill_if_silent(self) -> None:
-        await door_probe.until_silent(self.address)
-        log.error("http_hung", limit_s=door_probe.SILENT_SECONDS)
+        await door_probe.until_silent(self.address, self._serves)
+        if starts := self._starts.hangs():
+            log.error("http_hung", limit_s=door_probe.SILENT_SECONDS, starts=starts)
         self._kill()
 
     async def _spawn(self) -> asyncio.subprocess.Process:
@@ -213,8 +210,12 @@ class HttpDoor:
             log.warning("http_output", characters=len(line), line=output_line(line))
         elif event == SERVING and self.state is DoorState.STARTING:
             self.state = DoorState.SERVING
-            if failed := self._starts.serves():
-                log.info("http_starts_again", starts=failed)
+            self._serves()
+
+    def _serves(self) -> None:
+        """Note that the door answers; after starts that failed, the log says so."""
+        if failed := self._starts.serves():
+            log.info("http_starts_again", starts=failed)
 
     def _kill(self) -> None:
         if self._process is not None:

@@ -148,7 +148,8 @@ class Supervisor:
         router: Carries calls; it is told about each engine's readiness and death, and gets its events.
         on_change: Called when `state` has changed.
         on_spawn: Called with the process id of each new engine.
-        spawn: Starts an engine; None to run `command`. Its `OSError` is told to callers if it is a `ConnectionError`.
+        spawn: Starts an engine with the log of its starts; None to run `command`. Its `OSError` is told to callers if
+            it is a `ConnectionError`.
         last_backoff: Most seconds between a death and the next start; None for LAST_BACKOFF.
 
     Attributes:
@@ -163,7 +164,7 @@ class Supervisor:
         router: CallRouter,
         on_change: Callable[[State], None] = lambda _: None,
         on_spawn: Callable[[int], None] = lambda _: None,
-        spawn: Callable[[], Awaitable[EngineProcess]] | None = None,
+        spawn: Callable[[StartLog], Awaitable[EngineProcess]] | None = None,
         last_backoff: float | None = None,
     ) -> None:
         self.state = State.STARTING
@@ -181,8 +182,6 @@ class Supervisor:
         self._vitals = _Vitals(self._seen, clock)
         self._engine: EngineProcess | None = None
         self._backoff = FIRST_BACKOFF
-        self._told = ""
-        """Why an engine could not be started, as the log has it: it is tried again and again, and told once."""
         self._spawned = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -251,18 +250,16 @@ class Supervisor:
         self._starts.begin()
         self._set(State.STARTING)
         try:
-            engine = self._engine = await self._spawn()
+            engine = self._engine = await self._spawn(self._starts)
         except OSError as error:
             told_to_callers = str(error) if isinstance(error, ConnectionError) else ""
             self._router.unavailable(told_to_callers)
             why = Words(told_to_callers) or cause(error)
-            if why != self._told:
-                self._told = why
-                log.error("engine_start_failed", error=why)
+            if starts := self._starts.ended(why):
+                log.error("engine_start_failed", error=why, starts=starts)
             return None
         finally:
             self._spawned.set()
-        self._told = ""
         self._on_spawn(engine.pid)
         watch = asyncio.create_task(self._watch(engine), name="engine-watch")
         try:
@@ -307,8 +304,8 @@ class Supervisor:
         self._set(State.STALLED if vitals.stalled else State.READY)
         return vitals.hopeless
 
-    async def _spawn_command(self) -> EngineProcess:
-        return await EngineProcess.spawn(self._command, self._starts)
+    async def _spawn_command(self, starts: StartLog) -> EngineProcess:
+        return await EngineProcess.spawn(self._command, starts)
 
     def _on_event(self, event: ipc.Event) -> None:
         self._vitals.last_sign = self._seen()

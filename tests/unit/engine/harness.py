@@ -22,9 +22,9 @@ from daemon.cache.mlx.self_tests import Verdicts
 from daemon.cache.resolver import EMBEDDED_PATH
 from daemon.engine.composition import build_engine
 from daemon.engine.memory.pressure import Level
-from daemon.engine.outbox import ends_call
 from daemon.engine.scheduling.governor import Governor, Source
 from daemon.shared.config import Config
+from daemon.shared.last_events import ends_call
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 

@@ -45,7 +45,7 @@ def _link() -> Iterator[Link]:
     link = Link(ours, Loop(time.monotonic), lambda: 0)
     yield link
     link._writer.close()
-    link._events.close()
+    link._event_loop.close()
     ours.close()
     theirs.close()
 

@@ -11,6 +11,8 @@ from huggingface_hub import constants
 
 from daemon.cache import listing
 from daemon.cache.listing import close_names
+from daemon.cache.resolver import EMBEDDED_PATH
+from daemon.engine.background import background
 from daemon.engine.calls import model_places
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import copy_of_embedded
@@ -33,7 +35,7 @@ def _dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     look = listing.root_folders
 
     def hanging(root: Path) -> list[Path]:
-        if root == path:
+        if root in (path, path / "other"):
             over.wait()
         return look(root)
 
@@ -67,6 +69,19 @@ def test_dead_disk_costs_its_own_place_alone(engine: Callable[..., Harness], tmp
     assert names(answer) == ["chat", "embedded"]
     assert [place.path for place in answer.unread] == [str(dead)]
     assert "did not answer within 5 s" in answer.unread[0].reason
+
+
+def test_no_call_waits_for_lists(
+    engine: Callable[..., Harness], tmp_path: Path, dead: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even if they keep all of their threads at work, and give signs of life."""
+    monkeypatch.setattr(background, "LATE_SECONDS", 1e9)
+    other = tmp_path / "dead" / "other"
+    other.mkdir()
+    harness = engine(model_roots=(dead, other, EMBEDDED_PATH))
+    call = harness.begin(pb.ListModelsRequest())
+    assert harness.finish(harness.begin(pb.GetOrLoadRequest(model="embedded")))[-1].load.ready.architecture
+    assert not harness.of(call)
 
 
 def test_model_root_that_is_not_there_is_named(engine: Callable[..., Harness], tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from daemon.engine.outbox import ends_call
 from daemon.kv.mlx import sharing
 from daemon.kv.mlx.shared_prefix import Memory
+from daemon.shared.last_events import ends_call
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine.families import Family, write
 from tests.unit.engine.harness import Answer, Harness, greedy
@@ -56,7 +56,7 @@ class ReadersMachine(RuleBasedStateMachine):
     @property
     def stats(self) -> pb.PrefixCacheStats:
         """The figures of now."""
-        return self.harness.engine._runner._replies._figures().prefix_cache
+        return self.harness.engine._runner._outbox._figures().prefix_cache
 
     @property
     def token_bytes(self) -> int:

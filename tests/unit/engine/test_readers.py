@@ -94,7 +94,7 @@ class Case:
     @property
     def stats(self) -> pb.PrefixCacheStats:
         """The figures of now."""
-        return self.harness.engine._runner._replies._figures().prefix_cache
+        return self.harness.engine._runner._outbox._figures().prefix_cache
 
     @property
     def spans(self) -> dict[tuple[int, int], int]:

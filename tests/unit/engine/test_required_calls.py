@@ -182,7 +182,7 @@ def test_unsupported_tool_schema_names_its_field(model: Callable[..., str], name
     source = Resolver([]).resolve(Wanted(model(*NOTATIONS["headers"])))
     tokenizer = Tokenizers(Templates(time.monotonic)).get(source)  # without a template, its worker is not started
     with pytest.raises(SidecarError) as caught:
-        required_calls(offered_tools(pb.Chat(tools=tools)), tokenizer.notation, tokenizer.vocabulary)
+        required_calls(offered_tools(pb.Chat(tools=tools)), tokenizer.markup, tokenizer.vocabulary)
     assert (caught.value.reason, caught.value.field) == ("INVALID_ARGUMENT", field), caught.value.message
 
 

@@ -232,6 +232,7 @@ MARKED = "<system>\nIt rains.\n</system>"
             f'<user>Hi</><assistant></>[look {{"at": "sea"}}]<tool>blue\n\n{MARKED}</>',
         ),
         ("ALTERNATES", [HI, BYE, YES], "<user>Hi\n\nBye</><assistant>Yes</>"),
+        ("ALTERNATES", [HI, YES, says("assistant", "A", reasoning_content="B")], "<user>Hi</><assistant>Yes\n\nA</>"),
     ],
 )  # fmt: skip
 def test_roles_become_what_a_template_takes(

@@ -71,11 +71,29 @@ STEPS: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("item", "words"), STEPS, ids=[str(item["type"]) for item, _ in STEPS])
 def test_step_of_another_server_is_told_in_words(item: dict[str, Any], words: str) -> None:
     """A session that began at OpenAI goes on: reasoning, step and message of one answer are one turn."""
-    thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm. "}]}
-    items = [thought, {"id": "s1", **item}, thought, {"role": "assistant", "content": "It rains."}]
+    items = [thought("Hm. "), {"id": "s1", **item}, {"role": "assistant", "content": "It rains."}]
     told = f"[Earlier step on another server: {words}]\nIt rains."
-    assert prompt(items) == [Message("assistant", told, "Hm. Hm. ", [])]
-    assert prompt(items) == prompt([thought, {"id": "s2", **item}, *items[2:]])
+    assert prompt(items) == [Message("assistant", told, "Hm. ", [])]
+    assert prompt(items) == prompt([items[0], {"id": "s2", **item}, items[2]])
+
+
+def thought(text: str) -> dict[str, Any]:
+    """Return a reasoning."""
+    return {"type": "reasoning", "summary": [{"type": "summary_text", "text": text}]}
+
+
+def test_reasoning_and_steps_keep_their_order() -> None:
+    """What the model thought of a result comes after the result; one that cannot be read parts no turn."""
+    steps = [{"type": "mcp_call", "name": name} for name in ("look", "go")]
+    line = "[Earlier step on another server: mcp; name: {}]\n"
+    message = {"role": "assistant", "content": "Left."}
+    look, go = (line.format(step["name"]) for step in steps)
+    assert prompt([thought("A"), steps[0], thought("B"), thought("C"), steps[1], message]) == [
+        Message("assistant", look, "A", []),
+        Message("assistant", f"{go}Left.", "BC", []),
+    ]
+    unread = {"type": "reasoning", "summary": [], "encrypted_content": "gAAA"}
+    assert prompt([steps[0], unread, steps[1], message]) == [Message("assistant", f"{look}{go}Left.", "", [])]
 
 
 def test_call_that_a_client_ran_is_a_call_with_its_result() -> None:

@@ -1,4 +1,4 @@
-"""A machine of the group that is away: the log says once which one and why, however often it is called again."""
+"""A machine of the group that is away: the log says hourly which one and why, however often it is called again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from daemon.shared.log_fields import permitted
 
 
 async def test_rank_that_is_away_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A night without it leaves two lines, and not some at each try."""
+    """A night without it leaves a line an hour, and not some at each try."""
     monkeypatch.setattr(supervisor, "FIRST_BACKOFF", 0.01)
     key = tmp_path / "key"
     key.write_text("ab" * 32)

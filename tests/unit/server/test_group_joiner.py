@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from daemon.server.group import joiner
 from daemon.server.group.handshake import call
 from daemon.server.group.joiner import MOST_STRANGERS, Joiner
 from daemon.shared.config import Config
+from daemon.v1 import ipc_pb2 as ipc
 
 KEY = bytes(range(32))
 
@@ -55,6 +57,36 @@ async def test_flood_of_strangers_leaves_one_line_in_the_log(tmp_path: Path) -> 
             await joining._answer(connection, "10.0.0.9")
     lines = [(line["event"], line["address"], line["calls"]) for line in logs]
     assert lines == [("group_caller_refused", "10.0.0.9", 1)]
+
+
+async def test_engine_that_cannot_start_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first rank calls again and again; so it is with an engine that dies at each start. The log tells its end."""
+    joining = Joiner(Config(state_dir=tmp_path, group_listen="127.0.0.1:0"), KEY)
+    program = ["/nowhere/program"]
+    monkeypatch.setattr(joiner, "engine_command", lambda _: program)
+
+    async def joined() -> None:
+        connection, own = socket.socketpair()
+        for end in (connection, own):
+            end.setblocking(False)
+        answering = asyncio.create_task(joining._answer(connection, "10.0.0.1"))
+        await call(own, KEY, 1, 2)
+        await answering
+        own.close()
+
+    with capture_logs() as logs:
+        for code in ("", "", "", "import sys; sys.exit('no library')", "import sys; sys.exit('no library')"):
+            program[:] = [sys.executable, "-c", code] if code else program
+            await joined()
+        joining._note(ipc.Event(hello=ipc.Hello(warming=True)))
+        joining._note(ipc.Event(hello=ipc.Hello()))
+    assert [(line["event"], line.get("starts")) for line in logs] == [
+        ("engine_start_failed", 1),
+        ("group_joined", None),
+        ("engine_output", None),
+        ("group_left", 1),
+        ("engine_starts_again", 5),
+    ]
 
 
 async def test_strangers_do_not_bar_the_first_rank(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from daemon.server.http_listener import default_path, listen_at, listen_on
 from daemon.server.singleton import AlreadyRunning
 from daemon.server.supervision import door_probe, http_door
 from daemon.server.supervision.http_door import DoorState, HttpDoor
+from daemon.server.supervision.start_log import HOUR_SECONDS
 from daemon.shared.config import Config
 from tests.support.daemons import alive, listens
 
@@ -105,7 +106,7 @@ async def test_pause_of_the_door_doubles(folder: Path, monkeypatch: pytest.Monke
             pauses.append(seconds)
         await real(0)
 
-    async def never(address: str) -> None:
+    async def never(*_: object) -> None:
         await asyncio.Event().wait()
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
@@ -142,6 +143,33 @@ async def test_door_with_an_unfit_token_is_told_once(folder: Path, monkeypatch: 
     assert [(event, starts is not None and starts >= 2) for event, _, starts in told[2:]] == [
         ("http_starts_again", True)
     ]
+
+
+async def test_door_that_hangs_again_and_again_is_told_hourly(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it serves in between; an hour without a hang is the end of it."""
+    now, hangs = 0.0, 3
+
+    async def hanging(_: str, answered: Callable[[], None]) -> None:
+        nonlocal hangs
+        await until(lambda: door.state is DoorState.SERVING)
+        hangs -= 1
+        if hangs < 0:
+            answered()
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(http_door, "FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr(door_probe, "until_silent", hanging)
+    door = HttpDoor(config(folder), lambda: now, [sys.executable, "-c", PROGRAM, "stay"])
+    with capture_logs() as logs:
+        door.start()
+        await until(lambda: hangs < 0)
+        assert [line["event"] for line in logs] == ["http_serving", "http_hung", "http_ended", "http_serving"]
+        now += HOUR_SECONDS
+        door._serves()
+        door._serves()
+        await door.stop()
+    (over,) = (line for line in logs[4:])
+    assert (over["event"], over["starts"]) == ("http_starts_again", 3)
 
 
 async def test_port_in_use_is_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +256,7 @@ async def test_refused_connection_is_no_answer(folder: Path, monkeypatch: pytest
     monkeypatch.setattr(door_probe, "AGAIN_SECONDS", 0.01)
     monkeypatch.setattr(door_probe, "SILENT_SECONDS", 0.3)
     async with asyncio.timeout(60):
-        await door_probe.until_silent(str(folder / "nothing.sock"))
+        await door_probe.until_silent(str(folder / "nothing.sock"), lambda: None)
     assert looks
     assert not any(looks)
 

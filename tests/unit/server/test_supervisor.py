@@ -158,7 +158,7 @@ async def test_calls_wait_for_short_restart_back_offs_only(monkeypatch: pytest.M
 
 
 async def test_failed_engine_start_is_retried() -> None:
-    """The supervisor outlives a broken installation, and its log says once what is wrong."""
+    """The supervisor outlives a broken installation, and its log says once an hour what is wrong."""
     supervisor = Watched()
     supervisor._command = ["/nonexistent"]
     with capture_logs() as logs:
