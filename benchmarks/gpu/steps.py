@@ -27,9 +27,10 @@ from benchmarks.http_peer import MLX_LM, StartsMlxLm
 from benchmarks.sidecar import StartsSidecar
 from benchmarks.systems import System
 from benchmarks.workloads.fairness import LONGEST, Intrusion
-from benchmarks.workloads.guesses import TEXTS, compare
+from benchmarks.workloads.guesses import compare, loaded
 from benchmarks.workloads.prefix import SUFFIX, pairs_of
 from benchmarks.workloads.readers import DECODE, Readers
+from benchmarks.written import TEXTS
 from daemon.engine.device import device_name
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine import harness
@@ -149,15 +150,11 @@ def guesses(bench: Bench) -> Iterator[Result]:
     """Measure tokens guessed ahead beside none, in this process: a peer has no such thing for given texts."""
     model = bench.model(LARGE)
     result = Result("Tokens guessed ahead, one request and four at once")
-    bench.rounds = 1  # six cases of two sides: more has no time
-    running = Harness(guesses=True, kv_disk_mb=0)
-    try:
-        running.run(pb.GetOrLoadRequest(model=str(model)))
+    bench.rounds = 1  # six cases of three sides: more has no time
+    with loaded(model) as sides:
         for text in TEXTS:
-            compare(bench, result, running, (LARGE, model, text), bench.size(160, 24))
+            compare(bench, result, sides, (LARGE, text), bench.size(160, 24))
             yield result
-    finally:
-        running.close()
 
 
 STEPS: dict[str, Callable[[Bench], Iterator[Result]]] = {

@@ -1,302 +1,253 @@
 """
 Workload "guesses": tokens guessed ahead from n-grams, on texts that repeat themselves much, in part, and little.
 
-The speed of a machine drifts by more than guessing may lose. So short requests of both sides alternate in one engine,
-in blocks of four (with, without, without, with; the next block the other way round): a drift that is even within a
-block slows both sides alike. Each block gives one ratio, and the median of many blocks has an interval.
-
-Where another program takes turns at the processors, that interval is still wider than what is looked for. So steps are
-compared as well: each counts as the median of its kind on its side, which pauses do not change.
+The speed of a machine drifts by more than guessing may lose. So engines with guesses and without write the same texts
+side by side, a few tokens in turn: whatever slows the machine slows all of them. Each text gives the time of each side;
+the figure is the ratio of the sums, and has an interval. A third engine does the same as the one without guesses. Its
+ratio shows what is noise. Time of processors is measured as well: other programs hardly change it, and it leaves out
+what an engine waits for the device.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import random
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from unittest.mock import patch
 
 import mlx.core as mx
+import mlx.nn as nn
 from tokenizers import Tokenizer
 
 from benchmarks.bench import Bench
 from benchmarks.figures import MORE, OURS, SPEED, Metric, Result, Row
+from benchmarks.written import TEXTS, Text, writing
 from daemon.cache.resolver import EMBEDDED_PATH
-from daemon.engine.prompt.preparation import PreparedRequest
-from daemon.engine.scheduling.governor import Check, Governor, Governors
-from daemon.engine.structured_output.constraint import Drawn
-from daemon.shared.last_events import ends_call
+from daemon.engine.scheduling.governor import Check, Governor
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine.harness import Answer, Harness
 
-AUTO, OFF = OURS, "without guesses"
-SPECULATIONS = {AUTO: pb.SPECULATION_AUTO, OFF: pb.SPECULATION_OFF}
+AUTO, OFF, CONTROL = OURS, "without guesses", "without guesses, again"
 TOKENS_A_PASS = Metric("tokens a pass", "tokens", MORE)
-BESIDE = Metric("beside no guesses, median and its 95 % interval", "x", MORE)
-TYPICAL = Metric("beside no guesses, in steps of a typical time", "x", MORE)
-LEAST_BLOCKS = (4, 1)
-"""Of a case, and of one in a quick run."""
-SECONDS_A_ROUND = 1.6
+BESIDE = Metric("speed beside no guesses, and its 95 % interval", "x", "")
+PROCESSORS = Metric("the same in time of processors", "x", "")
+LEAST_BLOCKS = (4, 2)
+"""Texts of a case, and of one in a quick run."""
+SECONDS_A_ROUND = 1.8
 """How long a case is measured for each round of the run."""
+TURN = 16
+"""Tokens of each stream in a turn."""
 RESAMPLED = 2000
-"""Samples of the bootstrap that gives the interval of a median."""
+"""Samples of the bootstrap that gives an interval."""
 PARKED = "hybrid-mtp"
 """A head of random weights guesses nothing right: this shows only what it costs that it is there, and tried."""
 SHAPES = ("small", "hybrid", "window", PARKED)
 STREAMS = {1: 1.0, 4: 0.5}
 """Answers that are written at once, and their length as a share of that of one."""
-CHANGED = 0.03
-"""Share of the words of a file that an edit changes."""
-
-
-class Written:
-    """
-    Lets a model write a given text: random weights write none that repeats itself as texts do.
-
-    Args:
-        ids: The tokens of the text.
-        vocab: Width of the logits.
-    """
-
-    waits = False
-
-    def __init__(self, ids: list[int], vocab: int) -> None:
-        self._ids = iter(ids)
-        self._all = mx.arange(vocab)
-
-    def mask(self, last: Drawn | None) -> mx.array:
-        """Return the mask that only the next token of the text passes. Called once for each token."""
-        return self._all == next(self._ids, 0)
-
-    def late_mask(self) -> None:
-        """Return None: each token had its mask."""
 
 
 def guesses(bench: Bench) -> Result:
     """W15: a model writes files with a few changes, which are its prompts, JSON of a list, and prose."""
     result = Result("Tokens guessed ahead, one request and four at once")
-    tokens = bench.size(96, 24)
-    harness = Harness(guesses=True, kv_disk_mb=0)
-    try:
-        models = {shape: bench.model(shape) for shape in bench.size(SHAPES, SHAPES[:1])}
-        for shape, model in {**models, **bench.size({"embedded": EMBEDDED_PATH}, {})}.items():
-            harness.run(pb.GetOrLoadRequest(model=str(model)))
+    models = {shape: bench.model(shape) for shape in bench.size(SHAPES, SHAPES[:1])}
+    for shape, model in {**models, **bench.size({"embedded": EMBEDDED_PATH}, {})}.items():
+        with loaded(model) as sides:
             for name in TEXTS if shape != PARKED else ["prose"]:
-                compare(bench, result, harness, (shape, model, name), tokens)
-    finally:
-        harness.close()
+                compare(bench, result, sides, (shape, name), bench.size(96, 24))
     return result
 
 
-def compare(bench: Bench, result: Result, harness: Harness, what: tuple[str, Path, str], tokens: int) -> None:
+def compare(bench: Bench, result: Result, sides: Sequence[Side], what: tuple[str, str], tokens: int) -> None:
     """
-    Measure one of TEXTS with a loaded model.
+    Measure one of TEXTS.
 
     Args:
         bench: The run.
         result: Gets rows and targets.
-        harness: The engine that has the model.
-        what: The model's name, its folder and the text's name.
+        sides: The engines, which have the model.
+        what: The model's name and that of the text.
         tokens: Length of an answer that is written alone.
     """
-    shape, model, name = what
     tokenizer = Tokenizer.from_file(str(EMBEDDED_PATH / "tokenizer.json"))
     for streams, share in STREAMS.items():
-        case = f"{shape}, {name}" + f", {streams} at once" * (streams > 1)
-        sides = Sides(harness, model, Text(TEXTS[name], tokenizer, int(tokens * share), streams))
-        ratios = sides.ratios(case, bench.size(SECONDS_A_ROUND * bench.rounds, 0), bench.size(*LEAST_BLOCKS))
-        result.rows += [Row(case, metric, side, tuple(values)) for (metric, side), values in sides.figures.items()]
-        found = interval(ratios)
-        said = f"{found[1]:.2f} ({found[0]:.2f} to {found[2]:.2f}), typical steps {sides.typical:.3f}"
-        print(f"  {case}: {said}", file=sys.stderr, flush=True)
-        result.rows += [Row(case, BESIDE, AUTO, found), Row(case, TYPICAL, AUTO, (sides.typical,))]
-        result.aim(f"{case}: {AUTO} / {OFF}, typical steps", [sides.typical], 0.97, MORE)
+        case = ", ".join(what) + f", {streams} at once" * (streams > 1)
+        text = Text(TEXTS[what[1]], tokenizer, int(tokens * share), streams)
+        blocks = _blocks(sides, text, case, bench.size(SECONDS_A_ROUND * bench.rounds, 0), bench.size(*LEAST_BLOCKS))
+        auto, off, control = ([block[side] for block in blocks] for side in range(3))
+        for name, taken in ((AUTO, auto), (OFF, off)):
+            result.rows.append(Row(case, SPEED, name, tuple(one.tokens / one.seconds for one in taken)))
+            result.rows.append(Row(case, TOKENS_A_PASS, name, tuple(one.tokens / one.passes for one in taken)))
+        for metric, unit in ((PROCESSORS, "processors"), (BESIDE, "seconds")):
+            ours, without, again = ([getattr(one, unit) for one in taken] for taken in (auto, off, control))
+            found, noise = interval(without, ours), interval(without, again)
+            result.rows += [Row(case, metric, AUTO, found), Row(case, metric, OFF, noise)]
+            print(f"  {case}, {unit}: {_said(found)}, control {_said(noise)}", file=sys.stderr, flush=True)
+        result.aim(f"{case}: {AUTO} / {OFF}", [found[1]], 0.97, MORE)
 
 
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the median of values, between the ends of its 95 % interval: that of medians of values drawn again."""
-    source = random.Random(1)
-    medians = sorted(median(source.choices(values, k=len(values))) for _ in range(RESAMPLED))
-    return medians[RESAMPLED // 40], median(values), medians[-RESAMPLED // 40]
+def interval(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
+    """Return the ratio of two sums of pairs, between the ends of its 95 % interval: that of pairs drawn again."""
+    source, pairs = random.Random(1), list(zip(one, other, strict=True))
+    ratios = sorted(_ratio(source.choices(pairs, k=len(pairs))) for _ in range(RESAMPLED))
+    return ratios[RESAMPLED // 40], _ratio(pairs), ratios[-RESAMPLED // 40]
 
 
-@dataclass
-class Sides:
+@dataclass(slots=True)
+class Taken:
     """
-    Answers with and without guesses, in turn.
-
-    Each side has governors of its own: passes of answers without guesses would tell the other side what passes take.
+    What a text took.
 
     Attributes:
-        harness: The engine.
-        model: The model.
-        text: What it writes.
-        figures: Values of each block, by metric and side.
-        steps: Seconds of the steps of each side, by their kind.
+        seconds: Time.
+        processors: Time of processors.
+        tokens: Tokens.
+        passes: Tokens that were not guessed: each row has one of a pass.
     """
 
-    harness: Harness
-    model: Path
-    text: Text
-    figures: dict[tuple[Metric, str], list[float]] = field(default_factory=lambda: defaultdict(list))
-    steps: dict[str, Steps] = field(default_factory=lambda: {AUTO: defaultdict(list), OFF: defaultdict(list)})
-    _governors: dict[str, Governors] = field(default_factory=lambda: {AUTO: Governors(), OFF: Governors()})
+    seconds: float = 0.0
+    processors: float = 0.0
+    tokens: int = 0
+    passes: int = 0
 
-    def ratios(self, case: str, seconds: float, least: int) -> list[float]:
-        """Return how often the time with guesses fits into that without: of so many blocks at least, and seconds."""
-        for side in SPECULATIONS:
-            self._written(side, f"{case}/warm")
-        for steps in self.steps.values():
-            steps.clear()
-        ratios: list[float] = []
-        end = time.monotonic() + seconds
-        while len(ratios) < least or time.monotonic() < end:
-            gc.collect()
-            ratios.append(self._block(f"{case}/{len(ratios)}", [AUTO, OFF] if len(ratios) % 2 else [OFF, AUTO]))
-        return ratios
+
+class Patient(Governor):
+    """
+    A governor that knows of turns.
+
+    Attributes:
+        waited: Seconds since the last step in which the device computed for the next one, which is the shorter for it.
+    """
+
+    waited = 0.0
+
+    def stepped(self, seconds: float, rows: int, checks: Sequence[Check], tokens: int) -> None:
+        """Measure a step, and the wait before it as a part of it."""
+        super().stepped(seconds + self.waited, rows, checks, tokens)
+        self.waited = 0.0
+
+
+class Side:
+    """
+    An engine that writes texts in turns.
+
+    Args:
+        model: The model that it loads.
+        speculation: Whether it guesses.
+    """
+
+    def __init__(self, model: Path, speculation: pb.Speculation) -> None:
+        self.harness = Harness(guesses=True, kv_disk_mb=0)
+        self._model, self._speculation = str(model), speculation
+        self._calls: list[int] = []
+        self._goal = 0
+        self._taken = Taken()
+        self.harness.run(pb.GetOrLoadRequest(model=self._model))
+        self.forget()
 
     @property
-    def typical(self) -> float:
-        """How often the time with guesses fits into that without, if each step took the median of its kind."""
-        seconds = {side: sum(len(took) * median(took) for took in steps.values()) for side, steps in self.steps.items()}
-        return seconds[OFF] / seconds[AUTO]
+    def module(self) -> nn.Module:
+        """The model in memory."""
+        return self.harness.engine._models.entries()[0].model.model
 
-    def _block(self, seed: str, order: list[str]) -> float:
-        taken, tokens, accepted = (dict.fromkeys(SPECULATIONS, 0.0) for _ in range(3))
-        for half, sides in enumerate((order, order[::-1])):
-            for side in sides:
-                seconds, written, right = self._written(side, f"{seed}/{half}")
-                taken[side] += seconds
-                tokens[side] += written
-                accepted[side] += right
-        for side in SPECULATIONS:
-            self.figures[SPEED, side].append(tokens[side] / taken[side])
-            self.figures[TOKENS_A_PASS, side].append(tokens[side] / (tokens[side] - accepted[side]))
-        return taken[OFF] / taken[AUTO]
+    def forget(self) -> None:
+        """Begin with a governor that knows nothing. Each side has its own: passes without guesses tell it much."""
+        self._governor = governor = Patient()
+        self.harness.engine._runner.governors.of = lambda model: governor  # type: ignore[method-assign]
 
-    def _written(self, side: str, seed: str) -> tuple[float, int, int]:
-        """
-        Let a model write texts. A file is changed from its beginning on; a longer one is cut.
+    def begin(self, texts: Sequence[tuple[list[int], list[int]]], tokens: int) -> None:
+        """Compute prompts, and so many tokens of each answer are to be written."""
+        self.harness.events.clear()
+        self._taken = Taken()
+        with writing([answer for _, answer in texts]):
+            self._calls = [self.harness.begin(self._request(prompt, tokens)) for prompt, _ in texts]
+            self.harness.until(lambda: all(map(self.harness.decoding, self._calls)))
+        self._goal = self.harness.engine._runner.totals.generated_tokens
+        self._wait()
 
-        Returns:
-            Seconds from the requests to the end of their answers, tokens, and how many of them were guessed.
-        """
-        texts, harness = self.text.of(seed), self.harness
-        harness.events.clear()
-        harness.engine._runner.governors = self._governors[side]
-        asked = [self._request(prompt, side) for prompt, _ in texts]
-        with _writing([answer for _, answer in texts]), _measured(self.steps[side]):
-            began = time.perf_counter()
-            calls = [harness.begin(request) for request in asked]
-            _finish(harness, len(calls))
-            seconds = time.perf_counter() - began
-        used = [Answer(harness.of(call)).finished.usage for call in calls]
-        right = sum(one.accepted for usage in used for one in usage.guesses)
-        return seconds, sum(usage.completion_tokens for usage in used), right
+    def turn(self, tokens: int) -> bool:
+        """Write so many tokens more, some more if they are guessed, and return whether there are any to come."""
+        runner = self.harness.engine._runner
+        self._goal += tokens
+        before, processors, began = runner.totals.generated_tokens, time.process_time(), time.perf_counter()
+        while runner.decoding and runner.totals.generated_tokens < self._goal:
+            self.harness.step()
+        self._wait()
+        self._taken.seconds += time.perf_counter() - began
+        self._taken.processors += time.process_time() - processors
+        self._taken.tokens += runner.totals.generated_tokens - before
+        return bool(runner.decoding)
 
-    def _request(self, prompt: list[int], side: str) -> pb.GenerateRequest:
+    def taken(self) -> Taken:
+        """Return what the answers took, which have ended."""
+        used = [Answer(self.harness.of(call)).finished.usage for call in self._calls]
+        self._taken.passes = self._taken.tokens - sum(one.accepted for usage in used for one in usage.guesses)
+        return self._taken
+
+    def _wait(self) -> None:
+        """Wait for the pass that is under way: the time is this side's."""
+        began = time.perf_counter()
+        mx.synchronize()
+        self._governor.waited += time.perf_counter() - began
+
+    def _request(self, prompt: list[int], tokens: int) -> pb.GenerateRequest:
         return pb.GenerateRequest(
-            model=str(self.model),
+            model=self._model,
             tokens=pb.TokenIds(ids=prompt),
-            max_tokens=self.text.tokens,
+            max_tokens=tokens,
             stop=pb.Stop(ignore_eos=True),
             sampling=pb.Sampling(temperature=1.0, seed=1),  # a greedy token without a mask would be the argmax
-            speculation=SPECULATIONS[side],
+            speculation=self._speculation,
             cache=pb.CacheOptions(mode=pb.CACHE_MODE_BYPASS),
         )
 
 
-def _edit(seed: str) -> tuple[str, str]:
-    """Return a file as the prompt, and the file with a few words changed."""
-    source, folder = random.Random(seed), Path(__file__).parent
-    text = source.choice(sorted(folder.glob("*.py"))).read_text()
-    words = text.split(" ")
-    changed = [f"x{source.randrange(100)}" if source.random() < CHANGED else word for word in words]
-    return text, " ".join(changed)
-
-
-def _list(seed: str) -> tuple[str, str]:
-    """Return a question, and JSON of a list of objects that share their keys."""
-    source = random.Random(seed)
-    names = [chr(97 + source.randrange(26)) * source.randint(2, 5) for _ in range(60)]
-    items = [{"name": name, "size": source.randrange(9999), "used": source.random() < 0.5} for name in names]
-    return "Return the files as JSON.", json.dumps(items, indent=1)
-
-
-def _prose(seed: str) -> tuple[str, str]:
-    """Return a question, and prose."""
-    source, folder = random.Random(seed), Path(__file__).parents[2] / "docs" / "adr"
-    return "Tell what was decided.", source.choice(sorted(folder.glob("0*.md"))).read_text()
-
-
-TEXTS = {"a file with a few changes": _edit, "JSON of a list": _list, "prose": _prose}
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """
-    A kind of text that is written.
-
-    Attributes:
-        make: Returns a prompt and an answer of a seed.
-        tokenizer: Makes tokens of both.
-        tokens: Length of an answer.
-        streams: Answers that are written at once, each after a prompt of its own.
-    """
-
-    make: Callable[[str], tuple[str, str]]
-    tokenizer: Tokenizer
-    tokens: int
-    streams: int
-
-    def of(self, seed: str) -> list[tuple[list[int], list[int]]]:
-        """Return the tokens of each prompt and answer."""
-        texts = [self.make(f"{seed}/{stream}") for stream in range(self.streams)]
-        return [(self._ids(prompt)[: 2 * self.tokens], self._ids(answer)) for prompt, answer in texts]
-
-    def _ids(self, text: str) -> list[int]:
-        return [token % 500 for token in self.tokenizer.encode(text).ids]
-
-
-def _finish(harness: Harness, calls: int) -> None:
-    """Step until so many calls have ended, which began just now; each event is looked at once."""
-    looked_at = len(harness.events)
-    while calls:
-        harness.step()
-        calls -= sum(map(ends_call, harness.events[looked_at:]))
-        looked_at = len(harness.events)
-
-
-Steps = dict[tuple[int, int, bool], list[float]]
-"""Seconds of steps, by rows, guesses of the widest row, and whether the step before guessed or waited for a guess."""
-
-
 @contextmanager
-def _measured(steps: Steps) -> Iterator[None]:
-    """Collect the steps that governors are told of."""
-    told, guessed = Governor.stepped, False
+def loaded(model: Path) -> Iterator[list[Side]]:
+    """Return engines with a model, whose weights they share: with guesses, without, and again without."""
+    sides: list[Side] = []
+    try:
+        for speculation in (pb.SPECULATION_AUTO, pb.SPECULATION_OFF, pb.SPECULATION_OFF):
+            sides.append(Side(model, speculation))
+            sides[-1].module.update(sides[0].module.parameters())
+        yield sides
+    finally:
+        for side in sides:
+            side.harness.close()
 
-    def stepped(governor: Governor, seconds: float, rows: int, checks: Sequence[Check], tokens: int) -> None:
-        nonlocal guessed
-        steps[rows, max((check.guessed for check in checks), default=-1), guessed].append(seconds)
-        guessed = bool(checks)
-        told(governor, seconds, rows, checks, tokens)
 
-    with patch.object(Governor, "stepped", stepped):
-        yield
+def _blocks(sides: Sequence[Side], text: Text, case: str, seconds: float, least: int) -> list[list[Taken]]:
+    """Return what each of several texts took each side: so many at least, and as many as fit into so many seconds."""
+    _block(sides, text, f"{case}/warm")
+    for side in sides:
+        side.forget()
+    blocks: list[list[Taken]] = []
+    end = time.monotonic() + seconds
+    while len(blocks) < least or time.monotonic() < end:
+        blocks.append(_block(sides, text, f"{case}/{len(blocks)}"))
+    return blocks
 
 
-@contextmanager
-def _writing(answers: list[list[int]]) -> Iterator[None]:
-    """Let the requests that begin now write these answers, one each."""
-    left = iter(answers)
-    with patch.object(PreparedRequest, "constraint", lambda _, vocab: Written(next(left), vocab)):
-        yield
+def _block(sides: Sequence[Side], text: Text, seed: str) -> list[Taken]:
+    """Let all sides write the same texts, in turns whose order is random."""
+    gc.collect()
+    source, texts = random.Random(seed), text.of(seed)
+    for side in sides:
+        side.begin(texts, text.tokens)
+    writing_ones = list(sides)
+    while writing_ones:
+        source.shuffle(writing_ones)
+        writing_ones = [side for side in writing_ones if side.turn(TURN * text.streams)]
+    return [side.taken() for side in sides]
+
+
+def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
+    ours, others = map(sum, zip(*pairs, strict=True))
+    return ours / others
+
+
+def _said(found: tuple[float, float, float]) -> str:
+    return f"{found[1]:.3f} ({found[0]:.3f} to {found[2]:.3f})"

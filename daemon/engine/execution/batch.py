@@ -34,7 +34,7 @@ from daemon.engine.execution.sequence import Sequence
 from daemon.engine.execution.speculation import Guesser
 from daemon.engine.execution.together import check, feed_again, forward, guess
 from daemon.engine.memory.memory_budget import DECODE_ROOM
-from daemon.engine.scheduling.governor import Governor
+from daemon.engine.scheduling.governor import Governor, Source
 from daemon.engine.scheduling.padding import fits
 from daemon.kv.mlx.batch_cache import to_batch, to_single
 from daemon.shared.readings import about_to_wait
@@ -109,14 +109,20 @@ class Row:
         sampled = len(self.sequence.generated) + (self.unreported is not None)
         return isinstance(self.pending, Sampled) and sampled >= self.sequence.request.max_tokens
 
-    def guess(self, most: int, longest: int = 0) -> list[int]:
-        """Guess the tokens after the pending one, at most so many; see `Guesser.guess`."""
+    def offer(self, most: int, longest: int = 0) -> tuple[Source, int] | None:
+        """Return what may guess the tokens after the pending one, and how many of at most so many; None if nothing."""
         self.correct()
         if self.guesser is None:
+            return None
+        left = self.sequence.request.max_tokens - len(self.sequence.generated) - (self.unreported is not None)
+        return self.guesser.offer(min(left, most + 1), longest)
+
+    def guess(self, offered: tuple[Source, int] | None) -> list[int]:
+        """Guess the tokens after the pending one, which may be waited for."""
+        if offered is None:
             return []
-        known = self.unreported is None
-        left = self.sequence.request.max_tokens - len(self.sequence.generated) - (not known)
-        return self.guesser.guess(lambda: self.pending.id, min(left, most + 1), known=known, longest=longest)
+        assert self.guesser is not None
+        return self.guesser.guess(lambda: self.pending.id, offered[1], known=self.unreported is None)
 
     def correct(self) -> None:
         """Sample the pending token again, if the token before it, which is known now, demands a mask."""
@@ -236,7 +242,7 @@ class Batch:
         row = self.rows[0]
         assert row.guesser is not None
         governor.share(1)
-        guesses = row.guess(row.guesser.most - len(row.unfed))  # no wider than it is billed
+        guesses = row.guess(row.offer(row.guesser.most - len(row.unfed)))  # no wider than it is billed
         if not guesses:
             return None
         first = _reported(row)

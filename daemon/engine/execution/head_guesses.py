@@ -35,29 +35,39 @@ class HeadGuesses:
         self._ngrams = ngrams
         self._matched = False
         """Whether n-grams may guess with the next pass."""
+        self._offered = Source(Speculation.NGRAM), 0
+        """What n-grams may guess with the next pass, and how many tokens."""
+        self._own = 0
+        """Tokens that the head may guess with the next pass."""
 
     def ready(self) -> bool:
         """Whether n-grams have a match, or the governor may allow guesses of the head."""
         self._matched = self._ngrams is not None and self._ngrams.ready()
         return not self._rests.step() or self._matched or self._ngrams is None
 
+    def offer(self, most: int) -> tuple[Source, int]:
+        """Return what n-grams offer of a long match; else what the head may guess, or what else n-grams offer."""
+        ngrams, most_own = self._ngrams, min(most, MOST_OF_HEAD)
+        self._offered = ngrams.offer(most) if ngrams is not None and self._matched else (Source(Speculation.NGRAM), 0)
+        self._own = self._rests.count(_OWN, most_own) or (most_own if ngrams is None else 0)
+        source, count = self._offered
+        return (_OWN, self._own) if self._own and not (count and source.quality == LONG) else self._offered
+
     def guess(self, pending: Callable[[], int], most: int, *, known: bool) -> tuple[Source, list[int]]:
         """Guess from a long match; else let the head guess, as far as it has seen all tokens but the pending one."""
-        label, guesses = Source(Speculation.NGRAM), list[int]()
-        if self._ngrams is not None and self._matched:
-            label, guesses = self._ngrams.guess(pending, most, known=known)
+        (label, count), guesses = self._offered, list[int]()
+        if self._ngrams is not None and count:
+            label, guesses = self._ngrams.guess(pending, min(most, count), known=known)
         if guesses and label.quality == LONG:
             return label, guesses
-        found = self._of_head(pending, most, known=known)
+        found = self._of_head(pending, min(most, self._own), known=known)
         return (_OWN, found) if found else (label, guesses)
 
     def checked(self, right: int) -> None:
         """Nothing has to be taken back: the head has done so, and gets the states of accepted tokens."""
 
-    def _of_head(self, pending: Callable[[], int], most: int, *, known: bool) -> list[int]:
+    def _of_head(self, pending: Callable[[], int], count: int, *, known: bool) -> list[int]:
         sequence, head = self._sequence, self._sequence.head
-        most = min(most, MOST_OF_HEAD)
-        count = self._rests.count(_OWN, most) or (most if self._ngrams is None else 0)
         if head is None or not count or not head.ready(len(sequence.prompt) + len(sequence.generated) - known):
             return []
         token = pending()

@@ -57,6 +57,11 @@ class NgramGuesses:
         self._match = self._index.match()
         return self._match[0] > 0
 
+    def offer(self, most: int) -> tuple[Source, int]:
+        """Return the kind of the match, and how many of the tokens behind it the governor allows."""
+        label = _source(self._match[0])
+        return label, self._count(label, min(most, MOST_GUESSES))
+
     def guess(self, pending: Callable[[], int], most: int, *, known: bool) -> tuple[Source, list[int]]:
         """
         Guess what followed the last match.
@@ -65,10 +70,9 @@ class NgramGuesses:
         """
         length, after = self._match
         label = _source(length)
-        count = self._count(label, min(most, MOST_GUESSES))
-        if known or not count:
-            return label, self._index.following(after, count)
-        first, *guesses = self._index.following(after, count + 1)
+        if known:
+            return label, self._index.following(after, most)
+        first, *guesses = self._index.following(after, most + 1)
         stops = first in self._sequence.request.stop_ids  # what is fed behind it could not be resumed after it
         return label, guesses if pending() == first and not stops else []
 

@@ -39,6 +39,7 @@ from daemon.shared.readings import about_to_wait
 
 _AUTOMATIC = (Ahead.EXACT, Ahead.SHARED)
 """How exact a pass has to be for guesses that no request asks for."""
+_OF_DRAFT = Source(Speculation.DRAFT)
 MOST_FED = 64
 """Most tokens of a pass that rows share, padding included: with more, it is no longer bound by reading weights."""
 
@@ -48,10 +49,13 @@ class Guesses(Protocol):
 
     def ready(self) -> bool:
         """
-        Whether there may be guesses with the next pass; `guess` is called only then.
+        Whether there may be guesses with the next pass; `offer` is called only then.
 
         Called once for each step. It costs next to nothing where there are none: most steps of prose are such.
         """
+
+    def offer(self, most: int) -> tuple[Source, int]:
+        """Return from what it may guess, and how many tokens: `most`, or fewer; `guess` is called only if any."""
 
     def guess(self, pending: Callable[[], int], most: int, *, known: bool) -> tuple[Source, list[int]]:
         """
@@ -59,7 +63,7 @@ class Guesses(Protocol):
 
         Args:
             pending: Returns the pending token; may wait for the device.
-            most: Most tokens to guess.
+            most: Tokens to guess, as many as were offered or fewer; there may be fewer.
             known: Whether the pending token is known to the host, as the last of the sequence's tokens.
 
         Returns:
@@ -87,6 +91,7 @@ class Guesser:
         unfed: Tokens before the pending one that the caches lack.
         last: What was guessed last; None if nothing was, or `taken` returned it. No tokens were, if the pending one was
             waited for in vain.
+        asked: Whether the request asks for guesses whatever they cost.
     """
 
     def __init__(self, sequence: Sequence, source: Guesses) -> None:
@@ -96,23 +101,34 @@ class Guesser:
         self._sequence = sequence
         self._source = source
         self.last: Check | None = None
+        self.asked = self.apart or sequence.request.speculation is not Speculation.AUTO
 
-    def guess(self, pending: Callable[[], int], left: int, *, known: bool, longest: int = 0) -> list[int]:
+    def offer(self, left: int, longest: int = 0) -> tuple[Source, int] | None:
+        """
+        Return what may be guessed with the next pass, and how many tokens; None if there are none. Waits for nothing.
+
+        Args:
+            left: Tokens that the sequence may still have behind the pending one.
+            longest: Tokens that the longest row holds of those that share the pass; 0 if it has no others.
+        """
+        self.last = None
+        if left < 2 or not self._source.ready():
+            return None
+        most = min(left - 1, self._room(longest))
+        if most < 1 or (longest and not self._goes_back_beside_others):
+            return None
+        source, count = self._source.offer(most)
+        return (source, count) if count else None
+
+    def guess(self, pending: Callable[[], int], count: int, *, known: bool) -> list[int]:
         """
         Guess the tokens after the pending one.
 
         Args:
             pending: Returns the pending token; may wait for the device.
-            left: Tokens that the sequence may still have behind the pending one.
+            count: Tokens that were offered.
             known: Whether the pending token is the last of the sequence's tokens.
-            longest: Tokens that the longest row holds of those that share the pass; 0 if it has no others.
         """
-        self.last = None
-        if left < 2 or not self._source.ready():
-            return []
-        most = min(left - 1, self._room(longest))
-        if most < 1 or (longest and not self._goes_back_beside_others):
-            return []
         waited = False
 
         def awaited() -> int:
@@ -120,9 +136,8 @@ class Guesser:
             waited = not known
             return pending()
 
-        label, guesses = self._source.guess(awaited, most, known=known)
-        asked = self.apart or self._sequence.request.speculation is not Speculation.AUTO
-        self.last = Check(label, len(guesses), 0, asked, len(self.unfed)) if guesses or waited else None
+        label, guesses = self._source.guess(awaited, count, known=known)
+        self.last = Check(label, len(guesses), 0, self.asked, len(self.unfed)) if guesses or waited else None
         return guesses
 
     def cut(self, guesses: list[int], width: int) -> list[int]:
@@ -221,6 +236,10 @@ class DraftGuesses:
         """Return True: the draft model always guesses."""
         return True
 
+    def offer(self, most: int) -> tuple[Source, int]:
+        """Return how many tokens the request wants of the draft model at a time, as far as they fit."""
+        return _OF_DRAFT, min(self._draft.count, most)
+
     def guess(self, pending: Callable[[], int], most: int, *, known: bool) -> tuple[Source, list[int]]:
         """Let the draft model continue."""
         kv, sequence = self._draft.kv, self._sequence
@@ -228,17 +247,16 @@ class DraftGuesses:
         start = len(sequence.prompt)
         unseen = [*sequence.prompt[kv.held :], *sequence.generated[max(0, kv.held - start) :]]
         unseen += [] if known else [pending()]
-        count = min(self._draft.count, most)
         tokens, guesses = mx.array(unseen), []
-        for index in range(count):
+        for index in range(most):
             logits = kv.loaded.model(tokens[None], cache=kv.cache)[:, -1, : sequence.loaded.vocab_size]
             tokens = mx.argmax(logits, axis=-1)
             guesses.append(tokens)
             if not index:
                 kv.advanced(len(unseen), kv.cache)
                 self._undo = Undo(kv.cache, whole=True)
-        self._fed = count - 1
-        return Source(Speculation.DRAFT), mx.concatenate(guesses).tolist()  # type: ignore[return-value]
+        self._fed = most - 1
+        return _OF_DRAFT, mx.concatenate(guesses).tolist()  # type: ignore[return-value]
 
     def checked(self, right: int) -> None:
         """Take wrong guesses out of the draft model's cache."""

@@ -32,12 +32,19 @@ def guess(rows: Rows[Row], governor: Governor) -> list[list[int]] | None:
     """
     Guess the next tokens of each row.
 
+    A row that guesses alone seldom gains what the wider pass costs all rows. So no row waits for its pending token if
+    the pass would not be worth it with all that they offer.
+
     Returns:
         The guesses of each row, which may be none; None if no row has guesses, and none has to be fed anything again.
     """
     governor.share(len(rows))
     longest = max(row.sequence.kv.held for row in rows)
-    guesses = [row.guess(MOST_FED // len(rows) - 1 - len(row.unfed), longest) for row in rows]
+    offers = [row.offer(MOST_FED // len(rows) - 1 - len(row.unfed), longest) for row in rows]
+    offered = [offer for offer in offers if offer is not None]
+    asked = any(row.guesser is not None and row.guesser.asked for row in rows)
+    tries = offered and (asked or governor.width(offered))
+    guesses = [row.guess(offer if tries else None) for row, offer in zip(rows, offers, strict=True)]
     found = [row.guesser.last for row, own in zip(rows, guesses, strict=True) if own and row.guesser is not None]
     if found:
         width = governor.width([(check.source, check.guessed) for check in found if check is not None])

@@ -207,7 +207,7 @@ class Governor:
     def resumed(self, seconds: float) -> None:
         """Measure the first pass without a guess behind a pass with guesses, or behind a wait for a token to guess."""
         if self._size.measured and not any(check.asked for check in self._last):
-            self._size.resumed(seconds, max((check.guessed for check in self._last), default=1) or 1)
+            self._size.resumed(seconds, max((check.guessed for check in self._last), default=0))
 
     def counted(self, checks: Sequence[Check]) -> None:
         """Count guesses, and which of them were right, without their time."""

@@ -53,11 +53,25 @@ CREDIT = 1
 
 @dataclass(slots=True)
 class _Cost:
-    """What a guess adds to a pass as a share of it, of some widths: an average, and when it was measured last."""
+    """
+    What guesses of some widths cost, as shares of a pass without.
+
+    Attributes:
+        each: What each adds to its pass, on average.
+        behind: What the pass behind takes longer, on average of all passes: it begins late, or is fed tokens again.
+        passes: How many were measured.
+        latest: When the last one was.
+    """
 
     each: float = 0.0
+    behind: float = 0.0
     passes: int = 0
     latest: int = 0
+
+    @property
+    def weight(self) -> float:
+        """Weight of the last pass in the averages."""
+        return max(_WEIGHT * 2, 1 / self.passes)
 
 
 @dataclass(slots=True)
@@ -120,7 +134,8 @@ class PassCosts:
     def cost(self, width: int) -> float:
         """Return what so many guesses are expected to add to a pass, as a share of it; the best case if not known."""
         if self.knows(width):
-            return self._costs[_bucket(width)].each * width
+            cost = self._costs[_bucket(width)]
+            return cost.each * width + cost.behind
         if self.fewer is not None and self.fewer.knows(width):
             return self.fewer.cost(width)
         measured = [bucket for bucket in self._costs if self.knows(1 << bucket)]
@@ -128,7 +143,7 @@ class PassCosts:
             return _FIRST_COST * width if self.fewer is None else self.fewer.cost(width)
         nearest = min(measured, key=lambda bucket: abs(bucket - _bucket(width)))
         at = 1 << nearest
-        return self._costs[nearest].each * at * min(width / at, sqrt(width / at))
+        return self._costs[nearest].each * at * min(width / at, sqrt(width / at)) + self._costs[nearest].behind
 
     def risk(self, width: int) -> float:
         """Return what so many guesses are feared to add to a pass, as a share of it."""
@@ -170,13 +185,14 @@ class PassCosts:
             The seconds without a pause of the machine: at most twice what was feared.
         """
         cost = self._costs.setdefault(_bucket(width), _Cost())
-        known = self.cost(width) if cost.passes else self.risk(width)
+        known = self.cost(width) - cost.behind if cost.passes else self.risk(width)
         seconds = min(seconds, 2 * (1 + known) * self.step)
         faster = cost.passes >= _MEASURED and seconds < _FASTER * (1 + known) * self.step
         self._faster = self._faster + 1 if faster else 0
         each = max(seconds / self.step - 1, 0.0) / width
         cost.passes += 1
-        cost.each += max(_WEIGHT * 2, 1 / cost.passes) * (each - cost.each)
+        cost.each += cost.weight * (each - cost.each)
+        cost.behind -= cost.weight * cost.behind
         cost.latest = self._passes
         return seconds
 
@@ -197,8 +213,17 @@ class PassCosts:
         self.purse.seconds = min(SAVED * self.step, self.purse.seconds - seconds)
 
     def resumed(self, seconds: float, width: int) -> None:
-        """Book a pass without a guess that could not begin before the tokens of one with guesses were known."""
-        seconds = min(seconds, (2 + self.risk(width)) * self.step)
+        """
+        Book a pass without a guess that could not begin before the tokens of the last one were known.
+
+        Args:
+            seconds: What it took.
+            width: Guesses of the last pass; 0 if it only waited for a token to guess.
+        """
+        seconds = min(seconds, (2 + self.risk(width or 1)) * self.step)
+        cost = self._costs.get(_bucket(width)) if width else None
+        if cost is not None and cost.passes:
+            cost.behind += cost.weight * (seconds / self.step - 1)
         self.lose(seconds - self.step)
         self._spend(seconds)
 

@@ -217,6 +217,19 @@ def test_shorter_steps_are_found_behind_guesses() -> None:
     assert passes <= 4
 
 
+@pytest.mark.parametrize("behind", [1.0, 1.5])
+def test_what_the_pass_behind_takes_longer_is_part_of_the_cost(behind: float) -> None:
+    """It begins late, and a recurrent state is fed tokens again. Guesses that gain less than that are not made."""
+    governor = Governor()
+    for _ in range(200):
+        governor.plain(STEP)
+    for place in range(60):
+        right = place % 3 == 0
+        governor.stepped(1.1 * STEP, 1, [Check(BAD, 1, right)], 1 + right)
+        governor.stepped(behind * STEP, 1, [], 1)
+    assert governor.parked(BAD) == (behind > 1)
+
+
 def test_first_cost_of_more_rows_is_that_of_fewer() -> None:
     """So that a wide first pass is not made where it cannot gain."""
     governor = Governor()

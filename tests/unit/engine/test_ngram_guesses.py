@@ -10,6 +10,7 @@ import pytest
 from daemon.engine.execution.ngram_guesses import NgramGuesses
 from daemon.engine.execution.request import Speculation
 from daemon.engine.execution.speculation import Guesser
+from daemon.engine.execution.together import guess
 from daemon.engine.scheduling.governor import Check, Governor, Source
 from daemon.engine.scheduling.ngrams import LONG
 from daemon.kv.mlx.ahead import Ahead
@@ -22,6 +23,7 @@ def test_nothing_is_guessed_behind_a_stop_token(stop_ids: set[int], guessed: lis
     sequence: Any = SimpleNamespace(prompt=[1, 2, 3, 4, 5, 1, 2, 3], generated=[], request=options)
     source = NgramGuesses(sequence, Governor())
     assert source.ready()
+    assert source.offer(3) == (Source(Speculation.NGRAM, "short"), 3)
     assert source.guess(lambda: 4, 3, known=False)[1] == guessed
 
 
@@ -48,7 +50,7 @@ def test_parked_ngrams_are_compared_with_the_answer_and_seldom_asked() -> None:
     for place in range(300):
         if source.ready():
             asked += 1
-            assert not source.guess(lambda: 0, 8, known=True)[1]
+            assert not source.offer(8)[1]
         sequence.generated.append([1, 2, 3, 10 + place][place % 4])
     assert asked < 30
     record = governor.records[Source(Speculation.NGRAM, "short")]
@@ -65,11 +67,11 @@ def test_ngrams_that_begin_to_be_right_are_asked_soon() -> None:
     sequence = answering([1, 2, 3, *quotation])
     source, tried = NgramGuesses(sequence, governor), []
     for token in [[1, 2, 3, 1000 + place][place % 4] for place in range(200)]:
-        tried.append(source.ready() and bool(source.guess(lambda: 0, 8, known=True)[1]))
+        tried.append(source.ready() and bool(source.offer(8)[1]))
         sequence.generated.append(token)
     assert (any(tried[:100]), any(tried[100:])) == (True, False)
     quoted = 0
-    while not (source.ready() and source.guess(lambda: 0, 8, known=True)[1]):
+    while not (source.ready() and source.offer(8)[1]):
         sequence.generated.append(quotation[quoted])
         quoted += 1
     assert quoted <= 16
@@ -82,5 +84,31 @@ def test_step_without_a_match_asks_nothing_but_its_source() -> None:
     source: Any = SimpleNamespace(ready=lambda: False)
     guesser = Guesser(sequence, source)
     del sequence.loaded, sequence.request
-    assert guesser.guess(lambda: 0, 9, known=False) == []
+    assert guesser.offer(9) is None
     assert guesser.taken() is None
+
+
+@pytest.mark.parametrize(("offering", "waits"), [(1, False), (3, True)])
+def test_no_row_waits_for_its_token_if_too_few_rows_have_something_to_guess(offering: int, waits: bool) -> None:
+    """A wide pass costs all rows; a wait for a token lets the device idle."""
+    source, governor, waited = Source(Speculation.NGRAM, LONG), Governor(), list[bool]()
+    governor.share(4)
+    for _ in range(200):
+        governor.plain(1.0)
+        governor.guessed(2.2, [Check(source, 2, 2, asked=True)] * 4, 12)
+        governor.see(source, True)
+
+    def row(offer: tuple[Source, int] | None) -> Any:
+        guesser = SimpleNamespace(asked=False, last=None)
+        sequence = SimpleNamespace(kv=SimpleNamespace(held=9))
+        return SimpleNamespace(
+            unfed=[],
+            sequence=sequence,
+            guesser=guesser,
+            offer=lambda most, longest: offer,
+            guess=lambda offered: waited.append(offered is not None) or [],  # type: ignore[func-returns-value]
+        )
+
+    assert governor.count(source, 2) == 2, "all rows together gain"
+    assert guess([row((source, 2) if place < offering else None) for place in range(4)], governor) is None
+    assert any(waited) == waits
