@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from daemon.kv.keys import BLOCK_TOKENS
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 EXTENT_BLOCKS = 64
 """Most blocks of an extent. A buffer for each block and layer would exceed Metal's limit of 499,000 buffers."""
+
+_EXTENTS = attrgetter("extents")
 
 
 class Run(NamedTuple):
@@ -39,6 +42,7 @@ class ExtentLedger:
         reclaimable: Estimate of the bytes that compaction would free.
         sparse: Extents that are worth compacting.
         partition_bytes: Bytes of each partition that has any.
+        leased_bytes: Bytes of the extents of which a lease holds a block.
     """
 
     nbytes: int = 0
@@ -48,6 +52,9 @@ class ExtentLedger:
     reclaimable: int = 0
     sparse: set[Extent] = field(default_factory=set)
     partition_bytes: Counter[str] = field(default_factory=Counter)
+    leased_bytes: int = 0
+    _leased: Counter[Extent] = field(default_factory=Counter)
+    """How many blocks of an extent leases hold."""
 
     def take(self, extent: Extent, node: Node) -> None:
         """Count a node as a user of the extent's block at its depth."""
@@ -57,13 +64,29 @@ class ExtentLedger:
             extent.partition = node.partition
             self._add(extent, 1)
         self._change_use(extent, node, node)
+        if node.locks:
+            self._lease(extent, 1)
 
     def drop(self, extent: Extent, node: Node) -> None:
         """Remove a node from the users of an extent; with the last user the payload is freed."""
         self._change_use(extent, node, None)
+        if node.locks:
+            self._lease(extent, -1)
         if extent.live == 0:
             self._add(extent, -1)
             extent.payload = None
+
+    def locked(self, nodes: Iterable[Node]) -> None:
+        """Count blocks that a lease holds now, and none held before."""
+        for extents, blocks in Counter(map(_EXTENTS, nodes)).items():  # blocks that were stored together share a tuple
+            for extent in filter(None, extents):
+                self._lease(extent, blocks)
+
+    def unlocked(self, nodes: Iterable[Node]) -> None:
+        """Count blocks that no lease holds any more."""
+        for extents, blocks in Counter(map(_EXTENTS, nodes)).items():
+            for extent in filter(None, extents):
+                self._lease(extent, -blocks)
 
     def keep(self, checkpoint: Checkpoint, node: Node) -> None:
         """Count a checkpoint, and attach it to its node."""
@@ -125,6 +148,14 @@ class ExtentLedger:
             self.sparse.add(extent)
         else:
             self.sparse.discard(extent)
+
+    def _lease(self, extent: Extent, blocks: int) -> None:
+        before, after = self._leased[extent], self._leased[extent] + blocks
+        assert after >= 0, "a lease gave back a block that it did not hold"
+        self._leased[extent] = after
+        self.leased_bytes += extent.nbytes * ((after > 0) - (before > 0))
+        if not after:
+            del self._leased[extent]
 
     def _add(self, held: Extent | Checkpoint, sign: int) -> None:
         self.nbytes += sign * held.nbytes

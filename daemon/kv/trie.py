@@ -71,6 +71,7 @@ class PrefixTrie(Tree):
         path = self.walk(namespace, keys)
         tick = next(self._ticks)
         nodes, unused = choose(path)
+        self.ledger.locked([node for node in nodes if not node.locks])
         for node in nodes:
             node.tick = tick
             node.locks += 1
@@ -108,6 +109,8 @@ class PrefixTrie(Tree):
         for key in keys:
             node = node.child(key) or self._add(node, key, extents)
             node.tick = tick
+            if not node.locks:
+                self.ledger.locked([node])
             node.locks += 1
             lease.nodes.append(node)
         return self.blocks - blocks_before
@@ -149,10 +152,8 @@ class PrefixTrie(Tree):
     @property
     def leased_bytes(self) -> int:
         """Bytes that leases hold: extents as a whole if they hold one block of them, and their checkpoints."""
-        nodes = set[Node]().union(*(lease.nodes for lease in self._leases))
-        extents = {extent for node in nodes for extent in node.extents if extent is not None}
         checkpoints = {lease.checkpoint for lease in self._leases if lease.checkpoint is not None}
-        return sum(extent.nbytes for extent in extents) + sum(one.nbytes for one in checkpoints)
+        return self.ledger.leased_bytes + sum(one.nbytes for one in checkpoints)
 
     def drop_oldest(self, partition: str | None = None, *, checkpoints: bool) -> bool:
         """
@@ -254,6 +255,8 @@ class PrefixTrie(Tree):
         checkpoints = list(self._checkpoints)
         assert len(checkpoints) == len(set(checkpoints)), "a checkpoint is queued twice"
         self.ledger.check([*nodes, *self._orphans])
+        leased = {extent for node in held for extent in node.extents if extent is not None}
+        assert self.ledger.leased_bytes == sum(extent.nbytes for extent in leased), "leased bytes drifted"
 
     def _add(self, parent: Node, key: bytes, extents: tuple[Extent | None, ...]) -> Node:
         child = self.grow(parent, key)
@@ -308,6 +311,8 @@ class PrefixTrie(Tree):
         self._leases.remove(lease)
         for node in lease.nodes:
             node.locks -= 1
+        self.ledger.unlocked([node for node in lease.nodes if not node.locks])
+        for node in lease.nodes:
             if node.detached and not node.locks:
                 self._orphans.remove(node)
                 self._free(node)

@@ -5,7 +5,7 @@ KV lives as long as its request, so each request pays its own. A prefix that sev
 What a pass, a join or a growing layer takes is free again before the next one begins. So the largest of them is
 billed once, for all requests together:
 
-    bill = sum of KV  +  the largest of: a prefill pass, a pass over short prompts, a decode step with its join
+    bill = sum of KV, with padding  +  the largest of: a prefill pass, a pass over short prompts, a decode step, a join
 
 A prompt that waits until another one has computed what both begin with holds nothing before that. So the passes of the
 other are billed up to there without the KV of those that wait for it, and behind it with all of them.
@@ -20,18 +20,16 @@ Copies follow from the code: a layer of all rows is copied at a time, and the la
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Rows
-from itertools import accumulate, chain
+from itertools import chain
 
 from daemon.cache.identity import ModelKey
 from daemon.cache.mlx.loader import LoadedModel
-from daemon.engine.execution.prefill import SHORT
+from daemon.engine.execution.join_bills import Part, joining_bill
 from daemon.engine.execution.row_bills import (
     JOINED,
     LEAST_WIDTH,
-    MOVED,
     Bill,
     BilledRow,
     decoding_bill,
@@ -42,9 +40,7 @@ from daemon.engine.execution.sequence import Sequence
 from daemon.engine.execution.sequence_kv import SequenceKV
 from daemon.engine.execution.speculation import most_guesses
 from daemon.engine.memory.memory_budget import DECODE_ROOM, SCORED_TOKENS, scoring_need
-from daemon.engine.scheduling.prefill_plan import PASS_TOKENS
 from daemon.kv.mlx.shared_prefix import SharedPrefix
-from daemon.kv.mlx.workspace import PROBE
 
 
 def bill(prefilling: Iterable[Sequence], groups: Iterable[Rows[Sequence]], width: int = LEAST_WIDTH) -> Bill:
@@ -57,13 +53,19 @@ def bill(prefilling: Iterable[Sequence], groups: Iterable[Rows[Sequence]], width
         width: Tokens of a pass.
     """
     prompts, batches = list(prefilling), list(groups)
+    decoding = [list(map(_row, rows)) for rows in batches]
     bills = _prompts(prompts, width)
-    bills += [decoding_bill(_models(rows[0]), list(map(_row, rows))) for rows in batches]
-    works = [_joining(alike, batches, width) for alike in _by_model(prompts)]
+    parts: list[tuple[Rows[Sequence], Part]] = [
+        ([one], Part([_row(one)] * one.rows, own.kv, prompt=True)) for one, own in zip(prompts, bills, strict=True)
+    ]
+    for rows, billed in zip(batches, decoding, strict=True):
+        bills.append(decoding_bill(_models(rows[0]), billed))
+        parts.append((rows, Part(billed, bills[-1].kv)))
+    bills += _joins(parts, width)
     read = {prefix.memory for sequence in (*prompts, *chain(*batches)) for prefix in _read(sequence)}
     kv = sum(part.kv for part in bills) + sum(memory.nbytes for memory in read)
     kv += sum(_of_head(sequence) for sequence in (*prompts, *chain(*batches)))
-    return Bill(kv, max([0, *works, *(part.work for part in bills)]))
+    return Bill(kv, max([0, *(part.work for part in bills)]))
 
 
 def widest(prefilling: Rows[Sequence], wanted: int, spare: Callable[[int], int]) -> int:
@@ -145,77 +147,32 @@ def _apart(kv: SequenceKV) -> int:
     return max(kv.base, kv.expected)
 
 
-def _joining(prompts: Rows[Sequence], batches: Iterable[Rows[Sequence]], width: int) -> int:
+def _joins(parts: Iterable[tuple[Rows[Sequence], Part]], width: int) -> Iterator[Bill]:
     """
-    Return the work of prompts of one model that share passes, and then join rows that decode.
+    Yield what sequences of a model take because they share passes, or come to share a batch.
 
     Rows share a batch if they read the same prefix, or none. The sequence that others are to read is cut in two then.
+    Those with a draft model share nothing.
     """
-    key = prompts[0].model_key
-    running = [row for batch in batches if batch[0].model_key == key for row in batch]
-    rows = {row: _row(row) for row in (*prompts, *running)}
-    cuts: dict[SequenceKV, int] = {}
-    for before, stop in (pair for prompt in prompts for pair in prompt.kv.alike.items()):
-        cuts[before] = min(stop, cuts.get(before, stop))
-    readers = {row: billed._replace(base=billed.base or cuts.get(row.kv, 0)) for row, billed in rows.items()}
-    alone = {row: billed for row, billed in rows.items() if not billed.base}
-    return max(
-        _together([(prompt, part[prompt]) for prompt in prompts if prompt in part], list(part.values()), width)
-        for part in (alone, {row: billed for row, billed in readers.items() if billed.base})
-    )
+    by_model: dict[ModelKey, list[tuple[Rows[Sequence], Part]]] = {}
+    for sequences, part in parts:
+        if sequences[0].draft is None:
+            by_model.setdefault(sequences[0].model_key, []).append((sequences, part))
+    for alike in by_model.values():
+        cuts: dict[SequenceKV, int] = {}
+        for before, stop in chain(*(sequences[0].kv.alike.items() for sequences, part in alike if part.prompt)):
+            cuts[before] = min(stop, cuts.get(before, stop))
+        loaded, readers = alike[0][0][0].loaded, [_reading(sequences, part, cuts) for sequences, part in alike]
+        yield joining_bill(loaded, [part for _, part in alike if not part.rows[0].base], width)
+        yield joining_bill(loaded, [part for part in readers if part.rows], width)
 
 
-def _together(prompts: Rows[tuple[Sequence, BilledRow]], rows: Rows[BilledRow], width: int) -> int:
-    """Return the work of rows of one batch, of which some are prompts."""
-    if len(rows) < 2 or not prompts:
-        return 0
-    loaded = prompts[0][0].loaded
-    layers = [loaded.layout.layer_bytes(row.held + row.room, reserved=True) for row in rows]  # no prefix has windows
-    if loaded.layout.latent:
-        layers = [loaded.layout.layer_bytes(row.held - row.base + row.room) for row in rows]
-    # What their steps take then includes a copy of a layer of all rows: full attention joins without padding.
-    joined = max(int(JOINED * sum(layers)), decoding_bill([loaded], rows).work)
-    if not loaded.layout.parts.resumes_anywhere:
-        return joined  # windows and states share no pass
-    own = [loaded.layout.layer_bytes(row.held - row.base + row.room) for _, row in prompts]
-    tokens = _most_together([min(SHORT, row.held - row.done) for _, row in prompts], width)
-    # A row sees no tokens of the others, unless all read a prefix: then they are one row behind it, as one array.
-    base, longest = max(row.base for _, row in prompts), max(row.held for _, row in prompts)
-    behind = base and not loaded.layout.latent
-    seen = base + sum(row.held - row.base for _, row in prompts) if behind else longest
-    shared = loaded.work.bytes(tokens, seen - tokens) + int(MOVED * sum(own))
-    shared += int(JOINED * loaded.layout.layer_bytes(seen)) if behind else 0  # and MLX prepares others
-    if loaded.layout.latent:
-        # A layer of each row is built as one array and expanded, however few tokens of the row are computed.
-        expanded = loaded.work.bytes(PROBE, longest) - loaded.work.bytes(PROBE)
-        shared += sum(loaded.layout.layer_bytes(row.base) + expanded for _, row in prompts)
-    return max(shared, joined)
-
-
-def _most_together(lengths: Rows[int], width: int) -> int:
-    """
-    Return the most tokens of a pass that prompts may share, padding included.
-
-    Args:
-        lengths: What each has left.
-        width: Most tokens of the pass, without padding.
-    """
-    ordered = sorted(lengths)
-    sums = list(accumulate(ordered))
-    most = 0
-    for longest in set(ordered):
-        others = min(bisect_right(ordered, longest) - 1, bisect_right(sums, width - longest))
-        most = max(most, longest * min(1 + others, max(1, width // max(1, longest - PASS_TOKENS))))
-    return most
-
-
-def _by_model(prompts: Iterable[Sequence]) -> Iterable[list[Sequence]]:
-    """Return the prompts that may join others, by model."""
-    alike: dict[ModelKey, list[Sequence]] = {}
-    for prompt in prompts:
-        if prompt.draft is None:
-            alike.setdefault(prompt.model_key, []).append(prompt)
-    return alike.values()
+def _reading(sequences: Rows[Sequence], part: Part, cuts: Mapping[SequenceKV, int]) -> Part:
+    """Return those rows that read a prefix together with others once some are cut."""
+    each = len(part.rows) // len(sequences)
+    bases = [row.base or cuts.get(sequences[index // each].kv, 0) for index, row in enumerate(part.rows)]
+    rows = [row._replace(base=base) for row, base in zip(part.rows, bases, strict=True) if base]
+    return Part(rows, part.kv * len(rows) // len(part.rows), part.prompt)
 
 
 def _models(sequence: Sequence) -> list[LoadedModel]:

@@ -162,8 +162,8 @@ class Prefill:
 
     @property
     def length(self) -> int:
-        """Tokens of its prompt."""
-        return len(self.sequence.prompt)
+        """Tokens of its prompt that are in no prefix that it shares."""
+        return len(self.sequence.prompt) - self._kv.base
 
     def cost(self, allowance: Allowance) -> float:
         """Return the seconds that the next step is billed."""
@@ -196,7 +196,7 @@ class Prefill:
         if self._draft is not None:
             self._draft.begin(common)
         kv, times, began = self._kv, self.sequence.times, self._clock()
-        room = self.length + min(self.sequence.request.max_tokens, DECODE_ROOM)
+        room = len(self.sequence.prompt) + min(self.sequence.request.max_tokens, DECODE_ROOM)
         times.started = began  # a draft's lookup and restore, before it, count as waiting
         if kv.reads and kv.loaded.layout.reusable:
             kv.look_up(self.sequence.request, self._prefixes, explained=kv is self.sequence.kv)
@@ -301,7 +301,7 @@ class Prefill:
         that a pass leaves hold what any position in it sees, in whole blocks if it began with one. A rest below
         `MIN_CHUNK` tokens is taken along.
         """
-        most = min(self._left, (self._stop or self.length) - self.done)
+        most = min(self._left, (self._stop or len(self.sequence.prompt)) - self.done)
         size = self._size(allowance)
         if size >= most or (self._left < size + MIN_CHUNK and not self._scored):
             return most
@@ -330,7 +330,7 @@ class Prefill:
         branch = kv.prefix.branch if kv.prefix is not None else 0
         self._forks = forks(self.beginning, waiting, self._beyond)
         request = self.sequence.request
-        last = self.length if self._takes_last(self.length) else self.sequence.prefill_end
+        last = len(self.sequence.prompt) if self._takes_last(len(self.sequence.prompt)) else self.sequence.prefill_end
         return resume_points(request.prompt, kv.cached, [branch, *self._forks], request.message_ends, last)
 
     def _store_blocks(self, resume: Resume, caches: list[Any] | None = None, *, first: int | None = None) -> None:

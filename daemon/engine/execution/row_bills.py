@@ -99,7 +99,7 @@ def prompt_bill(models: Rows[LoadedModel], row: BilledRow, rows: int = 1, width:
     """
     wide = min(width + MIN_CHUNK, row.held, max(LEAST_WIDTH, row.held - row.done) + MIN_CHUNK)
     chunk = min(width + MIN_CHUNK, row.held - row.reused)  # a window keeps its last one until the next
-    end = _elsewhere(row, row.held + row.room)
+    end = _elsewhere(row.base, row.held + row.room)
     needs = [kv_need(model.layout, row.held, row.room, chunk, prompt=True) for model in models]
     computed = sum(needs) - sum(model.layout.full_bytes(end) for model in models)
     decoding = decoding_bill(models, [row] * rows)
@@ -112,9 +112,36 @@ def prompt_bill(models: Rows[LoadedModel], row: BilledRow, rows: int = 1, width:
     return Bill(kv, max(computed + max(works), decoding.total) - kv)
 
 
-def _elsewhere(row: BilledRow, tokens: int) -> int:
+def _elsewhere(base: int, tokens: int) -> int:
     """Return how many tokens of the room for a sequence are in a shared prefix: the tail grows in steps of its own."""
-    return capacity_for(tokens) - capacity_for(tokens - row.base)
+    return capacity_for(tokens) - capacity_for(tokens - base)
+
+
+def batch_kv(models: Rows[LoadedModel], rows: Rows[BilledRow]) -> list[int]:
+    """Return the KV of each row of a batch: all have the room of the longest behind what they share."""
+    _, most, longest = _extent(rows)
+    full = {
+        base: sum(
+            kv_need(model.layout, base + longest, 0, most) - model.layout.full_bytes(_elsewhere(base, base + longest))
+            for model in models
+        )
+        for base in {row.base for row in rows}
+    }
+    return [full[row.base] for row in rows]
+
+
+def _extent(rows: Rows[BilledRow]) -> tuple[int, int, int]:
+    """
+    Return the extent of a batch, in tokens.
+
+    Returns:
+        The most of a row that a pass may check; the most that it feeds to a row; and the room of each row.
+    """
+    each = max(1, MOST_FED // len(rows)) if len(rows) > 1 else rows[0].fed
+    most = max(min(row.fed, each) for row in rows)
+    # A row without guesses is padded to the row of its pass with the most.
+    longest = max(row.held - row.base + row.room for row in rows) + (most - 1) * (len(rows) > 1)
+    return each, most, longest
 
 
 def decoding_bill(models: Rows[LoadedModel], rows: Rows[BilledRow]) -> Bill:
@@ -124,15 +151,10 @@ def decoding_bill(models: Rows[LoadedModel], rows: Rows[BilledRow]) -> Bill:
     All of them end at the place of the longest, so each has its room. When the longest leaves, the others move to the
     left: the batch ends where the row ends that will hold the most.
     """
-    each = max(1, MOST_FED // len(rows)) if len(rows) > 1 else rows[0].fed
-    most = max(min(row.fed, each) for row in rows)
+    each, most, longest = _extent(rows)
     held = max(row.held - row.base for row in rows)
-    # A row without guesses is padded to the row of its pass with the most.
-    longest = max(row.held - row.base + row.room for row in rows) + (most - 1) * (len(rows) > 1)
     grows = any(row.grows or row.held - row.base != held for row in rows)
-    whole = sum(kv_need(model.layout, row.base + longest, 0, most) for model in models for row in rows)
-    ends = [_elsewhere(row, row.base + longest) for row in rows]
-    kv = whole - sum(model.layout.full_bytes(end) for model in models for end in ends)
+    kv = sum(batch_kv(models, rows))
     alone = len(rows) == 1 and not grows
     base = max(row.base for row in rows)  # of full attention alone: windows are each row's own
     layers = [

@@ -46,36 +46,43 @@ class EngineMemory:
         self._runner = runner
         self._staged = staged
 
-    def use(self) -> Use:
-        """Return the bytes in use."""
-        weights, live = self._models.total_bytes, self._runner.live_kv_bytes()
-        return Use(weights, self._prefixes.memory_usage(), live, self._staged())
+    def use(self, live: int | None = None) -> Use:
+        """
+        Return the bytes in use.
 
-    def limit_prefixes(self) -> None:
+        Args:
+            live: Bytes that running requests are billed now, if they are known: a bill of many requests takes a while.
+        """
+        live = self._runner.live_kv_bytes() if live is None else live
+        return Use(self._models.total_bytes, self._prefixes.memory_usage(), live, self._staged())
+
+    def limit_prefixes(self, live: int | None = None) -> None:
         """Let the prefix cache take what is left beside weights and running requests now, and evict the rest."""
         if self.prefix_budget is not None:
-            self._prefixes.limit(self.prefix_budget.bytes(self.use()))
+            self._prefixes.limit(self.prefix_budget.bytes(self.use(live)))
 
     def spare(self, wanted: int) -> int:
         """Free cached prefixes until `wanted` bytes are free, as far as that helps, and return how many are."""
-        self.shed_prefixes(wanted)
-        return max(0, self.budget.headroom(self.use()))
+        live = self._runner.live_kv_bytes()
+        self.shed_prefixes(wanted, live)
+        return max(0, self.budget.headroom(self.use(live)))
 
     def has_room(self, need: int) -> bool:
         """Free cached prefixes until `need` bytes are free, and tell whether they are; free none if that is too few."""
         free = self.budget.headroom(self.use())
         return free >= need or (free + self._prefixes.evictable_bytes() >= need and self.spare(need) >= need)
 
-    def shed_prefixes(self, need: int) -> None:
+    def shed_prefixes(self, need: int, live: int | None = None) -> None:
         """Free cached prefixes until `need` bytes fit, as far as that helps."""
-        self._prefixes.shed(self.budget.shortfall(need, self.use()))
+        self._prefixes.shed(self.budget.shortfall(need, self.use(live)))
 
     def make_room(self, need: int) -> bool:
         """Free cached prefixes, then idle models, until `need` bytes fit; tell whether they do."""
-        self.limit_prefixes()
-        shortfall = self.budget.shortfall(need, self.use())
+        live = self._runner.live_kv_bytes()  # neither of both changes it
+        self.limit_prefixes(live)
+        shortfall = self.budget.shortfall(need, self.use(live))
         if shortfall:
             shortfall -= self._prefixes.shed(shortfall)
         if shortfall > 0:
             self._models.shed(shortfall)
-        return self.budget.shortfall(need, self.use()) == 0
+        return self.budget.shortfall(need, self.use(live)) == 0

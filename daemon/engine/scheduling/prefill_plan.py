@@ -129,7 +129,7 @@ class Pending(Candidate, Protocol):
 
     @property
     def length(self) -> int:
-        """Tokens of its prompt."""
+        """Tokens of its prompt that are in no prefix that it shares."""
 
     @property
     def remaining(self) -> int:

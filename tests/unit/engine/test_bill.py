@@ -182,6 +182,23 @@ def test_short_stretch_behind_a_shared_prefix_is_billed(
     case.harness.settle()
 
 
+def test_paused_row_is_billed_the_room_of_its_batch(engine: Callable[..., Harness], tmp_path: Path) -> None:
+    """It joins the batch again when it goes on, and nothing asks for room then."""
+    case = Case(engine(), write(tmp_path, Family("qwen3")))
+    runner = case.harness.engine._runner
+    calls = [case.harness.begin(greedy(case.path, ids(200, seed), answer)) for seed, answer in ((5, 20), (6, 400))]
+    case.harness.until(lambda: runner.decoding == 2)
+    (decoder,) = runner._decoders.values()
+    assert len(decoder.groups) == 1
+    together = runner._bill().kv
+    runner.hold(calls[0], held=True)
+    assert len(decoder.groups) == 2
+    assert runner._bill().kv >= together
+    for call in calls:
+        case.harness.cancel(call)
+    case.harness.settle()
+
+
 @pytest.mark.parametrize(("free", "made"), [(10_000, 2), (1_000, 5)])
 def test_turn_makes_few_bills(monkeypatch: pytest.MonkeyPatch, free: int, made: int) -> None:
     """Each turn of prefill asks for the widest pass: one bill for it and one for the least, if memory suffices."""

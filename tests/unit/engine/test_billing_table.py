@@ -120,6 +120,26 @@ def test_bill_covers_rows_that_guess_and_join(bench: Bench) -> None:
     assert min(phase.least for phase in phases.values()) >= LEAST
 
 
+@pytest.mark.parametrize("bench", ["llama", "gpt_oss"], indirect=True)
+def test_bill_covers_prompts_that_join_rows_with_more_room(bench: Bench) -> None:
+    """They are billed the room of the longest before they share its batch: while they are computed."""
+    prompts = [[5 + (7 * index + 31 * number) % 700 for index in range(200 + 30 * number)] for number in range(5)]
+    phases = bench.requests([asked(prompt, 300 if prompt is prompts[-1] else 20) for prompt in prompts])
+    assert min(phase.least for phase in phases.values()) >= LEAST
+    assert phases["prefill"].ratio <= 1.25
+
+
+@pytest.mark.parametrize("bench", ["llama"], indirect=True)
+@pytest.mark.parametrize("samples_first", [True, False])
+def test_bill_covers_samples_that_join_another_row(bench: Bench, samples_first: bool) -> None:
+    """Each sample is a row of its own, with the room of the longest."""
+    sampled = asked(list(range(5, 405)), 20, samples=4, sampling=pb.Sampling(temperature=1))
+    asks = [sampled, asked(list(range(9, 389)), 280)]
+    phases = bench.requests(asks if samples_first else asks[::-1])
+    assert min(phase.least for phase in phases.values()) >= LEAST
+    assert phases["prefill"].ratio <= 1.25
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bills_of_a_family_are_within_the_bounds(family: str) -> None:

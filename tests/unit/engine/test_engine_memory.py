@@ -8,6 +8,7 @@ import pytest
 
 from daemon.engine.memory.engine_memory import EngineMemory
 from daemon.engine.memory.memory_budget import MemoryBudget, Use
+from daemon.engine.memory.prefix_budget import PrefixBudget
 
 LIMIT = 1000
 
@@ -19,11 +20,13 @@ class FakeCache:
     Attributes:
         total_bytes: Bytes in use.
         asked: Bytes that it was asked to free, each time.
+        bills: How often running requests were billed.
     """
 
     def __init__(self, nbytes: int, spare: int) -> None:
         self.total_bytes = nbytes
         self.asked: list[int] = []
+        self.bills = 0
         self._spare = spare
 
     def memory_usage(self) -> int:
@@ -36,7 +39,11 @@ class FakeCache:
 
     def live_kv_bytes(self) -> int:
         """Return the bytes in use."""
+        self.bills += 1
         return self.total_bytes
+
+    def limit(self, nbytes: int) -> None:
+        """Take a limit."""
 
     def shed(self, nbytes: int) -> int:
         """Free what can be freed, at most what is asked for."""
@@ -55,7 +62,8 @@ class Parts:
         self.prefixes = FakeCache(300, spare=200)
         self.memory = EngineMemory(MemoryBudget(LIMIT), cast("Any", self.prefixes))
         self.staged = 0
-        self.memory.watch(cast("Any", self.models), cast("Any", FakeCache(200, spare=0)), lambda: self.staged)
+        self.runner = FakeCache(200, spare=0)
+        self.memory.watch(cast("Any", self.models), cast("Any", self.runner), lambda: self.staged)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +76,16 @@ def test_a_request_gets_room_from_prefixes_first(need: int, prefixes: list[int],
     assert parts.memory.use() == Use(400, 300, 200)
     assert parts.memory.make_room(need) is fits
     assert (parts.prefixes.asked, parts.models.asked) == (prefixes, models)
+
+
+def test_running_requests_are_billed_once_for_each_decision() -> None:
+    """A bill of many requests takes a while, and freeing prefixes or models does not change it."""
+    parts = Parts()
+    parts.memory.prefix_budget = PrefixBudget.of(LIMIT, LIMIT, parts.memory.budget)
+    assert parts.memory.make_room(450)
+    assert parts.runner.bills == 1
+    parts.memory.spare(600)
+    assert parts.runner.bills == 2
 
 
 def test_a_model_gets_room_from_prefixes_alone() -> None:

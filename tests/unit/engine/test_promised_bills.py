@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.engine.execution.bill import _most_together, _prompt, _prompts, bill
+from daemon.engine.execution.bill import _prompt, _prompts, bill
+from daemon.engine.execution.join_bills import _most_together
 from daemon.engine.execution.prefill_queue import Begun, Outcome, Postponed, PrefillQueue
 from daemon.engine.execution.runner import Runner
 from daemon.engine.execution.sequence import Sequence
