@@ -154,7 +154,12 @@ class Config:
         default=16, metadata=_about("Fewest tokens of a cached prefix that are worth reusing", whole(1))
     )
     warmup_tokens: int = field(
-        default=32, metadata=_about("Tokens to run through a model after its load; 0 runs none", whole(0))
+        default=32,
+        metadata=_about(
+            "Tokens to run through a model after its load",
+            whole(0),
+            "0 runs none. A slow model's warm-up ends after a second.",
+        ),
     )
     max_queue: int = field(default=64, metadata=_about("Most requests that wait; more are refused", whole(1)))
     max_queue_share: int = field(

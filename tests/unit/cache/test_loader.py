@@ -291,8 +291,17 @@ def test_seed_warm_up_runs_and_is_timed(path: Path) -> None:
     warmup = WarmUp(loaded.model.model, loaded.model.layout, 4)
 
     for _ in warm_up(warmup, clock):
-        clock.pass_(0.25)
+        clock.pass_(0.01)
 
-    assert warmup.seconds == 0.25 * 4 * (
-        1 + 1 + 3 + 1
-    )  # the work before, the graph, the layers and the choice of each token
+    # The work before, the graph, the layers and the choice of each token.
+    assert warmup.seconds == pytest.approx(0.01 * 4 * (1 + 1 + 3 + 1))
+
+
+def test_warm_up_of_a_slow_model_ends_after_a_second(path: Path) -> None:
+    _, loaded = run(start(path))
+    clock = Clock()
+    for tokens, generated in ((2, 2), (32, 3)):
+        warmup = WarmUp(loaded.model.model, loaded.model.layout, tokens)
+        for _ in warm_up(warmup, clock):
+            clock.pass_(1.0)
+        assert warmup.seconds == generated * (1 + 1 + 3 + 1)
