@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, filterfalse
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 EXTENT_BLOCKS = 64
 """Most blocks of an extent. A buffer for each block and layer would exceed Metal's limit of 499,000 buffers."""
 
-_EXTENTS = attrgetter("extents")
+_EXTENTS, _NBYTES, _LOCKS = attrgetter("extents"), attrgetter("nbytes"), attrgetter("locks")
 
 
 class Run(NamedTuple):
@@ -65,28 +66,24 @@ class ExtentLedger:
             self._add(extent, 1)
         self._change_use(extent, node, node)
         if node.locks:
-            self._lease(extent, 1)
+            self._hold(Counter([extent]))
 
     def drop(self, extent: Extent, node: Node) -> None:
         """Remove a node from the users of an extent; with the last user the payload is freed."""
         self._change_use(extent, node, None)
         if node.locks:
-            self._lease(extent, -1)
+            self._give_back(Counter([extent]))
         if extent.live == 0:
             self._add(extent, -1)
             extent.payload = None
 
     def locked(self, nodes: Iterable[Node]) -> None:
         """Count blocks that a lease holds now, and none held before."""
-        for extents, blocks in Counter(map(_EXTENTS, nodes)).items():  # blocks that were stored together share a tuple
-            for extent in filter(None, extents):
-                self._lease(extent, blocks)
+        self._hold(_blocks(nodes))
 
     def unlocked(self, nodes: Iterable[Node]) -> None:
         """Count blocks that no lease holds any more."""
-        for extents, blocks in Counter(map(_EXTENTS, nodes)).items():
-            for extent in filter(None, extents):
-                self._lease(extent, -blocks)
+        self._give_back(_blocks(nodes))
 
     def keep(self, checkpoint: Checkpoint, node: Node) -> None:
         """Count a checkpoint, and attach it to its node."""
@@ -103,7 +100,7 @@ class ExtentLedger:
         self._add(checkpoint, -1)
         checkpoint.payload = None
 
-    def check(self, nodes: Iterable[Node]) -> None:
+    def check(self, nodes: Sequence[Node]) -> None:
         """
         Compare with a recount of what nodes use.
 
@@ -123,6 +120,9 @@ class ExtentLedger:
         for extent, count in uses.items():
             assert extent.live == count, f"extent counts {extent.live} blocks, {count} use it"
             assert extent.live == extent.blocks - extent.users.count(None), "an extent has a forgotten user"
+        leased = _blocks(filter(_LOCKS, nodes))
+        assert self._leased == leased, "leased blocks drifted"
+        assert self.leased_bytes == sum(map(_NBYTES, leased)), "leased bytes drifted"
         held: list[Extent | Checkpoint] = [*uses, *checkpoints]
         assert all(each.payload is not None for each in held), "what is in use has no payload"
         partition_bytes: Counter[str] = Counter()
@@ -149,12 +149,14 @@ class ExtentLedger:
         else:
             self.sparse.discard(extent)
 
-    def _lease(self, extent: Extent, blocks: int) -> None:
-        before, after = self._leased[extent], self._leased[extent] + blocks
-        assert after >= 0, "a lease gave back a block that it did not hold"
-        self._leased[extent] = after
-        self.leased_bytes += extent.nbytes * ((after > 0) - (before > 0))
-        if not after:
+    def _hold(self, blocks: Counter[Extent]) -> None:
+        self.leased_bytes += sum(map(_NBYTES, blocks.keys() - self._leased.keys()))
+        self._leased.update(blocks)
+
+    def _give_back(self, blocks: Counter[Extent]) -> None:
+        self._leased.subtract(blocks)
+        for extent in filterfalse(self._leased.get, blocks):
+            self.leased_bytes -= extent.nbytes
             del self._leased[extent]
 
     def _add(self, held: Extent | Checkpoint, sign: int) -> None:
@@ -185,3 +187,8 @@ def runs(nodes: Sequence[Node], group: int) -> list[Run]:
             joined.append(Run(extent.payload, start, start + node.tokens))
         last = extent
     return joined
+
+
+def _blocks(nodes: Iterable[Node]) -> Counter[Extent]:
+    """Return the extents of nodes, and how many of their blocks these are. Thousands of blocks take no Python each."""
+    return Counter(filter(None, chain.from_iterable(map(_EXTENTS, nodes))))

