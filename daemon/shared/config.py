@@ -76,9 +76,9 @@ class Config:
         metadata=_about(
             "Directory that holds config.toml",
             read_path,
-            "Also digests.json (which large weight files were read, so that a restart need not), measurements.json "
-            "(the memory that passes take), verdicts.json (what self-tests of models found) and run_history (what was "
-            "typed in conversations); all may be deleted. Only a variable or a flag can set it.",
+            "Also digests.json (which large weight files were read), measurements.json and verdicts.json (what loads "
+            "found out), so that a restart need not, and run_history (what was typed in conversations); all may be "
+            "deleted. Only a variable or a flag can set it.",
         ),
     )
     model_cache_mb: int = field(
@@ -154,12 +154,7 @@ class Config:
         default=16, metadata=_about("Fewest tokens of a cached prefix that are worth reusing", whole(1))
     )
     warmup_tokens: int = field(
-        default=32,
-        metadata=_about(
-            "Tokens to run through a model after its load",
-            whole(0),
-            "0 runs none. A slow model's warm-up ends after a second.",
-        ),
+        default=32, metadata=_about("Most tokens to run through a model after its load; 0 runs none", whole(0))
     )
     max_queue: int = field(default=64, metadata=_about("Most requests that wait; more are refused", whole(1)))
     max_queue_share: int = field(
