@@ -3,7 +3,6 @@
 import time
 
 from daemon.cache.mlx.measurements import Measurements
-from daemon.cache.mlx.self_tests import Verdicts
 from daemon.engine.composition import build_engine
 from daemon.engine.loop import Loop
 from daemon.shared.config import Config
@@ -36,7 +35,6 @@ def begin(call: int) -> None:
 
 
 loop = Loop(time.monotonic)
-config = Config(kv_disk_mb=0)
-engine = build_engine(config, Wire(), loop.post, time.monotonic, measured=Measurements(), verdicts=Verdicts())
+engine = build_engine(Config(kv_disk_mb=0), Wire(), loop.post, time.monotonic, measured=Measurements())
 begin(0)
 loop.run(engine)

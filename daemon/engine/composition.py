@@ -72,7 +72,6 @@ def build_engine(
     wall: Callable[[], float] = time.time,
     ranks: Ranks | None = None,
     measured: Measurements | None = None,
-    verdicts: Verdicts | None = None,
 ) -> Engine:
     """
     Build the parts of an engine and return the engine that drives them.
@@ -90,8 +89,8 @@ def build_engine(
         ttl_clock: Seconds that include the machine's sleep, for how long models were idle; `clock` if None.
         wall: Seconds since 1970, which may jump.
         ranks: The ranks of a group that compute with this engine; None if it is alone.
-        measured: What passes of models take; None to keep it, and verdicts, in the state directory.
-        verdicts: What self-tests of models found; None to keep it there.
+        measured: What passes of models take, where it is known for this process only, as is what self-tests find; None
+            to keep both in the state directory.
     """
     ttl_clock = ttl_clock or clock
     budget = MemoryBudget(_limit(config) if ranks is None else ranks.limit_bytes)
@@ -108,8 +107,7 @@ def build_engine(
     streams = Streams()
     digests = Digests(DigestFile(config.state_dir / DIGESTS), aside=lambda: aside(streams.are_active))
     shard = WHOLE if ranks is None else ranks.shard
-    if measured is None or verdicts is None:
-        measured, verdicts = _kept(config, ranks)
+    measured, verdicts = _kept(config, ranks) if measured is None else (measured, Verdicts())
     loader = ModelLoader(memory, runner, digests, streams, clock, config.warmup_tokens, measured, verdicts, shard)
     limits = _model_limits(config, budget)
     models: Models = ModelCache(limits, loader.begin, ttl_clock, buffers.clear)

@@ -9,7 +9,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load
 
 from daemon.cache.mlx.measurements import Measurements
-from daemon.cache.mlx.self_tests import Verdicts
 from daemon.cache.resolver import EMBEDDED_PATH
 from daemon.engine.composition import build_engine
 from daemon.engine.memory.pressure import Level
@@ -41,9 +39,6 @@ AnyRequest = (
 MEASURED = Measurements()
 """What passes take, measured once for all engines of this process."""
 
-VERDICTS = Verdicts()
-"""What self-tests found, once for all engines of this process."""
-
 PATIENCE = 20.0
 """Seconds after which a test that waits for something has failed."""
 
@@ -63,7 +58,6 @@ class Harness:
     Args:
         guesses: Whether tokens are guessed ahead for requests that leave it open, where that gains time.
         measured: What passes of models take, as far as it is known.
-        verdicts: What self-tests of models found, as far as it is known.
         warms: Whether a load gets tokenizer and template ready. That starts a process, so most tests go without.
         settings: Configuration keys.
 
@@ -76,13 +70,7 @@ class Harness:
     """
 
     def __init__(
-        self,
-        *,
-        guesses: bool = False,
-        measured: Measurements = MEASURED,
-        verdicts: Verdicts = VERDICTS,
-        warms: bool = False,
-        **settings: Any,
+        self, *, guesses: bool = False, measured: Measurements = MEASURED, warms: bool = False, **settings: Any
     ) -> None:
         self.events: list[ipc.Event] = []
         self.figures = pb.StatsResponse()
@@ -98,8 +86,9 @@ class Harness:
         folder = Path(tempfile.mkdtemp(prefix="mlxs-"))
         self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         config = Config(**{"warmup_tokens": 0, "state_dir": folder, **settings})
-        build = partial(build_engine, measured=measured, verdicts=verdicts)
-        self.engine = build(config, self, self._inbox.put, self.now, lambda: self.pressure, self.elapsed)
+        self.engine = build_engine(
+            config, self, self._inbox.put, self.now, lambda: self.pressure, self.elapsed, measured=measured
+        )
         if not guesses:
             unmoved = Unmoved()
             self.engine._runner.governors.of = lambda model: unmoved  # type: ignore[method-assign]
