@@ -120,7 +120,7 @@ def test_bill_covers_rows_that_guess_and_join(bench: Bench) -> None:
     assert min(phase.least for phase in phases.values()) >= LEAST
 
 
-@pytest.mark.parametrize("bench", ["llama", "gpt_oss"], indirect=True)
+@pytest.mark.parametrize("bench", ["llama", pytest.param("gpt_oss", marks=pytest.mark.slow)], indirect=True)
 def test_bill_covers_prompts_that_join_rows_with_more_room(bench: Bench) -> None:
     """They are billed the room of the longest before they share its batch: while they are computed."""
     prompts = [[5 + (7 * index + 31 * number) % 700 for index in range(200 + 30 * number)] for number in range(5)]
