@@ -77,13 +77,13 @@ class ExtentLedger:
             self._add(extent, -1)
             extent.payload = None
 
-    def locked(self, nodes: Iterable[Node]) -> None:
-        """Count blocks that a lease holds now, and none held before."""
-        self._hold(_blocks(nodes))
+    def locking(self, nodes: Iterable[Node]) -> None:
+        """Count the blocks of nodes that a lease is about to lock, as far as no other one holds them."""
+        self._hold(_blocks(filterfalse(_LOCKS, nodes)))
 
     def unlocked(self, nodes: Iterable[Node]) -> None:
-        """Count blocks that no lease holds any more."""
-        self._give_back(_blocks(nodes))
+        """Count the blocks of nodes that a lease has unlocked, as far as no other one holds them."""
+        self._give_back(_blocks(filterfalse(_LOCKS, nodes)))
 
     def keep(self, checkpoint: Checkpoint, node: Node) -> None:
         """Count a checkpoint, and attach it to its node."""

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import count, filterfalse
-from operator import attrgetter
+from itertools import count
 
 from daemon.kv.eviction_queue import EvictionQueue
 from daemon.kv.extent_ledger import ExtentLedger
@@ -25,8 +24,6 @@ from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.lease import PrefixLease
 from daemon.kv.nodes import Checkpoint, Extent, Node, Tree
 from daemon.kv.place import Place
-
-_LOCKS = attrgetter("locks")
 
 Choose = Callable[[list[Node]], Place]
 """Returns the place, on a stored path of blocks or right behind it, at which a request can go on."""
@@ -74,7 +71,7 @@ class PrefixTrie(Tree):
         path = self.walk(namespace, keys)
         tick = next(self._ticks)
         nodes, unused = choose(path)
-        self.ledger.locked(filterfalse(_LOCKS, nodes))
+        self.ledger.locking(nodes)
         for node in nodes:
             node.tick = tick
             node.locks += 1
@@ -109,14 +106,15 @@ class PrefixTrie(Tree):
         if node.detached:
             raise KeyError("the path of the lease was forgotten")
         tick, blocks_before = next(self._ticks), self.blocks
+        stored = []
         for key in keys:
             node = node.child(key) or self._add(node, key, extents)
             node.tick = tick
-            lease.nodes.append(node)
-        new = lease.nodes[len(lease.nodes) - len(keys) :]
-        self.ledger.locked(filterfalse(_LOCKS, new))
-        for node in new:
+            stored.append(node)
+        self.ledger.locking(stored)
+        for node in stored:
             node.locks += 1
+        lease.nodes += stored
         return self.blocks - blocks_before
 
     def fill(self, lease: PrefixLease, group: int, extent: Extent) -> None:
@@ -313,7 +311,7 @@ class PrefixTrie(Tree):
         self._leases.remove(lease)
         for node in lease.nodes:
             node.locks -= 1
-        self.ledger.unlocked(filterfalse(_LOCKS, lease.nodes))
+        self.ledger.unlocked(lease.nodes)
         for node in lease.nodes:
             if node.detached and not node.locks:
                 self._orphans.remove(node)
