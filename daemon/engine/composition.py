@@ -15,7 +15,8 @@ from daemon.cache.digest_notes import FILE_NAME as DIGESTS
 from daemon.cache.digest_notes import DigestFile
 from daemon.cache.digests import Digests
 from daemon.cache.limits import ModelLimits
-from daemon.cache.mlx.load_notes import LoadNotes, NoteFile, place_of
+from daemon.cache.mlx.computing_place import place_of
+from daemon.cache.mlx.load_notes import LoadNotes, NoteFile
 from daemon.cache.mlx.loader import supported
 from daemon.cache.mlx.measurements import MEASUREMENTS, Measurements
 from daemon.cache.mlx.self_tests import VERDICTS, Verdicts

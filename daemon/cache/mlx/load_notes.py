@@ -2,23 +2,17 @@
 What loads found out about models, kept in files for later runs of the daemon.
 
 To find it out takes most of a load: some fifty passes of self-tests, and passes that are measured. The results follow
-from the model's content and from the place where it computes. A place is another one after any change to what computes:
-the device, the processor, the system, MLX, mlx-lm, this project's code, the BLAS library, settings. A result of another
-place counts for nothing.
+from the model's content and from the place where it computes (`computing_place.py`). A result of another place counts
+for nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -34,13 +28,8 @@ from daemon.shared.small_file import read_small, replace_small
 V = TypeVar("V")
 
 MOST_MODELS = 256
+"""Models that are remembered, those that were used last."""
 _MAX_BYTES = 1_000_000
-
-_CODE = ("mlx", "mlx_lm", "daemon")
-_CODE_SUFFIXES = (".py", ".so", ".dylib", ".metallib")
-_SETTINGS = ("MLX_", "OMP_", "OPENBLAS_", "VECLIB_")
-_SYSTEM_FILES = ("/System/Library/CoreServices/SystemVersion.plist", "/proc/driver/nvidia/version")
-"""They name the build of macOS, with its Metal and Accelerate, and the driver of a CUDA card."""
 
 log = structlog.get_logger()
 
@@ -111,7 +100,7 @@ class NoteFile(Generic[V]):
     Args:
         directory: Where the file is; it is made by the first write.
         kind: What is in it.
-        place: Where its values hold; see `place_of`.
+        place: Where its values hold; see `place_of` in `computing_place.py`.
     """
 
     def __init__(self, directory: Path, kind: Kind[V], place: str) -> None:
@@ -126,7 +115,7 @@ class NoteFile(Generic[V]):
             if (content["format"], content["place"]) != (self._kind.version, self._place):
                 return {}
             models = content["models"]
-            if content["digest"] != digest(json.dumps(models)):
+            if content["digest"] != _digest(json.dumps(models)):
                 raise ValueError("not what was written")
             return {name: self._kind.decode(value) for name, value in models.items()}
         except FileNotFoundError:
@@ -138,7 +127,7 @@ class NoteFile(Generic[V]):
     def write(self, known: dict[str, V]) -> None:
         """Replace the content. A failure is logged."""
         models = {name: self._kind.encode(value) for name, value in known.items()}
-        noted = {"format": self._kind.version, "place": self._place, "digest": digest(json.dumps(models))}
+        noted = {"format": self._kind.version, "place": self._place, "digest": _digest(json.dumps(models))}
         try:
             replace_small(self._path, json.dumps({**noted, "models": models}).encode())
         except OSError as error:
@@ -156,65 +145,8 @@ def name_of(key: ModelKey, *facts: object) -> str:
         key: The model.
         facts: What else it depends on, as JSON can have it.
     """
-    return digest(json.dumps([key.weights, key.adapter, *facts]))
+    return _digest(json.dumps([key.weights, key.adapter, *facts]))
 
 
-def place_of(device: str) -> str:
-    """
-    Return what results depend on beside the model, as a digest. Takes some ten milliseconds.
-
-    Args:
-        device: The device that MLX computes on.
-    """
-    system = os.uname()
-    settings = sorted(
-        (name, value)
-        for name, value in os.environ.items()
-        if name.startswith(_SETTINGS) and not name.startswith("MLX_SIDECAR_")
-    )
-    machine = [device, system.sysname, system.release, system.version, system.machine, os.cpu_count(), *_processor()]
-    software = [sys.version, version("mlx"), version("mlx-lm"), [*_code()], [*_libraries()], [*_builds()]]
-    return digest(json.dumps([machine, software, settings]))
-
-
-def digest(text: str) -> str:
-    """Return the SHA-256 of a text, in hex."""
+def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _processor() -> Iterator[str]:
-    """Name the processor where the system does not tell it by the machine: its instructions decide on kernels."""
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-        yield from sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
-
-
-def _code() -> Iterator[object]:
-    """Stamp the files that compute: a package that is edited in place keeps its version."""
-    for package in _CODE:
-        spec = find_spec(package)
-        for root in (spec.submodule_search_locations or ()) if spec else ():
-            files = (file for file in Path(root).rglob("*") if file.suffix in _CODE_SUFFIXES)
-            yield from sorted(map(_stamp, files))
-
-
-def _libraries() -> Iterator[object]:
-    """Stamp the BLAS libraries that this process has loaded; on macOS they are a part of the system."""
-    with suppress(OSError):
-        maps = Path("/proc/self/maps").read_text(errors="replace").splitlines()
-        paths = {line.split(maxsplit=5)[-1] for line in maps if "blas" in line or "lapack" in line}
-        yield from sorted(_stamp(Path(path)) for path in paths)
-
-
-def _builds() -> Iterator[str]:
-    for name in _SYSTEM_FILES:
-        with suppress(OSError):
-            yield Path(name).read_text(errors="replace")
-
-
-def _stamp(file: Path) -> tuple[str, int, int]:
-    try:
-        found = file.stat()
-    except OSError:  # it was just removed, or a library was replaced: its old path says so
-        return str(file), 0, 0
-    return str(file), found.st_size, found.st_mtime_ns

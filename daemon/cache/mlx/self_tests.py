@@ -2,8 +2,8 @@
 The self-tests of a load: what a model's passes can be trusted with, and which models were tested before.
 
 They take about fifty passes over a few tokens each. For a model of tens of gigabytes these are seconds, most of them
-spent on reading its weights. The same weights give the same results in the same place, so that a model is tested once.
-`load_notes.py` says what a place is. Ranks of a group test at each load, since they have to do so at the same time.
+spent on reading its weights. The same weights give the same results in the same place (`computing_place.py`), so that
+a model is tested once. Ranks of a group test at each load, since they have to do so at the same time.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from structlog.testing import capture_logs
 
 from daemon.cache.identity import ModelKey, identify
 from daemon.cache.mlx import load_notes, loader
-from daemon.cache.mlx.load_notes import Kind, LoadNotes, NoteFile, place_of
+from daemon.cache.mlx.load_notes import Kind, LoadNotes, NoteFile
 from daemon.cache.mlx.measurements import MEASUREMENTS, Measurements
 from daemon.cache.mlx.self_tests import VERDICTS, Verdict
 from daemon.kv.mlx import workspace
@@ -188,45 +187,6 @@ def test_models_that_were_used_last_are_kept(path: Path, monkeypatch: pytest.Mon
     later = Measurements(LoadNotes(_file(path)))
     assert [later.find(key, layout) for key in (first, second, third)] == [WORK, None, WORK]
     assert later.find(first, Layout("RotatingKVCache", 1)) is None
-
-
-def test_place_depends_on_device_and_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = place_of("gpu: M4")
-    assert place_of("gpu: M4") == here
-    assert place_of("gpu: M2") != here
-    monkeypatch.setenv("MLX_SIDECAR_MAX_MODELS", "7")
-    assert place_of("gpu: M4") == here
-    monkeypatch.setenv("MLX_DISABLE_COMPILE", "1")
-    assert place_of("gpu: M4") != here
-
-
-@pytest.mark.parametrize("name", ["mlx", "mlx-lm"])
-def test_place_depends_on_the_libraries(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = place_of("cpu")
-    monkeypatch.setattr(load_notes, "version", lambda package: "0" if package == name else version(package))
-    assert place_of("cpu") != here
-
-
-@pytest.mark.parametrize("package", ["mlx_lm", "daemon"])
-def test_place_depends_on_code_that_is_edited_in_place(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = place_of("cpu")
-    real = load_notes._stamp
-    edited = f"/{package}/"
-    monkeypatch.setattr(load_notes, "_stamp", lambda file: (*real(file)[:2], 0) if edited in str(file) else real(file))
-    assert place_of("cpu") != here
-
-
-@pytest.mark.parametrize("name", ["build", "processor"])
-def test_place_depends_on_the_machine(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = tmp_path / "SystemVersion.plist"
-    build.write_text("25A354")
-    monkeypatch.setattr(load_notes, "_SYSTEM_FILES", (str(build),))
-    here = place_of("cpu")
-    if name == "build":
-        build.write_text("25A362")
-    else:
-        monkeypatch.setattr(load_notes, "_processor", lambda: ["flags: avx512"])
-    assert place_of("cpu") != here
 
 
 class HangingNotes:
