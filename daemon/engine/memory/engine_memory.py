@@ -78,7 +78,7 @@ class EngineMemory:
 
     def make_room(self, need: int) -> bool:
         """Free cached prefixes, then idle models, until `need` bytes fit; tell whether they do."""
-        live = self._runner.live_kv_bytes()  # neither of both changes it
+        live = self._runner.live_kv_bytes()  # what is freed below is no running request's
         self.limit_prefixes(live)
         shortfall = self.budget.shortfall(need, self.use(live))
         if shortfall:
