@@ -6,10 +6,11 @@ Turns of a conversation, made of its items. Pure.
     function_call_output                               ->   one tool turn, or a user's if it answers no call
     message of another role                            ->   one turn
 
-An answer of the model is several items, and one turn for its template. So the items of an assistant are joined, as far
-as a turn keeps their order: reasoning, text, calls. A reasoning begins a turn unless only a reasoning was there, and a
-message begins one if it follows a message. A message or a step behind a call goes before it, since answers of calls have
-to follow these. Turns have no ids but those of calls, so that a prompt is the same whatever ids a client makes up.
+An answer of the model is several items, and one turn for its template. So the items of an assistant are joined, as
+far as a turn keeps their order: reasoning, text, calls. A reasoning begins a turn unless only a reasoning was there,
+and a message begins one if it follows a message. A message or a step behind a call goes before it, since answers of
+calls have to follow these. Turns have no ids but those of calls, so that a prompt is the same whatever ids a client
+makes up.
 """
 
 from __future__ import annotations
