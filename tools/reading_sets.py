@@ -28,7 +28,7 @@ QUESTIONS = {
         -- handler
         server/servicer.py:SidecarService.Generate
         server/generate_validation.py:check_generate
-        server/admission.py:Admission.place
+        server/admission.py:Admission.admit
         server/supervision/call_router.py:CallRouter.open
         server/supervision/engine_call.py:EngineCall
         -- the send function that the supervisor connected

@@ -162,7 +162,7 @@ def described(model: DiskModel, roots: Roots = ()) -> DiskModel:
     except SidecarError as error:
         problem = error.message
     except OSError as error:
-        problem = f"its files cannot be read: {error.strerror}"
+        problem = f"{Path(error.filename or model.path).name} cannot be read: {error.strerror}"
     with suppress(OSError, SidecarError):
         model = replace(model, complete=is_complete(model.path))
     return replace(model, problem=problem)

@@ -73,7 +73,7 @@ The report with `needs` comes before the first slice that takes memory. The load
 """
 
 
-class Outcome(Enum):
+class LoadOutcome(Enum):
     """How a call got its model: from memory, by a load, or by a load for this call alone (there is no budget)."""
 
     HIT = "hit"
@@ -103,7 +103,7 @@ class Ticket(Generic[M]):
     progress: Progress = Progress(Stage.QUEUED)
     lease: ModelLease[M] | None = None
     error: Exception | None = None
-    outcome: Outcome | None = None
+    outcome: LoadOutcome | None = None
     evicted: tuple[str, ...] = ()
     _abandon: Callable[[Ticket[M]], None] | None = None
 
@@ -116,7 +116,7 @@ class Ticket(Generic[M]):
         """Begin to wait; `abandon` is called if the call is cancelled first."""
         self._abandon = abandon
 
-    def succeed(self, lease: ModelLease[M], outcome: Outcome) -> None:
+    def succeed(self, lease: ModelLease[M], outcome: LoadOutcome) -> None:
         """End with a model."""
         self.lease, self.outcome, self._abandon = lease, outcome, None
 

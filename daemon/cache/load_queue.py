@@ -33,7 +33,7 @@ class LoadJob(Generic[S, M]):
     Attributes:
         source: The model.
         key: Calls with the same key share the load.
-        options: The loader's options, from the first call.
+        skip_warmup: Whether the first call wants no warm-up.
         tickets: The calls that wait; the first one started the load.
         steps: The generator, once it has begun.
         started_at: When it began, by the cache's clock.
@@ -43,7 +43,7 @@ class LoadJob(Generic[S, M]):
 
     source: S
     key: Hashable
-    options: object
+    skip_warmup: bool
     tickets: list[Ticket[M]] = field(default_factory=list)
     steps: Load[M] | None = None
     started_at: float = 0.0
@@ -94,11 +94,11 @@ class LoadQueue(Generic[S, M]):
         job = self._active
         return job.nbytes if job is not None and job.steps is not None else 0
 
-    def join(self, key: Hashable, ticket: Ticket[M], source: S, options: object) -> None:
+    def join(self, key: Hashable, ticket: Ticket[M], source: S, skip_warmup: bool) -> None:
         """Let a ticket wait for the load of a key. The first ticket puts the load into the queue."""
         job = self._jobs.get(key)
         if job is None:
-            job = self._jobs[key] = LoadJob(source, key, options)
+            job = self._jobs[key] = LoadJob(source, key, skip_warmup)
             self._waiting.append(job)
         else:
             ticket.progress = job.tickets[0].progress

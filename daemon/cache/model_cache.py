@@ -32,7 +32,7 @@ from typing import Generic, TypeVar
 
 from daemon.cache.entry import Entry, ModelLease
 from daemon.cache.limits import ModelCounters, ModelLimits, in_use
-from daemon.cache.load import Load, Loadable, Loaded, Outcome, Progress, Ticket
+from daemon.cache.load import Load, Loadable, Loaded, LoadOutcome, Progress, Ticket
 from daemon.cache.load_queue import LoadJob, LoadQueue
 
 M = TypeVar("M")
@@ -45,7 +45,7 @@ class ModelCache(Generic[S, M]):
 
     Args:
         limits: Bytes, number and idle time of the models.
-        loader: Starts a load in slices; gets the source and the options of the first caller.
+        loader: Starts a load in slices; gets the source, and whether the first caller skips the warm-up.
         clock: Returns seconds that never go back.
         on_free: Called after a model was dropped for good, to return its memory.
     """
@@ -53,7 +53,7 @@ class ModelCache(Generic[S, M]):
     def __init__(
         self,
         limits: ModelLimits,
-        loader: Callable[[S, object], Load[M]],
+        loader: Callable[[S, bool], Load[M]],
         clock: Callable[[], float],
         on_free: Callable[[], None] = lambda: None,
     ) -> None:
@@ -69,7 +69,7 @@ class ModelCache(Generic[S, M]):
         self._serial = count()
 
     def get_or_load(
-        self, source: S, *, pin: bool | None = None, ttl: float | None = None, options: object = None
+        self, source: S, *, pin: bool | None = None, ttl: float | None = None, skip_warmup: bool = False
     ) -> Ticket[M]:
         """
         Ask for a model.
@@ -78,7 +78,7 @@ class ModelCache(Generic[S, M]):
             source: The model.
             pin: Pins or unpins it once it is loaded; None leaves that as it is.
             ttl: Seconds of idle time after which it is dropped; None leaves that as it is.
-            options: Passed to the loader if this call starts the load.
+            skip_warmup: Passed to the loader if this call starts the load.
 
         Returns:
             A ticket, done at once if the model is in memory. Else it waits for a load, which this call joins or starts.
@@ -90,14 +90,14 @@ class ModelCache(Generic[S, M]):
         entry = self._fresh(source.key)
         if entry is not None:
             self.counters.hits += 1
-            self._grant(ticket, entry, Outcome.HIT)
+            self._grant(ticket, entry, LoadOutcome.HIT)
             ticket.evicted = self._trim()
             return ticket
         self.counters.misses += 1
         self.limits.refuse_if_never(source.name, source.size_bytes)
         # Without a budget each call has a model of its own, so that no two calls share a load.
         load_key = source.key if self.limits.budget_bytes else (source.key, next(self._serial))
-        self._loads.join(load_key, ticket, source, options)
+        self._loads.join(load_key, ticket, source, skip_warmup)
         return ticket
 
     @property
@@ -206,7 +206,7 @@ class ModelCache(Generic[S, M]):
     def _begin(self, job: LoadJob[S, M]) -> Load[M]:
         job.started_at = self._clock()
         job.evicted = self._make_room(job.source.name, job.nbytes)
-        return self._loader(job.source, job.options)
+        return self._loader(job.source, job.skip_warmup)
 
     def _weigh(self, job: LoadJob[S, M], nbytes: int) -> None:
         """Make room for the bytes that a model really takes: a configuration can ask for more than its files have."""
@@ -228,12 +228,12 @@ class ModelCache(Generic[S, M]):
             entry.draining = True
             self._draining[entry] = None
         for ticket in job.tickets:
-            self._grant(ticket, entry, Outcome.LOADED if cached else Outcome.UNCACHED)
+            self._grant(ticket, entry, LoadOutcome.LOADED if cached else LoadOutcome.UNCACHED)
         evicted = job.evicted + self._trim()
         for ticket in job.tickets:
             ticket.evicted = evicted
 
-    def _grant(self, ticket: Ticket[M], entry: Entry[M], outcome: Outcome) -> None:
+    def _grant(self, ticket: Ticket[M], entry: Entry[M], outcome: LoadOutcome) -> None:
         self._touch(entry)
         entry.used_as(ticket.name)
         entry.leases += 1

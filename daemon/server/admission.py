@@ -26,7 +26,7 @@ _RECENT = 32
 
 
 @dataclass(slots=True, eq=False)
-class Ticket:
+class Place:
     """
     The place of one call, from its arrival to its end.
 
@@ -72,30 +72,30 @@ class Admission:
         self._max_waiting = max_waiting
         self._on_idle = on_idle
         self._on_busy = on_busy
-        self._tickets: set[Ticket] = set()
+        self._places: set[Place] = set()
         self._closed = False
 
     @property
     def active(self) -> int:
         """Calls that have not ended."""
-        return len(self._tickets)
+        return len(self._places)
 
     @property
     def waiting(self) -> int:
         """Calls that have not begun to run."""
-        return sum(ticket.waiting for ticket in self._tickets)
+        return sum(place.waiting for place in self._places)
 
     @property
     def calls(self) -> list[tuple[Caller, bool]]:
         """The process of each call that has not ended, and whether the call waits."""
-        return [(ticket.caller, ticket.waiting) for ticket in self._tickets]
+        return [(place.caller, place.waiting) for place in self._places]
 
     def refused(self) -> None:
         """Count a call that was refused before it could ask for a place."""
         self.rejected += 1
 
     @contextmanager
-    def place(self, caller: Caller = UNKNOWN) -> Iterator[Ticket]:
+    def admit(self, caller: Caller = UNKNOWN) -> Iterator[Place]:
         """
         Give a call a place until the block ends.
 
@@ -112,48 +112,48 @@ class Admission:
             self.rejected += 1
             raise self._full(f"{self._max_waiting} requests wait already, the most that max_queue allows")
         self._check_share(caller.program)
-        ticket = Ticket(caller=caller)
-        if not self._tickets:
+        place = Place(caller=caller)
+        if not self._places:
             self._on_busy()
-        self._tickets.add(ticket)
+        self._places.add(place)
         try:
-            yield ticket
+            yield place
         finally:
-            self.leave(ticket)
+            self.leave(place)
 
     def _check_share(self, program: str) -> None:
-        waiting = sum(ticket.waiting and ticket.caller.program == program for ticket in self._tickets)
+        waiting = sum(place.waiting and place.caller.program == program for place in self._places)
         if waiting >= self._most_of_program:
             self.rejected += 1
             name = program or "programs that are not known"
             raise self._full(f"{waiting} requests of {name} wait already, the most that max_queue_share allows")
 
-    def leave(self, ticket: Ticket) -> None:
+    def leave(self, place: Place) -> None:
         """Give a place back before its block ends. Harmless twice."""
-        if ticket in self._tickets:
-            self.began(ticket)
-            self._tickets.discard(ticket)
-            if not self._tickets:
+        if place in self._places:
+            self.began(place)
+            self._places.discard(place)
+            if not self._places:
                 self._on_idle()
 
-    def tokenised(self, ticket: Ticket, tokens: int) -> None:
+    def tokenised(self, place: Place, tokens: int) -> None:
         """
         Note the size of a waiting prompt.
 
         Raises:
             SidecarError: QUEUE_FULL if too many tokens wait.
         """
-        others = sum(other.tokens for other in self._tickets if other.waiting and other is not ticket)
+        others = sum(other.tokens for other in self._places if other.waiting and other is not place)
         if others and others + tokens > MAX_WAITING_TOKENS:
             self.rejected += 1
             raise self._full(f"prompts of {others} tokens wait already; {MAX_WAITING_TOKENS} is the most")
-        ticket.tokens = tokens
+        place.tokens = tokens
 
-    def began(self, ticket: Ticket) -> None:
+    def began(self, place: Place) -> None:
         """Note that a call runs. Harmless twice."""
-        if ticket.waiting and ticket.tokens:  # calls without a prompt do not tell the queue's speed
+        if place.waiting and place.tokens:  # calls without a prompt do not tell the queue's speed
             self._drained.append(self._clock())
-        ticket.waiting = False
+        place.waiting = False
 
     def _full(self, why: str) -> SidecarError:
         return SidecarError(Reason.QUEUE_FULL, f"{why}; try again shortly", retry_after=self._until_a_place())
@@ -168,13 +168,13 @@ class Admission:
     def close(self) -> None:
         """Refuse calls from now on, and end those that wait."""
         self._closed = True
-        for ticket in [ticket for ticket in self._tickets if ticket.waiting]:
-            ticket.drop(shutting_down())
+        for place in [place for place in self._places if place.waiting]:
+            place.drop(shutting_down())
 
     def cut_off(self) -> None:
         """End also the calls that run, when the time of the drain is over."""
-        for ticket in list(self._tickets):
-            ticket.drop(shutting_down())
+        for place in list(self._places):
+            place.drop(shutting_down())
 
 
 def shutting_down() -> SidecarError:

@@ -63,10 +63,10 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         bind_contextvars(model=_name(request.model))
         check_load(request)
         self._resolve(request)
-        with self._admission.place(caller) as ticket:
-            self._admission.began(ticket)  # a load never counts as waiting: max_queue is about prompts
+        with self._admission.admit(caller) as place:
+            self._admission.began(place)  # a load never counts as waiting: max_queue is about prompts
             with closing(self._router.open(ipc.Command(load=request))) as call:
-                ticket.drop = call.fail
+                place.drop = call.fail
                 async for event in call.events():
                     _note_load(event.load)
                     yield event.load
@@ -83,16 +83,16 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         await asyncio.sleep(0)  # here and below: other calls get their turn between the stages of a large request
         command = ipc.Command(generate=request, program=caller.program)
         await asyncio.sleep(0)
-        with self._admission.place(caller) as ticket, closing(self._router.open(command)) as call:
-            ticket.drop = call.fail
-            call.on_stall = partial(self._admission.leave, ticket)
+        with self._admission.admit(caller) as place, closing(self._router.open(command)) as call:
+            place.drop = call.fail
+            call.on_stall = partial(self._admission.leave, place)
             seq, tokens = count(), 0
             async for event in call.events():
                 if event.HasField("accepted"):
-                    self._admission.tokenised(ticket, event.accepted.prompt_tokens)
+                    self._admission.tokenised(place, event.accepted.prompt_tokens)
                     bind_contextvars(prompt_tokens=event.accepted.prompt_tokens)
                     continue
-                self._admission.began(ticket)
+                self._admission.began(place)
                 tokens += event.generate.finished.usage.completion_tokens
                 _note_generate(event.generate, tokens)
                 if event.generate.HasField("finished") and not event.more:
@@ -126,15 +126,15 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         bind_contextvars(texts=len(request.texts))
         await asyncio.sleep(0)
         command = ipc.Command(embed=request, program=caller.program)
-        with self._admission.place(caller) as ticket, closing(self._router.open(command)) as call:
-            ticket.drop = call.fail
-            call.on_stall = partial(self._admission.leave, ticket)
+        with self._admission.admit(caller) as place, closing(self._router.open(command)) as call:
+            place.drop = call.fail
+            call.on_stall = partial(self._admission.leave, place)
             async for event in call.events():
                 if event.HasField("accepted"):
-                    self._admission.tokenised(ticket, event.accepted.prompt_tokens)
+                    self._admission.tokenised(place, event.accepted.prompt_tokens)
                     bind_contextvars(prompt_tokens=event.accepted.prompt_tokens)
                     continue
-                self._admission.began(ticket)
+                self._admission.began(place)
                 if event.embed.HasField("finished"):
                     bind_contextvars(cached_tokens=event.embed.finished.usage.cached_tokens)
                 yield event.embed
@@ -147,10 +147,10 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         self._resolve(request)
         await asyncio.sleep(0)
         answer = pb.TokenizeResponse()
-        with self._admission.place(caller) as ticket:
-            self._admission.began(ticket)  # it never waits for a slot of the model
+        with self._admission.admit(caller) as place:
+            self._admission.began(place)  # it never waits for a slot of the model
             with closing(self._router.open(ipc.Command(tokenize=request))) as call:
-                ticket.drop = call.fail
+                place.drop = call.fail
                 async for event in call.events():
                     answer = event.tokenize
         bind_contextvars(prompt_tokens=answer.count)

@@ -67,18 +67,18 @@ class FakeLoader:
     Loads fake models in slices, and keeps a diary.
 
     Attributes:
-        begun: Names of models with a started load, with the options.
+        begun: Names of models with a started load, and whether it skips the warm-up.
         granted: Names of models with a load that continued after it had reported its need.
         abandoned: Names of models with a load that was closed before its end.
     """
 
     def __init__(self) -> None:
         self.granted: list[str] = []
-        self.begun: list[tuple[str, object]] = []
+        self.begun: list[tuple[str, bool]] = []
         self.abandoned: list[str] = []
 
-    def __call__(self, source: FakeSource, options: object) -> Generator[Progress, None, Loaded[Weights]]:
-        self.begun.append((source.name, options))
+    def __call__(self, source: FakeSource, skip_warmup: bool) -> Generator[Progress, None, Loaded[Weights]]:
+        self.begun.append((source.name, skip_warmup))
         return self._slices(source)
 
     def _slices(self, source: FakeSource) -> Generator[Progress, None, Loaded[Weights]]:

@@ -13,7 +13,7 @@ Fail = Callable[[SidecarError], None]
 """Takes the error that work ended with; runs on the MLX thread."""
 
 
-class Ticket(NamedTuple):
+class WorkTicket(NamedTuple):
     """
     Work that has begun.
 
@@ -29,13 +29,13 @@ class Ticket(NamedTuple):
 class Answers(Protocol):
     """Takes the end of each work."""
 
-    def ticket(self, work: str, fail: Fail, over: Callable[[], bool]) -> Ticket:
+    def ticket(self, work: str, fail: Fail, over: Callable[[], bool]) -> WorkTicket:
         """Number work that begins now, on the MLX thread; `over` tells whether no call waits for it any more."""
 
-    def done(self, ticket: Ticket, act: Act, result: object) -> None:
+    def done(self, ticket: WorkTicket, act: Act, result: object) -> None:
         """Note that work has a result, and what is to be done with it; any thread."""
 
-    def failed(self, ticket: Ticket, fail: Fail, error: SidecarError) -> None:
+    def failed(self, ticket: WorkTicket, fail: Fail, error: SidecarError) -> None:
         """Note that work has failed; any thread."""
 
 
@@ -50,14 +50,14 @@ class Posted(Answers):
     def __init__(self, post: Callable[[Act], None]) -> None:
         self._post = post
 
-    def ticket(self, work: str, fail: Fail, over: Callable[[], bool]) -> Ticket:
+    def ticket(self, work: str, fail: Fail, over: Callable[[], bool]) -> WorkTicket:
         """Return number zero: none is needed."""
-        return Ticket(0, work)
+        return WorkTicket(0, work)
 
-    def done(self, ticket: Ticket, act: Act, result: object) -> None:
+    def done(self, ticket: WorkTicket, act: Act, result: object) -> None:
         """Post what is to be done with a result."""
         self._post(act)
 
-    def failed(self, ticket: Ticket, fail: Fail, error: SidecarError) -> None:
+    def failed(self, ticket: WorkTicket, fail: Fail, error: SidecarError) -> None:
         """Post an error."""
         self._post(lambda: fail(error))

@@ -186,7 +186,7 @@ class Services:
             source,
             pin=self.overrides.pin(source.name, adapter) if pin is None else pin,
             ttl=self.overrides.ttl(source.name, adapter) if ttl is None else ttl,
-            options=skip_warmup,
+            skip_warmup=skip_warmup,
         )
 
     def limited(self, source: ModelSource, adapter: str) -> ModelSource:

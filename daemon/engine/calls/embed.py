@@ -17,9 +17,9 @@ from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.resolver import Wanted
 from daemon.engine.background.task import PROMPT, Task, Waiting, until
 from daemon.engine.calls.driver import Call, Services, leased
-from daemon.engine.calls.generate import kv_of, read_ahead, restored
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.model_search import searched
+from daemon.engine.calls.prefix_reuse import kv_of, read_ahead, restored
 from daemon.engine.execution.pooling import Pooled, trunk
 from daemon.engine.execution.request import Request, SamplingParams
 from daemon.engine.execution.row_bills import BilledRow, prompt_bill

@@ -8,28 +8,27 @@ from functools import partial
 
 from daemon.cache.entry import ModelLease
 from daemon.cache.identity import ModelSource
-from daemon.cache.load import Outcome, Progress, Ticket
+from daemon.cache.load import LoadOutcome, Progress, Ticket
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.resolver import Wanted
-from daemon.engine.background.task import PROMPT, TEMPLATE, Task, Waiting, until
+from daemon.engine.background.task import PROMPT, TEMPLATE, Task, Waiting
 from daemon.engine.calls.draft import DEFAULT_TOKENS, DraftModel, check_ahead, draft_model
 from daemon.engine.calls.driver import Call, Services, leased
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.model_search import searched
 from daemon.engine.calls.options import requests_of, sampling_of
+from daemon.engine.calls.prefix_reuse import kv_of, read_ahead, restored
 from daemon.engine.execution.bill import head_bytes
 from daemon.engine.execution.request import Request, Speculation
 from daemon.engine.execution.row_bills import BilledRow, prompt_bill
 from daemon.engine.execution.sampling import row_vectors
 from daemon.engine.execution.sequence import Sequence, Times
-from daemon.engine.execution.sequence_kv import DraftKV, SequenceKV
+from daemon.engine.execution.sequence_kv import DraftKV
 from daemon.engine.execution.speculation import guessable, head_of
 from daemon.engine.memory.memory_budget import DECODE_ROOM, scoring_need
 from daemon.engine.prompt.preparation import PreparedRequest, Rendered, prepare_request, render
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.kv.disk.restores import Restore
-from daemon.kv.keys import Namespace, model_digest
-from daemon.shared.durations import seconds
 from daemon.shared.errors import invalid
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
@@ -83,7 +82,7 @@ def generate(services: Services, call_id: int, request: pb.GenerateRequest, prog
             draft = yield from draft_model(services, request, prepared.tokenizer, ticket.lease.model, found)
             held.callback(draft.lease.release)
         services.overrides.done(ticket.name, request.adapter)
-        if ticket.outcome is not Outcome.HIT:
+        if ticket.outcome is not LoadOutcome.HIT:
             record.times.load = services.clock() - record.asked
         _refuse_if_never(services, request, prepared, [ticket.lease, *([] if draft is None else [draft.lease])])
         yield from restored(services, request.cache.salt, [record.restore], ticket.lease.model)
@@ -118,36 +117,6 @@ def _prepare_and_load(
         record.asked = services.clock()
     ticket = yield from leased(services.load(prepared.source, request.adapter, loaded_only=request.require_loaded))
     return prepared, ticket
-
-
-def read_ahead(
-    services: Services,
-    request: pb.GenerateRequest | pb.EmbedRequest,
-    restore: Restore,
-    source: ModelSource,
-    tokens: list[int],
-) -> None:
-    """Begin to read what a prompt has on the disk, if it may be reused."""
-    digest, salt = model_digest(source.key.weights, source.key.adapter), request.cache.salt
-    if reads(request):
-        restore.begin(tokens, lambda: services.disk.namespace_of(digest, salt))
-
-
-def restored(services: Services, salt: str, restores: list[Restore], model: LoadedModel) -> Call:
-    """Wait until what prompts have on the disk is in the prefix cache, as far as that goes well."""
-    key, layout = model.source.key, model.layout
-    if layout.reusable:
-        namespace = Namespace(key.weights, key.adapter, layout.signature, salt).digest()
-        services.disk.knows(namespace, layout.parts, model.source.name)
-        for restore in restores:
-            restore.go(namespace, layout.parts)
-        yield from until(lambda: all(restore.over() for restore in restores))
-
-
-def reads(request: pb.GenerateRequest | pb.EmbedRequest) -> bool:
-    """Whether stored prefixes may be reused: a prompt that is scored is computed as a whole, as KV has no logits."""
-    scored = isinstance(request, pb.GenerateRequest) and request.HasField("prompt_logprobs")
-    return request.cache.mode != pb.CACHE_MODE_BYPASS and not scored
 
 
 def _prepare(services: Services, request: pb.GenerateRequest, found: Found) -> Task[PreparedRequest]:
@@ -225,20 +194,6 @@ def _add_guessers(
         kv.in_memory = record.drafts.in_memory
         sequence.draft = DraftKV(kv, request.draft_tokens or DEFAULT_TOKENS)
     sequence.head = head_of(sequence, services.runner.governors.of(sequence.model_key))
-
-
-def kv_of(
-    services: Services,
-    request: pb.GenerateRequest | pb.EmbedRequest,
-    lease: ModelLease[LoadedModel],
-    source: ModelSource,
-) -> SequenceKV:
-    """Return the KV of a request under a model, with nothing computed; Stats remembers the model's namespace."""
-    namespace = Namespace(source.key.weights, source.key.adapter, lease.model.layout.signature, request.cache.salt)
-    services.shares(namespace, source)
-    mode = request.cache.mode
-    writes = mode in (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_READ_WRITE)
-    return SequenceKV(lease, namespace.digest(), reads=reads(request), writes=writes, keep=seconds(request.cache.keep))
 
 
 def _refuse_unable(services: Services, request: pb.GenerateRequest, model: LoadedModel) -> None:

@@ -55,7 +55,7 @@ class ModelLoader:
         self._verdicts = verdicts
         self._shard = shard
 
-    def begin(self, source: ModelSource, skip_warmup: object) -> Load[LoadedModel]:
+    def begin(self, source: ModelSource, skip_warmup: bool) -> Load[LoadedModel]:
         """Free prefixes for a model and return its load, which is driven slice by slice."""
         self._memory.shed_prefixes(source.size_bytes)
         return load(

@@ -80,7 +80,7 @@ class Ready:
     caches: list[Any] | None = None
 
 
-Outcome = Begun | Failed | Postponed | Computed | Ready
+Prefilled = Begun | Failed | Postponed | Computed | Ready
 
 
 class PrefillQueue:
@@ -163,7 +163,7 @@ class PrefillQueue:
             wanted = self._sizer.most(model)
             self._sizer.limit(model, widest(sequences, wanted, spare))
 
-    def step(self, decode: float | None) -> Iterator[Outcome]:
+    def step(self, decode: float | None) -> Iterator[Prefilled]:
         """
         Do one turn: compute a part of a long prompt, or several short ones.
 
@@ -211,7 +211,7 @@ class PrefillQueue:
                 return next(owner for owner in self._prefills.values() if ahead in owner.parts)
         return prefill
 
-    def _begin(self, prefill: Prefill) -> Generator[Outcome, None, bool]:
+    def _begin(self, prefill: Prefill) -> Generator[Prefilled, None, bool]:
         """
         Search the prefix cache for a prompt, right before its first chunk, and return whether that went well.
 
@@ -241,7 +241,7 @@ class PrefillQueue:
         yield Begun(prefill.sequence)
         return True
 
-    def _compute(self, group: list[Prefill], allowance: Allowance) -> Iterator[Outcome]:
+    def _compute(self, group: list[Prefill], allowance: Allowance) -> Iterator[Prefilled]:
         """Compute the next part of a single prompt, or the rest of several in one pass; nothing without any."""
         if len(group) > 1:
             for part in _by_root(group):
@@ -258,7 +258,7 @@ class PrefillQueue:
                 self.drop(sequence)
                 yield Ready([sequence])
 
-    def _compute_together(self, group: list[Prefill]) -> Iterator[Outcome]:
+    def _compute_together(self, group: list[Prefill]) -> Iterator[Prefilled]:
         began, remaining = self._clock(), [prefill.remaining for prefill in group]
         caches = PrefillBatch(group).compute()
         self._sizer.measured(group[0].model_key, sum(remaining), self._clock() - began)

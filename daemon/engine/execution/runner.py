@@ -20,7 +20,7 @@ from daemon.engine.background.background import as_sidecar_error
 from daemon.engine.execution.bill import bill
 from daemon.engine.execution.decoder import Decoder
 from daemon.engine.execution.events import Delta, FinishReason
-from daemon.engine.execution.prefill_queue import Begun, Computed, Failed, Outcome, Postponed, PrefillQueue, Ready
+from daemon.engine.execution.prefill_queue import Begun, Computed, Failed, Postponed, Prefilled, PrefillQueue, Ready
 from daemon.engine.execution.readers import Readers
 from daemon.engine.execution.row_bills import Bill
 from daemon.engine.execution.sequence import Sequence
@@ -200,7 +200,7 @@ class Runner:
         if len(self._waiting) and not (len(self._prefills) or self._decoders):
             self._refuse(next(iter(self._waiting)))  # one a turn: the next may be smaller, and fit
 
-    def _prefilled(self, outcome: Outcome) -> None:
+    def _prefilled(self, outcome: Prefilled) -> None:
         """Act on an outcome of prefill: send its event, count tokens, and let sequences decode."""
         match outcome:
             case Begun(sequence):

@@ -17,7 +17,7 @@ from itertools import count
 from typing import Any
 
 from daemon.cache.identity import ModelSource
-from daemon.engine.background.answers import Act, Answers, Fail, Ticket
+from daemon.engine.background.answers import Act, Answers, Fail, WorkTicket
 from daemon.engine.group.connection import Connection
 from daemon.engine.group.digest import RANK
 from daemon.engine.group.disk import Local
@@ -64,9 +64,9 @@ class RankAnswers(Answers):
         self._work: dict[int, _Work] = {}
         self._lock = threading.Lock()
 
-    def ticket(self, work: str, fail: Fail, over: Callable[[], bool]) -> Ticket:
+    def ticket(self, work: str, fail: Fail, over: Callable[[], bool]) -> WorkTicket:
         """Number work that begins now, and forget that of calls that have ended."""
-        ticket = Ticket(next(self._tickets), work)
+        ticket = WorkTicket(next(self._tickets), work)
         with self._lock:
             for number in [number for number, each in self._work.items() if each.over()]:
                 del self._work[number]
@@ -79,7 +79,7 @@ class RankAnswers(Answers):
         with self._lock:
             return list(self._work)
 
-    def done(self, ticket: Ticket, act: Act, result: object) -> None:
+    def done(self, ticket: WorkTicket, act: Act, result: object) -> None:
         """Note a result."""
         local = result if isinstance(result, Local) else None
         number, name = ticket
@@ -90,7 +90,7 @@ class RankAnswers(Answers):
         value = b"" if local is None else local.told
         self._report(ipc.GroupOutcome(ticket=number, work=name, fingerprint=fingerprint(result), value=value))
 
-    def failed(self, ticket: Ticket, fail: Fail, error: SidecarError) -> None:
+    def failed(self, ticket: WorkTicket, fail: Fail, error: SidecarError) -> None:
         """Note an error."""
         self._report(ipc.GroupOutcome(ticket=ticket.number, work=ticket.work, failure=failure_of(error)))
 

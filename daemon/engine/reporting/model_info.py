@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from daemon.cache.identity import ModelSource
-from daemon.cache.load import Outcome, Progress, Stage
+from daemon.cache.load import LoadOutcome, Progress, Stage
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.kv.mlx.layout import Layout
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -17,9 +17,9 @@ _STAGES = {
     Stage.WARMING_UP: pb.LOAD_STAGE_WARMING_UP,
 }
 _OUTCOMES = {
-    Outcome.HIT: pb.LOAD_OUTCOME_HIT,
-    Outcome.LOADED: pb.LOAD_OUTCOME_LOADED,
-    Outcome.UNCACHED: pb.LOAD_OUTCOME_UNCACHED,
+    LoadOutcome.HIT: pb.LOAD_OUTCOME_HIT,
+    LoadOutcome.LOADED: pb.LOAD_OUTCOME_LOADED,
+    LoadOutcome.UNCACHED: pb.LOAD_OUTCOME_UNCACHED,
 }
 
 
@@ -55,7 +55,7 @@ def planned(name: str, size_bytes: int) -> pb.ModelInfo:
 
 
 def loaded(
-    model: LoadedModel, name: str, context_length: int | None = None, outcome: Outcome | None = None
+    model: LoadedModel, name: str, context_length: int | None = None, outcome: LoadOutcome | None = None
 ) -> pb.ModelInfo:
     """Describe a model in memory under the name that a request used, with the context length that was chosen for it."""
     info = estimated(replace(model.source, context_override=context_length))

@@ -218,10 +218,10 @@ def test_file_that_the_machine_cannot_read_now_is_not_remembered(
     with monkeypatch.context() as patched:
 
         def failing(file: Path, *_: Any) -> bytes:
-            raise OSError(24, "Too many open files")
+            raise OSError(24, "Too many open files", str(file))
 
         patched.setattr(listing, "read", failing)
-        assert the(tmp_path).problem == "its files cannot be read: Too many open files"
+        assert the(tmp_path).problem == "config.json cannot be read: Too many open files"
     assert (the(tmp_path).problem, the(tmp_path).chat) == ("", True)
 
 

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from daemon.cache.load import Outcome
+from daemon.cache.load import LoadOutcome
 from daemon.shared.errors import Reason, SidecarError
 from tests.support.builders import FakeModels, FakeSource
 
@@ -17,8 +17,8 @@ def test_get_or_load_runs_the_loader_on_a_miss_only() -> None:
 
     first, second = models.use("a"), models.use("a")
 
-    assert [first.outcome, second.outcome] == [Outcome.LOADED, Outcome.HIT]
-    assert models.loader.begun == [("a", None)]
+    assert [first.outcome, second.outcome] == [LoadOutcome.LOADED, LoadOutcome.HIT]
+    assert models.loader.begun == [("a", False)]
 
 
 def test_budget_is_kept_by_lru_eviction() -> None:
@@ -34,7 +34,7 @@ def test_zero_budget_loads_and_frees_on_every_call() -> None:
     models = FakeModels(budget=0)
 
     ticket = models.load("a")
-    assert ticket.outcome is Outcome.UNCACHED
+    assert ticket.outcome is LoadOutcome.UNCACHED
     assert ticket.lease is not None
     assert ticket.lease.model.name == "a"
     assert models.cache.total_bytes == 100
@@ -109,7 +109,7 @@ def test_expired_ttl_makes_an_idle_model_reload() -> None:
     models.clock.pass_(60)
 
     assert not models.cache.contains("key of a")
-    assert models.use("a").outcome is Outcome.LOADED
+    assert models.use("a").outcome is LoadOutcome.LOADED
     assert models.cache.contains("key of a")
 
 
@@ -161,7 +161,7 @@ def test_eviction_precedes_the_read_of_a_new_model() -> None:
 
     models.cache.step()
 
-    assert models.loader.begun[-1] == ("c", None)
+    assert models.loader.begun[-1] == ("c", False)
     assert models.names == ["b"]
     assert newcomer.progress.evicting == ("a",)
     models.finish()
@@ -270,7 +270,7 @@ def test_unpinned_model_can_be_evicted() -> None:
 
     models.use("a", pin=False)
 
-    assert models.use("b").outcome is Outcome.LOADED
+    assert models.use("b").outcome is LoadOutcome.LOADED
 
 
 def test_changed_weights_are_a_new_model_in_the_cache() -> None:

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from daemon.cache.load import Outcome
+from daemon.cache.load import LoadOutcome
 from tests.support.builders import FakeModels
 
 
@@ -69,7 +69,7 @@ def test_draining_model_is_loaded_anew_on_request() -> None:
 
     new = models.load("a")
 
-    assert new.outcome is Outcome.LOADED
+    assert new.outcome is LoadOutcome.LOADED
     assert new.lease is not None
     assert old.lease is not None
     assert new.lease.model is not old.lease.model
@@ -105,7 +105,7 @@ def test_leased_model_never_expires_with_zero_ttl() -> None:
     models = FakeModels(ttl=0.0)
     ticket = models.load("a")
     assert models.cache.contains("key of a")
-    assert models.load("a").outcome is Outcome.HIT
+    assert models.load("a").outcome is LoadOutcome.HIT
 
     ticket.cancel()
 

@@ -9,7 +9,7 @@ from collections.abc import Generator
 import pytest
 
 from daemon.cache.limits import ModelLimits
-from daemon.cache.load import Loaded, Outcome, Progress, Stage, Ticket
+from daemon.cache.load import Loaded, LoadOutcome, Progress, Stage, Ticket
 from daemon.cache.model_cache import ModelCache
 from daemon.shared.errors import Reason, SidecarError
 from tests.support.builders import Clock, FakeModels, FakeSource, Weights
@@ -28,8 +28,8 @@ def test_single_flight_callers_share_one_load() -> None:
     tickets = [models.ask("a") for _ in range(5)]
     models.finish()
 
-    assert models.loader.begun == [("a", None)]
-    assert {ticket.outcome for ticket in tickets} == {Outcome.LOADED}
+    assert models.loader.begun == [("a", False)]
+    assert {ticket.outcome for ticket in tickets} == {LoadOutcome.LOADED}
     assert len({id(ticket.lease.model) for ticket in tickets if ticket.lease}) == 1
     (entry,) = models.cache.entries()
     assert (entry.leases, entry.use_count) == (5, 5)
@@ -79,13 +79,13 @@ def test_loads_run_one_at_a_time_in_request_order() -> None:
     assert models.cache.loading() == []
 
 
-def test_first_callers_options_reach_the_loader() -> None:
+def test_first_caller_decides_on_the_warm_up() -> None:
     models = FakeModels()
-    models.ask("a", options="skip warm-up")
-    models.ask("a", options="other")
+    models.ask("a", skip_warmup=True)
+    models.ask("a")
     models.finish()
 
-    assert models.loader.begun == [("a", "skip warm-up")]
+    assert models.loader.begun == [("a", True)]
 
 
 def test_load_time_excludes_the_queue() -> None:
@@ -107,7 +107,7 @@ def test_cancelled_caller_leaves_the_load_to_others() -> None:
     hasty.cancel()
     models.finish()
 
-    assert patient.outcome is Outcome.LOADED
+    assert patient.outcome is LoadOutcome.LOADED
     assert not hasty.done
     (entry,) = models.cache.entries()
     assert entry.leases == 1
@@ -134,7 +134,7 @@ def test_queued_load_that_is_cancelled_never_begins() -> None:
     models.ask("b").cancel()
     models.finish()
 
-    assert models.loader.begun == [("a", None)]
+    assert models.loader.begun == [("a", False)]
     assert models.frees == 0
 
 
@@ -158,7 +158,7 @@ def test_a_cancelled_model_can_be_asked_for_again() -> None:
     models = FakeModels()
     models.ask("a").cancel()
 
-    assert models.load("a").outcome is Outcome.LOADED
+    assert models.load("a").outcome is LoadOutcome.LOADED
 
 
 def test_failed_load_is_not_cached_and_reaches_callers() -> None:
@@ -184,8 +184,8 @@ def test_load_is_retried_after_a_failure() -> None:
     models.finish()
 
     assert broken.error is not None
-    assert next_one.outcome is Outcome.LOADED
-    assert models.use("a").outcome is Outcome.LOADED
+    assert next_one.outcome is LoadOutcome.LOADED
+    assert models.use("a").outcome is LoadOutcome.LOADED
 
 
 def test_load_without_room_spares_the_load_queue() -> None:
@@ -196,7 +196,7 @@ def test_load_without_room_spares_the_load_queue() -> None:
 
     assert isinstance(refused.error, SidecarError)
     assert refused.error.reason is Reason.BUDGET_IN_USE
-    assert small.outcome is Outcome.LOADED
+    assert small.outcome is LoadOutcome.LOADED
     held.cancel()
 
 
@@ -207,7 +207,7 @@ def test_eviction_happens_when_a_load_begins() -> None:
     held.cancel()
     models.finish()
 
-    assert waiting.outcome is Outcome.LOADED
+    assert waiting.outcome is LoadOutcome.LOADED
     assert waiting.evicted == ("a",)
 
 

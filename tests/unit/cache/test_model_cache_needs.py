@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from daemon.cache.load import Outcome, Ticket
+from daemon.cache.load import LoadOutcome, Ticket
 from daemon.shared.errors import Reason, SidecarError
 from tests.support.builders import FakeModels, FakeSource, Weights
 
@@ -45,7 +45,7 @@ def test_eviction_covers_estimated_then_real_needs() -> None:
 
     assert models.names == ["large"]
     assert ticket.evicted == ("a", "b", "c")
-    assert ticket.outcome is Outcome.LOADED
+    assert ticket.outcome is LoadOutcome.LOADED
 
 
 def test_model_is_refused_while_memory_is_leased() -> None:
@@ -79,7 +79,7 @@ def test_refused_load_reaches_all_callers_of_the_queue() -> None:
     models.finish()
 
     assert [_refusal(ticket).reason for ticket in refused] == [Reason.MODEL_EXCEEDS_BUDGET] * 3
-    assert following.outcome is Outcome.LOADED
+    assert following.outcome is LoadOutcome.LOADED
 
 
 def test_without_a_budget_memory_limits_the_models() -> None:
@@ -90,4 +90,4 @@ def test_without_a_budget_memory_limits_the_models() -> None:
 
     assert _refusal(ticket).reason is Reason.MODEL_EXCEEDS_BUDGET
     assert "memory allows 1000" in _refusal(ticket).message
-    assert fits.outcome is Outcome.UNCACHED
+    assert fits.outcome is LoadOutcome.UNCACHED

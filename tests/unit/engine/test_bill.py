@@ -11,7 +11,7 @@ import pytest
 
 from daemon.engine.execution import bill as bills
 from daemon.engine.execution.bill import bill, widest
-from daemon.engine.execution.prefill_queue import Outcome, PrefillQueue
+from daemon.engine.execution.prefill_queue import Prefilled, PrefillQueue
 from daemon.engine.execution.row_bills import LEAST_WIDTH, Bill, BilledRow, prompt_bill
 from daemon.engine.execution.runner import Runner
 from daemon.engine.memory.memory_budget import DECODE_ROOM
@@ -117,7 +117,7 @@ def test_samples_behind_a_prefix_are_billed(
     ask.samples, ask.sampling.temperature = 4, 1.0
     prefilled = Runner._prefilled
 
-    def billed(self: Runner, outcome: Outcome) -> None:
+    def billed(self: Runner, outcome: Prefilled) -> None:
         shared = sum(prefix.memory.nbytes for prefix in self.readers.prefixes())
         kvs.extend(bill([prompt], ()).kv - shared for prompt in self._prefills)
         prefilled(self, outcome)

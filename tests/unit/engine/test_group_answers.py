@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from daemon.engine.background.answers import Ticket
+from daemon.engine.background.answers import WorkTicket
 from daemon.engine.background.background import Background
 from daemon.engine.group.answers import FirstAnswers, RankAnswers
 from daemon.engine.group.connection import Connection
@@ -38,7 +38,7 @@ def no_difference(why: str) -> None:
     raise AssertionError(why)
 
 
-def work(answers: RankAnswers, acted: list[Any], what: str = "lookup") -> Ticket:
+def work(answers: RankAnswers, acted: list[Any], what: str = "lookup") -> WorkTicket:
     """Begin work whose end goes into a list."""
     return answers.ticket(what, acted.append, lambda: False)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from daemon.engine.execution.bill import _prompt, _prompts, bill
 from daemon.engine.execution.join_bills import _most_together
-from daemon.engine.execution.prefill_queue import Begun, Outcome, Postponed, PrefillQueue
+from daemon.engine.execution.prefill_queue import Begun, Postponed, Prefilled, PrefillQueue
 from daemon.engine.execution.runner import Runner
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.scheduling.prefill_plan import PASS_TOKENS
@@ -98,7 +98,7 @@ def test_what_the_first_has_stored_counts_for_all_that_wait(
     runner, expected = case.harness.engine._runner, list[int]()
     prefilled = Runner._prefilled
 
-    def seen(self: Runner, outcome: Outcome) -> None:
+    def seen(self: Runner, outcome: Prefilled) -> None:
         prefilled(self, outcome)
         expected.extend(sequence.kv.expected for sequence in list(self._prefills)[1:] if not sequence.kv.begun)
 
@@ -123,10 +123,10 @@ def test_prompt_waits_again_if_others_fell_short(
     harness, prompts = case.harness, [[*LONG, number] for number in (6, 7, 8)]
     alone = [harness.run(greedy(case.path, prompt, 8, pb.CACHE_MODE_BYPASS)).ids for prompt in prompts]
     runner, memory = harness.engine._runner, harness.engine._memory
-    outcomes: list[Outcome] = []
+    outcomes: list[Prefilled] = []
     prefilled, add = Runner._prefilled, PrefillQueue.add
 
-    def seen(self: Runner, outcome: Outcome) -> None:
+    def seen(self: Runner, outcome: Prefilled) -> None:
         prefilled(self, outcome)
         outcomes.append(outcome)
         groups = [rows for decoder in self._decoders.values() for rows in decoder.groups]

@@ -16,11 +16,11 @@ def test_admission_slot_is_returned_at_the_end() -> None:
     """Also if the call fails; the last one tells."""
     idle: list[int] = []
     admission = Admission(2, lambda: idle.append(admission.active))
-    with admission.place() as ticket:
+    with admission.admit() as place:
         assert (admission.active, admission.waiting) == (1, 1)
-        admission.began(ticket)
+        admission.began(place)
         assert (admission.active, admission.waiting) == (1, 0)
-    with pytest.raises(ZeroDivisionError), admission.place():
+    with pytest.raises(ZeroDivisionError), admission.admit():
         raise ZeroDivisionError
     assert admission.active == 0
     assert idle == [0, 0]
@@ -30,15 +30,15 @@ def test_calls_beyond_the_queue_limit_are_refused() -> None:
     """With a time to try again; calls that run do not count."""
     admission = Admission(2)
     with ExitStack() as stack:
-        first = stack.enter_context(admission.place())
-        stack.enter_context(admission.place())
-        with pytest.raises(SidecarError) as refused, admission.place():
+        first = stack.enter_context(admission.admit())
+        stack.enter_context(admission.admit())
+        with pytest.raises(SidecarError) as refused, admission.admit():
             pass
         assert refused.value.reason is Reason.QUEUE_FULL
         assert refused.value.retry_after
         assert admission.rejected == 1
         admission.began(first)
-        stack.enter_context(admission.place())
+        stack.enter_context(admission.admit())
         assert admission.waiting == 2
 
 
@@ -48,14 +48,14 @@ def test_full_queue_error_has_a_retry_delay(seconds: float, retry: float) -> Non
     clock = Clock()
     admission = Admission(1, clock=clock)
     for _ in range(40):
-        with admission.place() as ticket:
-            admission.tokenised(ticket, 10)
+        with admission.admit() as place:
+            admission.tokenised(place, 10)
             clock.pass_(seconds)
-            admission.began(ticket)
-        with admission.place() as load:
+            admission.began(place)
+        with admission.admit() as load:
             admission.began(load)
     clock.pass_(seconds)
-    with admission.place(), pytest.raises(SidecarError) as refused, admission.place():
+    with admission.admit(), pytest.raises(SidecarError) as refused, admission.admit():
         pass
     assert refused.value.retry_after == pytest.approx(retry, rel=0.05)
 
@@ -63,7 +63,7 @@ def test_full_queue_error_has_a_retry_delay(seconds: float, retry: float) -> Non
 def test_prompt_tokens_beyond_the_limit_are_refused() -> None:
     """A prompt of any size waits alone; together they have a limit, to the token."""
     admission = Admission(8)
-    with admission.place() as first, admission.place() as second, admission.place() as third:
+    with admission.admit() as first, admission.admit() as second, admission.admit() as third:
         admission.tokenised(first, 3 * MAX_WAITING_TOKENS)
         with pytest.raises(SidecarError) as refused:
             admission.tokenised(second, 1)
@@ -72,7 +72,7 @@ def test_prompt_tokens_beyond_the_limit_are_refused() -> None:
         admission.began(first)
         admission.tokenised(second, MAX_WAITING_TOKENS - 1)
         admission.tokenised(third, 1)
-        with admission.place() as fourth, pytest.raises(SidecarError):
+        with admission.admit() as fourth, pytest.raises(SidecarError):
             admission.tokenised(fourth, 1)
 
 
@@ -80,13 +80,13 @@ def test_closing_admission_drops_waiting_and_new_calls() -> None:
     """Running calls go on."""
     admission = Admission(4)
     dropped: list[str] = []
-    with admission.place() as running, admission.place() as waiting:
+    with admission.admit() as running, admission.admit() as waiting:
         running.drop = lambda error: dropped.append("running")
         waiting.drop = lambda error: dropped.append(error.reason)
         admission.began(running)
         admission.close()
         assert dropped == [Reason.SHUTTING_DOWN]
-        with pytest.raises(SidecarError) as refused, admission.place():
+        with pytest.raises(SidecarError) as refused, admission.admit():
             pass
         assert refused.value.reason is Reason.SHUTTING_DOWN
         assert refused.value.retry_after
@@ -96,8 +96,8 @@ def test_admission_slot_can_be_returned_early() -> None:
     """Once: the end of the block then changes nothing."""
     idle: list[int] = []
     admission = Admission(1, lambda: idle.append(1))
-    with admission.place() as ticket:
-        admission.leave(ticket)
+    with admission.admit() as place:
+        admission.leave(place)
         assert (admission.active, idle) == (0, [1])
     assert idle == [1]
 
@@ -106,7 +106,7 @@ def test_cutting_off_drops_running_calls() -> None:
     """Their time is over; their callers may come back."""
     admission = Admission(4)
     dropped: list[SidecarError] = []
-    with admission.place() as running:
+    with admission.admit() as running:
         running.drop = dropped.append
         admission.began(running)
         admission.close()
@@ -121,14 +121,14 @@ def test_one_program_fills_its_share_of_the_queue() -> None:
     admission = Admission(4, most_of_program=2)
     mine = Caller(7, "mine")
     with ExitStack() as stack:
-        first, _ = (stack.enter_context(admission.place(mine)) for _ in range(2))
+        first, _ = (stack.enter_context(admission.admit(mine)) for _ in range(2))
         with pytest.raises(SidecarError, match=r"2 requests of mine wait already, .* max_queue_share") as refused:
-            stack.enter_context(admission.place(Caller(8, "mine")))
+            stack.enter_context(admission.admit(Caller(8, "mine")))
         assert refused.value.reason is Reason.QUEUE_FULL
         assert refused.value.retry_after
-        stack.enter_context(admission.place(Caller(9, "other")))
+        stack.enter_context(admission.admit(Caller(9, "other")))
         admission.began(first)
-        stack.enter_context(admission.place(mine))
+        stack.enter_context(admission.admit(mine))
         assert sorted(admission.calls, key=str) == sorted(
             [(mine, False), (mine, True), (mine, True), (Caller(9, "other"), True)], key=str
         )

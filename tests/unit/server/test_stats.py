@@ -47,7 +47,7 @@ def test_parent_stats_override_the_engines() -> None:
     supervisor.hello = ipc.Hello(mlx_version="1", mlx_lm_version="2", device="cpu")
     supervisor.state, supervisor.restarts = State.STALLED, 4
     stats.cancelled, stats.draining, admission.rejected = 5, True, 6
-    with admission.place():
+    with admission.admit():
         answer = stats.response(pb.StatsRequest())
     engine = answer.engine
     assert (engine.state, engine.restarts, engine.cancelled, engine.rejected) == (pb.ENGINE_STATE_STALLED, 4, 5, 6)
@@ -76,6 +76,6 @@ def test_stats_show_the_processes_that_call() -> None:
     """With their waiting and running calls; the parent knows them, and no engine does."""
     rig = Rig()
     caller = rig.callers.arrived([])
-    with rig.admission.place(caller):
+    with rig.admission.admit(caller):
         (shown,) = rig.stats.response(pb.StatsRequest()).engine.callers
     assert (shown.pid, shown.program, shown.waiting, shown.running, shown.calls) == (7, "code", 1, 0, 1)

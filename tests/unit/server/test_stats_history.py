@@ -34,7 +34,7 @@ def test_history_sample_has_every_field() -> None:
     """Requests in flight are those that wait, prefill or decode; only the parent knows how many wait."""
     admission = Admission(1)
     history = History(lambda: 0.0, admission)
-    with admission.place():
+    with admission.admit():
         history.note(snapshot(tokens=7))
     (sample,) = history.samples()
     assert (sample.in_flight, sample.generated_tokens, sample.lookups, sample.hits) == (6, 7, 9, 8)
@@ -49,10 +49,10 @@ def test_a_request_that_waits_for_its_model_is_in_flight() -> None:
     history = History(lambda: now, admission)
     router = CallRouter(lambda: now, history.note)
     stats = Stats(Supervisor(["engine"], lambda: now, router), router, admission, Callers(dict), history, lambda: now)
-    with admission.place() as ticket:
+    with admission.admit() as place:
         router.note_snapshot(pb.StatsResponse())
         assert stats.response(pb.StatsRequest()).engine.queued == 1
-        admission.began(ticket)
+        admission.began(place)
         now = INTERVAL_SECONDS
         router.note_snapshot(pb.StatsResponse(engine=pb.EngineStats(decoding=1)))
     answer = stats.response(pb.StatsRequest(include_history=True))
