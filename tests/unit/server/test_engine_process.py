@@ -81,11 +81,16 @@ async def test_engine_without_progress_is_killed(
 
 
 async def test_an_engine_that_never_says_hello_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A start has a limit of its own."""
+    """A start has a limit of its own. The log tells how long it lived, and its pid for the system's log."""
     monkeypatch.setattr(module, "START_SECONDS", 0.2)
-    async with supervising("--no-hello") as supervisor:
-        await supervisor.until(State.RESTARTING)
-        assert State.READY not in supervisor.states
+    with capture_logs() as logs:
+        async with supervising("--no-hello") as supervisor:
+            await supervisor.until(State.RESTARTING, times=2)
+            assert State.READY not in supervisor.states
+    killed, died = [line for line in logs if line["log_level"] == "error"][:2]
+    assert (killed["event"], died["event"]) == ("engine_stuck_killed", "engine_died")
+    assert killed["lived_s"] >= 0.2
+    assert killed["pid"] == died["pid"] > 0
 
 
 async def test_unhandled_engine_event_spares_supervision(monkeypatch: pytest.MonkeyPatch) -> None:
