@@ -80,18 +80,18 @@ class EngineCall:
         """Take an event from the engine. Events after the last one are dropped."""
         if self.over:
             return
-        self.over = ends_call(event)
         if event.HasField("failure"):
             self._end_with(error_of(event.failure))
-            return
-        if self._error is None:
+        elif self._error is None:
             if self.waited and event.generate.HasField("finished"):
                 _lengthen(event.generate.finished.timings, self.waited)
             self._backlog.push(event)
-            if self._backlog.nbytes >= FULL_BYTES and self._patience is None and not self.over:
-                self._on_hold(self, True)
-                self._wait_for_reader()
+        self.over = ends_call(event)  # only now: a call whose last event cannot be taken has to end with an error
         self._arrived.set()
+        full = self._backlog.nbytes >= FULL_BYTES
+        if full and self._error is None and self._patience is None and not self.over:
+            self._on_hold(self, True)
+            self._wait_for_reader()
 
     def fail(self, error: SidecarError) -> None:
         """End the call with an error, unless it is over. The engine may still compute for it until it is closed."""

@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from daemon.server.supervision import supervisor as module
-from daemon.server.supervision.engine_call import EngineCall
+from daemon.server.supervision.engine_call import Backlog, EngineCall
 from daemon.server.supervision.engine_process import EngineProcess
 from daemon.server.supervision.spawning import spawned
 from daemon.server.supervision.supervisor import State
@@ -106,6 +106,20 @@ async def test_unhandled_engine_event_spares_supervision(monkeypatch: pytest.Mon
     async with supervising() as supervisor:
         assert (await error_of(opened(supervisor, "fail"))).reason is Reason.ENGINE_RESTARTED
         assert text(await events(opened(supervisor, "ok"))) == "one two three"
+
+
+async def test_call_whose_last_event_is_lost_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its answer would end well, without its end."""
+    push = Backlog.push
+
+    def fragile(backlog: Backlog, event: ipc.Event) -> None:
+        if event.generate.HasField("finished"):
+            raise ZeroDivisionError
+        push(backlog, event)
+
+    monkeypatch.setattr(Backlog, "push", fragile)
+    async with supervising() as supervisor:
+        assert (await error_of(opened(supervisor, "ok"))).reason is Reason.ENGINE_RESTARTED
 
 
 async def test_engine_log_lines_are_forwarded() -> None:
