@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from daemon.cache.entry import Entry
 from daemon.shared.errors import RETRY_SECONDS, Reason, SidecarError
-from daemon.shared.wording import size, sizes_apart
+from daemon.shared.wording import count, size, sizes_apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +69,43 @@ def oversize(name: str, needed: int, budget: int, allowed_by: str = "model_cache
     )
 
 
-def in_use(name: str, needed: int, budget: int, holders: Iterable[Entry[Any]]) -> SidecarError:
-    """Return the error for a model that does not fit now, because others are in use or pinned."""
+def in_use(name: str, needed: int, limits: ModelLimits, holders: Sequence[Entry[Any]]) -> SidecarError:
+    """
+    Return the error for a model that does not fit now, because others are in use or pinned.
+
+    Its message names the limit, and tells a loaded model from one that was dropped and is used to the end.
+
+    Args:
+        name: The model.
+        needed: Bytes of its weights.
+        limits: The limits of the cache.
+        holders: The models that cannot be evicted now.
+    """
     bytes_by_names: Counter[str] = Counter()  # a draining model and a new copy of it have the same names
     for entry in holders:
         bytes_by_names[" = ".join(entry.names)] += entry.nbytes
-    listing = ", ".join(f"{names} ({size(nbytes)})" for names, nbytes in bytes_by_names.items())
+    listing = ", ".join(map(_holder, holders))
+    # A draining model takes bytes and no slot: without a lack of bytes, it is the slots that are taken.
+    if sum(entry.nbytes for entry in holders) + needed > limits.budget_bytes:
+        key, allowed = "model_cache_mb", size(limits.budget_bytes)
+    else:
+        key, allowed = "max_models", count(limits.max_models, "model")
     return SidecarError(
         Reason.BUDGET_IN_USE,
-        f"no room for {name} ({size(needed)}): in use or pinned are {listing}",
+        f"no room for {name} ({size(needed)}): {key} allows {allowed}, and in use or pinned are {listing}; "
+        f"try again shortly, unpin a model, or raise {key}",
         metadata={
             "needed_bytes": str(needed),
-            "budget_bytes": str(budget),
+            "budget_bytes": str(limits.budget_bytes),
             **{names: str(nbytes) for names, nbytes in bytes_by_names.items()},
         },
         retry_after=RETRY_SECONDS,
     )
+
+
+def _holder(entry: Entry[Any]) -> str:
+    dropped = ", dropped while in use" if entry.draining else ""
+    return f"{' = '.join(entry.names)} ({size(entry.nbytes)}{dropped})"
 
 
 def not_loaded(name: str, *, kept: bool) -> SidecarError:

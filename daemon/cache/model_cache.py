@@ -275,7 +275,7 @@ class ModelCache(Generic[S, M]):
         idle = self._idle()
         if not fits(sum(entry.nbytes for entry in idle), len(idle)):
             holders = [entry for entry in self.entries() if not entry.evictable]
-            raise in_use(name, nbytes, self.limits.budget_bytes, holders)
+            raise in_use(name, nbytes, self.limits, holders)
         return _names(self._evict_until(fits))
 
     def _trim(self) -> tuple[str, ...]:

@@ -79,6 +79,8 @@ def run(config: Config, engine: Sequence[str] | None = None, wake_lock: WakeLock
         logs.take_over()
         # Only now: a daemon that is refused must not touch the log file of the running daemon.
         logs.configure(config.log_level, config.log_file)
+        if lock.orphan is not None:
+            log.warning("orphaned_engine_killed", pid=lock.orphan)
         if (instead := process_setup.settle_temporary_directory()) is not None:
             log.warning("tmpdir_replaced", directory=instead)
         try:

@@ -42,10 +42,15 @@ class InstanceLock:
 
     The lock file is never deleted: a lock on a deleted file would let a second daemon in. It holds the process ids of
     the daemon and of its engine.
+
+    Attributes:
+        orphan: Process id of the engine of a dead daemon that was killed for the lock; None if there was none. Whoever
+            has the lock logs it: before that, the log file belongs to another daemon.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, orphan: int | None) -> None:
         self._fd = fd
+        self.orphan = orphan
 
     @classmethod
     def acquire(cls, socket: Path, wait: float) -> InstanceLock:
@@ -64,16 +69,17 @@ class InstanceLock:
             SocketPathError: If the lock file is a symlink, is not ours or cannot be locked.
         """
         fd = _open_lock(_lock_path(socket))
+        orphan = None
         try:
             if not _lock(fd, socket, wait):
-                _kill_orphan(fd)
+                orphan = _kill_orphan(fd)
                 if not _lock(fd, socket, wait):
                     raise AlreadyRunning(_read_pids(fd)[0])
             _write_pids(fd)
         except BaseException:
             os.close(fd)
             raise
-        return cls(fd)
+        return cls(fd, orphan)
 
     def fileno(self) -> int:
         """Return the descriptor. It closes on exec, unless `subprocess` hands it on by `pass_fds`."""
@@ -156,23 +162,23 @@ def _lock(fd: int, socket: Path, wait: float) -> bool:
     return False
 
 
-def _kill_orphan(fd: int) -> None:
+def _kill_orphan(fd: int) -> int | None:
     """
-    Kill the engine of a dead daemon. It should have exited at the end of its socket; it is stopped, or hangs.
+    Kill the engine of a dead daemon, and return its process id; None if there was none to kill.
+
+    It should have exited at the end of its socket; it is stopped, or hangs.
 
     Process ids are used again: the process is killed only if its command line is an engine's.
     """
     _, engine = _read_pids(fd)
     if engine is None:
-        return
+        return None
     shown = subprocess.run(["/bin/ps", "-ww", "-o", "command=", "-p", str(engine)], capture_output=True, text=True)  # noqa: S603
-    if "engine" in shown.stdout and " --fd " in shown.stdout:
-        import structlog  # here: the command line imports this module for AlreadyRunning, and does not log
-
-        log = structlog.get_logger()
-        log.warning("orphaned_engine_killed", pid=engine)
-        with suppress(ProcessLookupError):
-            os.kill(engine, signal.SIGKILL)
+    if "engine" not in shown.stdout or " --fd " not in shown.stdout:
+        return None
+    with suppress(ProcessLookupError):
+        os.kill(engine, signal.SIGKILL)
+    return engine
 
 
 def _write_pids(fd: int, *engine: int) -> None:

@@ -92,7 +92,11 @@ def test_killed_parent_leaves_a_startable_daemon(folder: Path) -> None:
 
 
 def test_hanging_engine_soon_follows_its_dead_parent(folder: Path) -> None:
-    """A stopped engine does not see the end of its socket and holds the lock; the next daemon kills it and serves."""
+    """
+    A stopped engine does not see the end of its socket and holds the lock; the next daemon kills it and serves.
+
+    The log file says so, which is the dead daemon's until the lock is taken.
+    """
     with ending(started(folder, FAKE)) as daemon, daemon.client() as client:
         client.load("ok")
         engine = client.stats().engine.pid
@@ -102,6 +106,7 @@ def test_hanging_engine_soon_follows_its_dead_parent(folder: Path) -> None:
         try:
             assert alive(engine)
             serves(folder, FAKE, engine, "ok")
+            assert [line["pid"] for line in daemon.log() if line["event"] == "orphaned_engine_killed"] == [engine]
         finally:
             with suppress(ProcessLookupError):
                 os.kill(engine, signal.SIGKILL)

@@ -48,7 +48,7 @@ class LatencyStats:
     Durations of completed requests.
 
     Attributes:
-        queue: Preparing the prompt and waiting for a slot.
+        queue: Waiting for an engine that starts, preparing the prompt, and waiting for a slot.
         load: Waiting for a model to load; only of requests that waited.
         prefill: Computing the part of the prompt that was not cached.
         first_token: From arrival to the first token.

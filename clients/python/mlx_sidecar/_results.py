@@ -201,7 +201,7 @@ class Timings:
     Durations of a request's stages in seconds; None if the daemon sent none.
 
     Attributes:
-        queue: Rendering, tokenising and waiting for a slot.
+        queue: Waiting for an engine that starts, rendering, tokenising and waiting for a slot.
         load: Waiting for the model.
         lookup: Looking up the longest cached prefix.
         restore: Copying the cached prefix.

@@ -90,7 +90,7 @@ class CallRouter:
         if wait > LONGEST_WAIT_SECONDS:
             raise _restarted("the engine keeps dying", wait)
         command.call_id = next(self._ids)
-        call = EngineCall(command, self._close, self._hold)
+        call = EngineCall(command, self._close, self._hold, self._clock())
         if self._send is not None:
             self._send(command)
         else:
@@ -105,7 +105,9 @@ class CallRouter:
         self.problem = ""
         for command in self._overrides.recalls():
             send(command)
+        now = self._clock()
         for call in self._unsent.values():
+            call.waited = now - call.opened
             send(call.command)
         self._unsent.clear()
 

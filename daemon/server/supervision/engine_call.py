@@ -24,11 +24,13 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
+from daemon.shared.durations import duration, seconds
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.failures import error_of
 from daemon.shared.last_events import ends_call
 from daemon.shared.observed_time import Countdown
 from daemon.v1 import ipc_pb2 as ipc
+from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 FULL_BYTES = 192 * 1024
 """Bytes of a backlog at which the engine is told to hold the call. With what it sends meanwhile: below 256 KiB."""
@@ -45,9 +47,12 @@ class EngineCall:
         command: The command that opened the call.
         on_close: Called when the reader is done, or is given up. It tells the engine, if the call is not over.
         on_hold: Called when the engine is to hold the call (True), or to go on (False).
+        opened: When it was opened, in seconds.
 
     Attributes:
         over: Whether the engine has sent its last event. That event may still be unread.
+        waited: Seconds until an engine took it. They are added to the timings of the answer: a caller who waits for an
+            engine to start waits in a queue.
         on_stall: Called once if the call is ended because its reader stays away.
     """
 
@@ -56,9 +61,12 @@ class EngineCall:
         command: ipc.Command,
         on_close: Callable[[EngineCall], None],
         on_hold: Callable[[EngineCall, bool], None] = lambda _call, _held: None,
+        opened: float = 0.0,
     ) -> None:
         self.command = command
+        self.opened = opened
         self.over = False
+        self.waited = 0.0
         self.on_stall: Callable[[], None] = lambda: None
         self._on_close = on_close
         self._on_hold = on_hold
@@ -72,16 +80,18 @@ class EngineCall:
         """Take an event from the engine. Events after the last one are dropped."""
         if self.over:
             return
-        self.over = ends_call(event)
         if event.HasField("failure"):
             self._end_with(error_of(event.failure))
-            return
-        if self._error is None:
+        elif self._error is None:
+            if self.waited and event.generate.HasField("finished"):
+                _lengthen(event.generate.finished.timings, self.waited)
             self._backlog.push(event)
-            if self._backlog.nbytes >= FULL_BYTES and self._patience is None and not self.over:
-                self._on_hold(self, True)
-                self._wait_for_reader()
+        self.over = ends_call(event)  # only now: a call whose last event cannot be taken has to end with an error
         self._arrived.set()
+        full = self._backlog.nbytes >= FULL_BYTES
+        if full and self._error is None and self._patience is None and not self.over:
+            self._on_hold(self, True)
+            self._wait_for_reader()
 
     def fail(self, error: SidecarError) -> None:
         """End the call with an error, unless it is over. The engine may still compute for it until it is closed."""
@@ -201,6 +211,13 @@ class Backlog:
         """Drop all events."""
         self._events.clear()
         self.nbytes = 0
+
+
+def _lengthen(timings: pb.Timings, waited: float) -> None:
+    """Add the seconds that a call waited for an engine, which has not seen them."""
+    spans = [timings.queue] + ([timings.first_token] if timings.HasField("first_token") else [])
+    for span in spans:
+        span.CopyFrom(duration(seconds(span) + waited))
 
 
 def _sample(event: ipc.Event) -> int | None:

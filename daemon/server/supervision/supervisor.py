@@ -224,13 +224,13 @@ class Supervisor:
     async def _run(self) -> None:
         while True:
             status = await self._live()
-            self._engine = None
+            pid, self._engine = self.pid, None
             if self.state is State.STOPPED:
                 log.info("engine_stopped", status=status)
                 return
-            await self._back_off(status, lived=self._vitals.lived)
+            await self._back_off(status, pid, lived=self._vitals.lived)
 
-    async def _back_off(self, status: int | None, *, lived: float) -> None:
+    async def _back_off(self, status: int | None, pid: int, *, lived: float) -> None:
         if lived >= STABLE_SECONDS:
             self._backoff = FIRST_BACKOFF
         pause, self._backoff = self._backoff, min(self._last_backoff or LAST_BACKOFF, 2 * self._backoff)
@@ -238,9 +238,8 @@ class Supervisor:
         # An engine that was killed for its stuck threads died of calls that have ended; those that run are bystanders.
         calls = self._router.engine_died(pause, blame_calls=self._vitals.threads_stuck < MOST_STUCK)
         if status is not None and (starts := self._starts.ended(status)):
-            log.error(
-                "engine_died", status=status, lived_s=round(lived, 3), calls=calls, retry_in_s=pause, starts=starts
-            )
+            figures = {"lived_s": round(lived, 3), "calls": calls, "retry_in_s": pause, "starts": starts}
+            log.error("engine_died", status=status, pid=pid, **figures)
         await asyncio.sleep(pause)
         self.restarts += 1
 
@@ -287,6 +286,8 @@ class Supervisor:
                 if self._starts.due("engine_stuck_killed"):
                     log.error(
                         "engine_stuck_killed",
+                        pid=engine.pid,
+                        lived_s=round(self._vitals.lived, 3),
                         silent_s=round(self._vitals.silence, 3),
                         step_age_s=round(self._vitals.step_age, 3),
                         threads=self._vitals.threads_stuck,

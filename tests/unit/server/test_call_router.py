@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from daemon.server.supervision.call_router import LONGEST_WAIT_SECONDS, CallRouter
+from daemon.shared.durations import duration, seconds
 from daemon.shared.errors import Reason, SidecarError
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.support.builders import Clock
 from tests.unit.server.supervised import error_of, events, generate
 
 
@@ -45,6 +47,23 @@ async def test_a_new_engine_is_told_what_callers_chose_before_it_gets_calls() ->
     router.connect(line.commands.append)
     assert line.kinds == ["recall", "generate"]
     assert line.commands[0].recall == pb.GetOrLoadRequest(model="/a", pin=True)
+
+
+@pytest.mark.parametrize("waited", [0, 45])
+async def test_timings_count_the_wait_for_an_engine(waited: int) -> None:
+    """From arrival, as the API says: else nothing would tell where the seconds of a slow answer went."""
+    clock, line = Clock(), Line()
+    router = CallRouter(clock)
+    call = router.open(generate("a"))
+    clock.pass_(waited)
+    router.connect(line.commands.append)
+    clock.pass_(2)
+    timings = pb.Timings(queue=duration(0.25), prefill=duration(1), first_token=duration(1.25))
+    answer = pb.GenerateResponse(finished=pb.Finished(timings=timings))
+    router.deliver(ipc.Event(call_id=call.command.call_id, generate=answer))
+    told = (await events(call))[0].generate.finished.timings
+    assert (seconds(told.queue), seconds(told.first_token)) == (waited + 0.25, waited + 1.25)
+    assert told.prefill == timings.prefill
 
 
 async def test_dropped_weights_are_not_recalled() -> None:

@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from daemon.server.supervision import supervisor as module
-from daemon.server.supervision.engine_call import EngineCall
+from daemon.server.supervision.engine_call import Backlog, EngineCall
 from daemon.server.supervision.engine_process import EngineProcess
 from daemon.server.supervision.spawning import spawned
 from daemon.server.supervision.supervisor import State
@@ -81,11 +81,16 @@ async def test_engine_without_progress_is_killed(
 
 
 async def test_an_engine_that_never_says_hello_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A start has a limit of its own."""
+    """A start has a limit of its own. The log tells how long it lived, and its pid for the system's log."""
     monkeypatch.setattr(module, "START_SECONDS", 0.2)
-    async with supervising("--no-hello") as supervisor:
-        await supervisor.until(State.RESTARTING)
-        assert State.READY not in supervisor.states
+    with capture_logs() as logs:
+        async with supervising("--no-hello") as supervisor:
+            await supervisor.until(State.RESTARTING, times=2)
+            assert State.READY not in supervisor.states
+    killed, died = [line for line in logs if line["log_level"] == "error"][:2]
+    assert (killed["event"], died["event"]) == ("engine_stuck_killed", "engine_died")
+    assert killed["lived_s"] >= 0.2
+    assert killed["pid"] == died["pid"] > 0
 
 
 async def test_unhandled_engine_event_spares_supervision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +106,20 @@ async def test_unhandled_engine_event_spares_supervision(monkeypatch: pytest.Mon
     async with supervising() as supervisor:
         assert (await error_of(opened(supervisor, "fail"))).reason is Reason.ENGINE_RESTARTED
         assert text(await events(opened(supervisor, "ok"))) == "one two three"
+
+
+async def test_call_whose_last_event_is_lost_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its answer would end well, without its end."""
+    push = Backlog.push
+
+    def fragile(backlog: Backlog, event: ipc.Event) -> None:
+        if event.generate.HasField("finished"):
+            raise ZeroDivisionError
+        push(backlog, event)
+
+    monkeypatch.setattr(Backlog, "push", fragile)
+    async with supervising() as supervisor:
+        assert (await error_of(opened(supervisor, "ok"))).reason is Reason.ENGINE_RESTARTED
 
 
 async def test_engine_log_lines_are_forwarded() -> None:
