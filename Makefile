@@ -17,7 +17,7 @@ test: lint types $(VENV)/.developed ## Lint, types, generated code, all tests bu
 	@# Tests start hundreds of processes. Where the environment forbids .pyc files, each would compile the project anew.
 	$(BIN)/python -m compileall -q daemon clients/python
 	@# Three of them keep two cores busy: many tests wait for a process or a timer.
-	$(BIN)/python -m pytest -m "not slow" -n 3 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 3 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.developed ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,34 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 # No deadlines: machines are shared. A failure prints what reproduces it.
 settings.register_profile("project", deadline=None, print_blob=True)
 settings.load_profile("project")
+
+
+LONG = (
+    "tests/unit/engine/test_neighbours.py",
+    "tests/integration/test_benchmarks.py",
+    "tests/unit/engine/test_reuse_matrix.py",
+    "tests/integration/test_budget.py",
+    "tests/unit/engine/test_billing_table.py",
+    "tests/attacks/test_common_beginnings.py",
+    "tests/integration/test_lifecycle.py",
+    "tests/faults/test_fail_nth.py",
+    "tests/attacks/test_silence.py",
+    "tests/integration/test_disk_restart.py",
+)
+"""Files that take a minute or more. They begin first, or the last of them would run alone at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """
+    Put the files in the order in which the processes of `make test` take them: long ones, then those with many tests.
+
+    pytest-xdist's own order, by the number of tests alone, leaves long files with few tests for the end.
+    """
+    files = [item.nodeid.partition("::")[0] for item in items]
+    counts = Counter(files)
+    places = {file: place for place, file in enumerate(LONG)}
+    order = {file: (places.get(file, len(LONG)), -count, file) for file, count in counts.items()}
+    items.sort(key=lambda item: order[item.nodeid.partition("::")[0]])
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def build_engine(
     ttl_clock: Callable[[], float] | None = None,
     wall: Callable[[], float] = time.time,
     ranks: Ranks | None = None,
-    measured: Measurements | None = None,
+    known: tuple[Measurements, Verdicts] | None = None,
 ) -> Engine:
     """
     Build the parts of an engine and return the engine that drives them.
@@ -90,8 +90,7 @@ def build_engine(
         ttl_clock: Seconds that include the machine's sleep, for how long models were idle; `clock` if None.
         wall: Seconds since 1970, which may jump.
         ranks: The ranks of a group that compute with this engine; None if it is alone.
-        measured: What passes of models take, where it is known for this process only, as is what self-tests find; None
-            to keep both in the state directory.
+        known: What passes of models take, and what self-tests found of them; None to keep both in the state directory.
     """
     ttl_clock = ttl_clock or clock
     budget = MemoryBudget(_limit(config) if ranks is None else ranks.limit_bytes)
@@ -108,7 +107,7 @@ def build_engine(
     streams = Streams()
     digests = Digests(DigestFile(config.state_dir / DIGESTS), aside=lambda: aside(streams.are_active))
     shard = WHOLE if ranks is None else ranks.shard
-    measured, verdicts = _kept(config, ranks) if measured is None else (measured, Verdicts())
+    measured, verdicts = known or _kept(config, ranks)
     loader = ModelLoader(memory, runner, digests, streams, clock, config.warmup_tokens, measured, verdicts, shard)
     limits = _model_limits(config, budget)
     models: Models = ModelCache(limits, loader.begin, ttl_clock, buffers.clear)

@@ -21,8 +21,8 @@ from daemon.cache.resolver import Wanted, Watcher
 from daemon.engine.calls.giants import GIANT_BYTES
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.builders import safetensors
-from tests.support.models import copy_of_embedded, random_model, wide_model
-from tests.unit.engine.harness import Harness
+from tests.support.models import copy_of_embedded, heavy_model, random_model
+from tests.unit.engine.harness import MEASURED, TESTED, Harness
 
 MIB = 1 << 20
 BUDGET_MB = 64
@@ -98,7 +98,7 @@ def test_eviction_makes_room_for_an_adapters_real_size(tmp_path: Path) -> None:
     """Most of it is built, and not in a file. The victim is evicted before, so that the peak is within the budget."""
     left = mx.get_active_memory()  # by tests before this one, in the same process
     harness = Harness(state_dir=tmp_path / "state", model_cache_mb=90)
-    idle = str(wide_model(tmp_path, "idle", 1))
+    idle = str(heavy_model(tmp_path, "idle", 1))
     assert harness.run(pb.GetOrLoadRequest(model=idle)).info.size_bytes > 30 * MIB
     adapter = _adapter(tmp_path / "adapter", 4000, safetensors({}))
     mx.reset_peak_memory()
@@ -176,8 +176,9 @@ def test_config_of_countless_modules_is_refused(small: Harness, tmp_path: Path, 
 def test_estimated_model_size_is_the_loaded_size(tmp_path: Path) -> None:
     """The files of this model have exactly the bytes that it takes."""
     harness = Harness(state_dir=tmp_path / "state")
-    model = str(wide_model(tmp_path, "m", 1))
-    (weighed,) = [step.needs for step in loader.load(identify("m", Path(model)), 0, lambda: 0.0) if step.needs]
+    model = str(heavy_model(tmp_path, "m", 1))
+    steps = loader.load(identify("m", Path(model)), 0, lambda: 0.0, measured=MEASURED, verdicts=TESTED)
+    (weighed,) = [step.needs for step in steps if step.needs]
 
     assert harness.run(pb.GetOrLoadRequest(model=model)).info.size_bytes == weighed
     harness.close()

@@ -16,28 +16,29 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import pytest
 
-from daemon.cache.identity import ModelKey
+from daemon.cache.mlx.load_notes import LoadNotes
 from daemon.cache.mlx.measurements import Measurements
-from daemon.kv.mlx.layout import Layout
-from daemon.kv.mlx.workspace import Workspace
+from daemon.cache.mlx.self_tests import Verdicts
 from daemon.server.supervision import engine_process
 from daemon.server.supervision.supervisor import State
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.faults.nth import Injected, failing
 from tests.support.models import copy_of_embedded
-from tests.unit.engine.harness import MEASURED, Answer, Harness, generate
+from tests.unit.engine.harness import MEASURED, TESTED, Answer, Harness, generate
 from tests.unit.server.supervised import PATIENCE, supervising
 from tests.unit.server.supervised import generate as command
 
 PROMPT = "The code of the north is seven and the code of the south is eight. "
 GOES_ON = pb.Stop(ignore_eos=True)
 REQUEST = generate(PROMPT, max_tokens=4, stop=GOES_ON)
+V = TypeVar("V")
+
 LAST = 400
 """More calls than any of these takes; a sweep that gets here never ends."""
 
@@ -52,20 +53,24 @@ class OutOfMemory(Injected, RuntimeError):
     """The error that MLX raises when Metal has no memory."""
 
 
-class MeasuredOnce(Measurements):
-    """Takes each model for the one that was measured first, since all that are loaded have the same shape."""
+class Alike(LoadNotes[V]):
+    """Takes each model for the one that was noted first, since all that are loaded have the same weights."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._work: Workspace | None = None
+        self._first: V | None = None
 
-    def find(self, key: ModelKey, layout: Layout) -> Workspace | None:
-        """Return the workspace of the first model."""
-        return self._work
+    def find(self, name: str) -> V | None:
+        """Return what was noted of the first model."""
+        return self._first
 
-    def keep(self, key: ModelKey, layout: Layout, work: Workspace) -> None:
-        """Keep the workspace of the first model."""
-        self._work = work
+    def keep(self, name: str, value: V) -> None:
+        """Note a model."""
+        self._first = value
+
+
+Known = tuple[Measurements, Verdicts]
+"""What loads found out of models."""
 
 
 class Rig:
@@ -74,17 +79,18 @@ class Rig:
 
     Attributes:
         ends: How the calls ended, by reason; "" for an answer, "engine" for the end of the engine.
-        measured: What passes of models take. A rig whose models are alike may measure the first of them alone.
+        known: What loads found out. A rig whose models are alike may measure and test the first of them alone.
     """
 
-    def __init__(self, folder: Path, measured: Measurements) -> None:
+    def __init__(self, folder: Path, known: Known) -> None:
         self.ends: Counter[str] = Counter()
-        self.measured = measured
+        self.known = known
         self._folder = folder
         self.harness = self._new()
 
     def _new(self) -> Harness:
-        return Harness(measured=self.measured, state_dir=self._folder / "state")
+        measured, verdicts = self.known
+        return Harness(measured=measured, verdicts=verdicts, state_dir=self._folder / "state")
 
     def run(self, request: Any, targets: Targets, number: int, error: Callable[[], Exception]) -> tuple[Answer, bool]:
         """Run a call with the Nth of the targets failing; return its events, and whether that was reached."""
@@ -112,16 +118,16 @@ def disk() -> Exception:
     return OSError(5, "Input/output error")
 
 
-@pytest.fixture(name="measured")
-def _measured() -> Measurements:
-    """Return what passes of models take: of each model, once it was measured."""
-    return MEASURED
+@pytest.fixture(name="known")
+def _known() -> Known:
+    """Return what loads found out: of each model, once it was loaded."""
+    return MEASURED, TESTED
 
 
 @pytest.fixture(name="rig")
-def _rig(tmp_path: Path, measured: Measurements) -> Iterator[Rig]:
+def _rig(tmp_path: Path, known: Known) -> Iterator[Rig]:
     """Return an engine with calls that may fail."""
-    rig = Rig(tmp_path, measured)
+    rig = Rig(tmp_path, known)
     yield rig
     rig.harness.close()
 
@@ -158,11 +164,12 @@ def test_failed_generate_leaves_the_next_one_exact(rig: Rig, targets: Targets, w
 
 
 @pytest.mark.parametrize(
-    ("targets", "error", "measured"),
+    ("targets", "error", "known"),
     [
-        (FILES, disk, MeasuredOnce()),  # a measurement opens no file, and takes half the time of these loads
-        pytest.param(EVALUATIONS, memory, MEASURED, marks=pytest.mark.slow),
-        pytest.param(ALLOCATIONS, memory, MEASURED, marks=pytest.mark.slow),
+        # Passes open no file, and take most of the time of these loads.
+        (FILES, disk, (Measurements(Alike()), Verdicts(Alike()))),
+        pytest.param(EVALUATIONS, memory, (MEASURED, TESTED), marks=pytest.mark.slow),
+        pytest.param(ALLOCATIONS, memory, (MEASURED, TESTED), marks=pytest.mark.slow),
     ],
     ids=["files", "evaluation", "allocation"],
 )

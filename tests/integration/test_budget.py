@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 import mlx_sidecar
 from mlx_sidecar import Client, Stats
 from tests.support.daemons import RunningDaemon
-from tests.support.models import wide_model
+from tests.support.models import heavy_model
 
 MIB = 1 << 20
 BUDGET_MB = 90
 """Room for two models of some 40 MB, and not for three."""
 
 
-@pytest.fixture(name="models")
-def _models(folder: Path) -> tuple[str, str, str]:
+@pytest.fixture(name="models", scope="module")
+def _models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
     """Return three models of one size and different content."""
-    a, b, c = (str(wide_model(folder, name, seed)) for seed, name in enumerate("abc"))
+    folder = tmp_path_factory.mktemp("models")
+    a, b, c = (str(heavy_model(folder, name, seed)) for seed, name in enumerate("abc"))
     return a, b, c
 
 
@@ -54,11 +54,11 @@ def test_lru_model_eviction_keeps_the_peak_in_budget(small: RunningDaemon, model
 def test_model_in_use_is_not_evicted(small: RunningDaemon, models: tuple[str, str, str]) -> None:
     """Model B is in use, so model C replaces A, although A was used later. With both in use there is no room."""
     a, b, c = models
-    with small.client() as client, client.generate(b, "x", max_tokens=1500, ignore_eos=True) as stream:
+    with small.client() as client, client.generate(b, "x", max_tokens=4000, ignore_eos=True) as stream:
         events = iter(stream)
         next(events)
         client.load(a)
-        with client.generate(a, "x", max_tokens=1500, ignore_eos=True) as other:
+        with client.generate(a, "x", max_tokens=4000, ignore_eos=True) as other:
             next(iter(other))
             with pytest.raises(mlx_sidecar.BudgetInUse) as caught:
                 client.load(c)

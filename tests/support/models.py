@@ -106,6 +106,13 @@ def wide_model(folder: Path, name: str, seed: int, layers: int = 3, width: int =
     return write_random(folder / name, {**TINY["qwen3"], **sizes}, seed)
 
 
+def heavy_model(folder: Path, name: str, seed: int) -> Path:
+    """Write a model of about 42 MB, most of it a table of positions: its passes are short. Each seed is another one."""
+    sizes = {"n_ctx": 4096, "n_embd": 256, "n_head": 4, "n_layer": 1, "n_positions": 37_000, "layer_norm_epsilon": 1e-5}
+    config = {"model_type": "gpt2", "vocab_size": _COMMON["vocab_size"], "max_position_embeddings": 4096, **sizes}
+    return write_random(folder / name, config, seed)
+
+
 def write_random(path: Path, settings: dict[str, Any], seed: int, dtype: str = "float32") -> Path:
     """Write a model with random weights of a type and the embedded model's tokenizer."""
     path.mkdir()

@@ -17,6 +17,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load
 
 from daemon.cache.mlx.measurements import Measurements
+from daemon.cache.mlx.self_tests import Verdicts
 from daemon.cache.resolver import EMBEDDED_PATH
 from daemon.engine.composition import build_engine
 from daemon.engine.memory.pressure import Level
@@ -39,6 +40,12 @@ AnyRequest = (
 MEASURED = Measurements()
 """What passes take, measured once for all engines of this process."""
 
+TESTED = Verdicts()
+"""
+What self-tests found, once for all engines of this process. A model of the same content is not tested again, so a test
+that needs the steps of a whole load has verdicts of its own.
+"""
+
 PATIENCE = 20.0
 """Seconds after which a test that waits for something has failed."""
 
@@ -58,6 +65,7 @@ class Harness:
     Args:
         guesses: Whether tokens are guessed ahead for requests that leave it open, where that gains time.
         measured: What passes of models take, as far as it is known.
+        verdicts: What self-tests found of models, as far as it is known.
         warms: Whether a load gets tokenizer and template ready. That starts a process, so most tests go without.
         settings: Configuration keys.
 
@@ -70,7 +78,13 @@ class Harness:
     """
 
     def __init__(
-        self, *, guesses: bool = False, measured: Measurements = MEASURED, warms: bool = False, **settings: Any
+        self,
+        *,
+        guesses: bool = False,
+        measured: Measurements = MEASURED,
+        verdicts: Verdicts = TESTED,
+        warms: bool = False,
+        **settings: Any,
     ) -> None:
         self.events: list[ipc.Event] = []
         self.figures = pb.StatsResponse()
@@ -87,7 +101,7 @@ class Harness:
         self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         config = Config(**{"warmup_tokens": 0, "state_dir": folder, **settings})
         self.engine = build_engine(
-            config, self, self._inbox.put, self.now, lambda: self.pressure, self.elapsed, measured=measured
+            config, self, self._inbox.put, self.now, lambda: self.pressure, self.elapsed, known=(measured, verdicts)
         )
         if not guesses:
             unmoved = Unmoved()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from daemon.cache.mlx.self_tests import Verdicts
 from daemon.cache.resolver import EMBEDDED_PATH
 from daemon.engine.prompt import chat_templates, tokenizers
 from daemon.engine.prompt.template_shape import TemplateShape
@@ -35,7 +36,7 @@ PHASES: dict[str, Callable[[Harness, int], bool]] = {
 @pytest.mark.parametrize("phase", PHASES)
 def test_cancelled_call_frees_everything(engine: Callable[..., Harness], phase: str) -> None:
     """In whatever phase it is; nothing is sent after it, and what it had computed is reused."""
-    harness = engine(max_batch=1)
+    harness = engine(max_batch=1, verdicts=Verdicts())  # so that the load takes many steps, whatever ran before
     blocker = None
     if phase != "loading":
         harness.run(LOAD)

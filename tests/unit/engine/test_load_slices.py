@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from daemon.cache.mlx import loader
+from daemon.cache.mlx.measurements import Measurements
+from daemon.cache.mlx.self_tests import Verdicts
 from daemon.engine.calls.model_loading import ModelLoader
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import wide_model
@@ -18,7 +21,7 @@ LONG = pb.Stop(ignore_eos=True)
 
 @pytest.mark.parametrize("layers", [3, pytest.param(160, marks=pytest.mark.slow)])
 def test_stream_gets_a_token_between_load_slices(
-    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int
+    engine: Callable[..., Harness], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int
 ) -> None:
     """
     Until the model is ready, first passes included, and each slice is small: bytes of a bound, or one layer of a pass.
@@ -26,6 +29,7 @@ def test_stream_gets_a_token_between_load_slices(
     So the longest gap between two tokens is a step of the stream's own and the longest of these pieces, also when
     2 GB are loaded (160 layers).
     """
+    harness = engine(measured=Measurements(), verdicts=Verdicts())  # the load takes all of its passes
     path = str(wide_model(tmp_path, "large", 1, layers))
     monkeypatch.setattr(loader, "SLICE_BYTES", 5 << 20)
     stream = harness.begin(generate("The", max_tokens=4000, stop=LONG))
