@@ -3,11 +3,11 @@
 import time
 
 from daemon.cache.mlx.measurements import Measurements
+from daemon.cache.mlx.self_tests import Verdicts
 from daemon.engine.composition import build_engine
 from daemon.engine.loop import Loop
 from daemon.shared.config import Config
 from daemon.v1 import ipc_pb2 as ipc
-from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 PROMPTS = ["colour red. animal cat. city paris. " * 12 + asked for asked in ("colour", "animal")]
 
@@ -30,11 +30,11 @@ class Wire:
 
 def begin(call: int) -> None:
     """Open the call of a prompt on the loop's thread, which is this one."""
-    request = pb.GenerateRequest(model="embedded", text=PROMPTS[call], max_tokens=4)
+    request = {"model": "embedded", "text": PROMPTS[call], "max_tokens": 4}
     loop.post(lambda: engine.handle(ipc.Command(call_id=call + 1, generate=request)))
 
 
 loop = Loop(time.monotonic)
-engine = build_engine(Config(kv_disk_mb=0), Wire(), loop.post, time.monotonic, measured=Measurements())
+engine = build_engine(Config(kv_disk_mb=0), Wire(), loop.post, time.monotonic, known=(Measurements(), Verdicts()))
 begin(0)
 loop.run(engine)

@@ -238,8 +238,15 @@ class Supervisor:
         # An engine that was killed for its stuck threads died of calls that have ended; those that run are bystanders.
         calls = self._router.engine_died(pause, blame_calls=self._vitals.threads_stuck < MOST_STUCK)
         if status is not None and (starts := self._starts.ended(status)):
-            figures = {"lived_s": round(lived, 3), "calls": calls, "retry_in_s": pause, "starts": starts}
-            log.error("engine_died", status=status, pid=pid, **figures)
+            log.error(
+                "engine_died",
+                status=status,
+                pid=pid,
+                lived_s=round(lived, 3),
+                calls=calls,
+                retry_in_s=pause,
+                starts=starts,
+            )
         await asyncio.sleep(pause)
         self.restarts += 1
 
