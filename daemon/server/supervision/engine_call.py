@@ -51,8 +51,7 @@ class EngineCall:
 
     Attributes:
         over: Whether the engine has sent its last event. That event may still be unread.
-        waited: Seconds until an engine took it. They are added to the timings of the answer: a caller who waits for an
-            engine to start waits in a queue.
+        waited: Seconds until an engine took it. The timings of the answer count them as a wait in the queue.
         on_stall: Called once if the call is ended because its reader stays away.
     """
 
