@@ -3,6 +3,7 @@
 import time
 
 from daemon.cache.mlx.measurements import Measurements
+from daemon.cache.mlx.self_tests import Verdicts
 from daemon.engine.composition import build_engine
 from daemon.engine.loop import Loop
 from daemon.shared.config import Config
@@ -35,6 +36,6 @@ def begin(call: int) -> None:
 
 
 loop = Loop(time.monotonic)
-engine = build_engine(Config(kv_disk_mb=0), Wire(), loop.post, time.monotonic, measured=Measurements())
+engine = build_engine(Config(kv_disk_mb=0), Wire(), loop.post, time.monotonic, known=(Measurements(), Verdicts()))
 begin(0)
 loop.run(engine)
