@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,44 +70,50 @@ def chat(**fields: object) -> bytes:
     return pb.GenerateRequest(model="embedded", chat=chat, max_tokens=1).SerializeToString()
 
 
-HOSTILE: dict[str, bytes] = {
-    "one letter": text("a" * 400_000),
-    "two letters": text("ab" * 200_000),
-    "combining marks": text("e\u0301\u0302" * 50_000),
-    "a family": text("\U0001f469\u200d\U0001f467" * 30_000),
-    "control tokens": text("<|im_start|>" * 50_000),
-    "zeros": text("\0" * 200_000),
-    "brackets": text("[" * 200_000),
-    "overrides": text("\u202e" * 100_000),
-    "eight megabytes that nobody tokenises": pb.GenerateRequest(
+HOSTILE: dict[str, Callable[[], bytes]] = {
+    "one letter": lambda: text("a" * 400_000),
+    "two letters": lambda: text("ab" * 200_000),
+    "combining marks": lambda: text("e\u0301\u0302" * 50_000),
+    "a family": lambda: text("\U0001f469\u200d\U0001f467" * 30_000),
+    "control tokens": lambda: text("<|im_start|>" * 50_000),
+    "zeros": lambda: text("\0" * 200_000),
+    "brackets": lambda: text("[" * 200_000),
+    "overrides": lambda: text("\u202e" * 100_000),
+    "eight megabytes that nobody tokenises": lambda: pb.GenerateRequest(
         model="nobody", text="x" * (8 * 2**20 - 100)
     ).SerializeToString(),
-    "tools without end": chat(tools=[pb.Tool(name="a")] * 1_000_000),
-    "messages without end": chat(messages=[pb.ChatMessage()] * 2_000_000),
-    "as many messages as there may be": chat(messages=[USER] * 10_000),
-    "tool calls without end": chat(messages=[pb.ChatMessage(role="user", tool_calls=[pb.ToolCall()] * 2_000_000)]),
-    "deep JSON": chat(tools=[pb.Tool(name="a", parameters_json='{"a":' * 100_000)]),
-    "long JSON": chat(tools=[pb.Tool(name="a", parameters_json='{"a":[' + "1," * 500_000 + "1]}")]),
-    "a long number": chat(tools=[pb.Tool(name="a", parameters_json='{"a":' + "9" * 100_000 + "}")]),
-    "stops without end": pb.GenerateRequest(
+    "tools without end": lambda: chat(tools=[pb.Tool(name="a")] * 1_000_000),
+    "messages without end": lambda: chat(messages=[pb.ChatMessage()] * 2_000_000),
+    "as many messages as there may be": lambda: chat(messages=[USER] * 10_000),
+    "tool calls without end": lambda: chat(
+        messages=[pb.ChatMessage(role="user", tool_calls=[pb.ToolCall()] * 2_000_000)]
+    ),
+    "deep JSON": lambda: chat(tools=[pb.Tool(name="a", parameters_json='{"a":' * 100_000)]),
+    "long JSON": lambda: chat(tools=[pb.Tool(name="a", parameters_json='{"a":[' + "1," * 500_000 + "1]}")]),
+    "a long number": lambda: chat(tools=[pb.Tool(name="a", parameters_json='{"a":' + "9" * 100_000 + "}")]),
+    "stops without end": lambda: pb.GenerateRequest(
         model="embedded", text="x", stop=pb.Stop(strings=[""] * 2_000_000)
     ).SerializeToString(),
-    "biases without end": pb.GenerateRequest(
+    "biases without end": lambda: pb.GenerateRequest(
         model="embedded", text="x", sampling=pb.Sampling(logit_bias=dict.fromkeys(range(500_000), 1.0))
     ).SerializeToString(),
-    "as many ids as there may be": pb.GenerateRequest(
+    "as many ids as there may be": lambda: pb.GenerateRequest(
         model="embedded", tokens=pb.TokenIds(ids=[2**20] * 1_000_000)
     ).SerializeToString(),
-    "more ids": pb.GenerateRequest(model="embedded", tokens=pb.TokenIds(ids=[1] * 8_000_000)).SerializeToString(),
-    "unknown fields without end": text("x") + b"\xba\x3e\x00" * 2_000_000,
+    "more ids": lambda: pb.GenerateRequest(
+        model="embedded", tokens=pb.TokenIds(ids=[1] * 8_000_000)
+    ).SerializeToString(),
+    "unknown fields without end": lambda: text("x") + b"\xba\x3e\x00" * 2_000_000,
 }
+"""Requests, made when they are sent: they take seconds and hundreds of megabytes."""
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_no_request_blocks_the_event_loop(watched: Watched, name: str) -> None:
     """The request is refused as the caller's fault, or done; no callback of the parent takes 50 ms for it."""
+    request = HOSTILE[name]()
     before, held = watched.noted, Held.by(watched.daemon)
-    ended = call(watched.daemon, "Generate", HOSTILE[name])
+    ended = call(watched.daemon, "Generate", request)
     assert ended.code in (grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
     answers_in_time(watched.daemon)
     longest = watched.longest(before)
@@ -118,7 +124,7 @@ def test_no_request_blocks_the_event_loop(watched: Watched, name: str) -> None:
 def test_event_loop_watch_detects_a_stall(watched: Watched) -> None:
     """Eight megabytes take the loop a moment, and it is noted: a watch that sees nothing would prove nothing."""
     before = watched.noted
-    call(watched.daemon, "Generate", HOSTILE["as many ids as there may be"])
+    call(watched.daemon, "Generate", HOSTILE["as many ids as there may be"]())
     assert watched.longest(before) > 0
 
 
