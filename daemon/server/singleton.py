@@ -44,8 +44,8 @@ class InstanceLock:
     the daemon and of its engine.
 
     Attributes:
-        orphan: Process id of the engine of a dead daemon that was killed for the lock; None if there was none. It is
-            logged once the lock is held: before that, the log file belongs to another daemon.
+        orphan: Process id of the engine of a dead daemon that was killed for the lock; None if there was none. It
+            can be logged only with the lock: until then, the log file belongs to another daemon.
     """
 
     def __init__(self, fd: int, orphan: int | None) -> None:

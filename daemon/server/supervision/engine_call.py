@@ -51,7 +51,7 @@ class EngineCall:
 
     Attributes:
         over: Whether the engine has sent its last event. That event may still be unread.
-        waited: Seconds until an engine took it. The timings of the answer count them as a wait in the queue.
+        waited: Seconds until an engine took it. They are added to the timings of the answer, which count from arrival.
         on_stall: Called once if the call is ended because its reader stays away.
     """
 
@@ -85,7 +85,7 @@ class EngineCall:
             if self.waited and event.generate.HasField("finished"):
                 _lengthen(event.generate.finished.timings, self.waited)
             self._backlog.push(event)
-        self.over = ends_call(event)  # only now: a call whose last event cannot be taken has to end with an error
+        self.over = ends_call(event)  # only now: if its last event cannot be taken, it has to end with an error
         self._arrived.set()
         full = self._backlog.nbytes >= FULL_BYTES
         if full and self._error is None and self._patience is None and not self.over:
