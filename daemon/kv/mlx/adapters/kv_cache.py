@@ -192,7 +192,7 @@ def packed_parts(
     keys: Sequence[Sequence[mx.array]], values: Sequence[Sequence[mx.array]], start: int, stop: int
 ) -> Extent:
     """
-    Copy each layer's keys and values, which are in parts, [heads, tokens, width] each, into one extent as `packed` does.
+    Copy each layer's keys and values, in parts of [heads, tokens, width], into one extent as `packed` does.
 
     Parts are written into the extent's array: joined before that, the tokens of all layers would exist twice.
     """

@@ -152,6 +152,24 @@ class RotatingAdapter(BlockAdapter):
         if unseen:
             cache._idx = cache.max_size
 
+    def fit(self, cache: RotatingKVCache | BatchRotatingKVCache, room: int) -> None:
+        """
+        Take out what pads all rows: a longer one has left. mlx-lm keeps it until the window turns. Evaluated.
+
+        A window grows by itself, so there is no room to give for the tokens that follow.
+        """
+        padding = min(cache.left_padding.tolist()) if isinstance(cache, BatchRotatingKVCache) else 0
+        if padding <= 0:
+            return
+        mx.eval(cache.keys, cache.values)  # they may be a choice of rows: what they were chosen from becomes free
+        cache._temporal_order()
+        cache.keys = mx.contiguous(cache.keys[..., padding:, :])
+        mx.eval(cache.keys)  # first, so that one of both exists twice at a time
+        cache.values = mx.contiguous(cache.values[..., padding:, :])
+        cache.left_padding = cache.left_padding - padding
+        cache._idx -= padding
+        cache._offset = cache._idx
+
     def can_batch(self, cache: RotatingKVCache) -> bool:
         """Whether mlx-lm can batch this cache: not if it keeps its first tokens."""
         return understood(cache)
@@ -167,10 +185,8 @@ class RotatingAdapter(BlockAdapter):
         mlx-lm copies in any case: the windows of all layers would be there twice when the end of an answer is stored.
         """
         cache, padding = RotatingKVCache(batch.max_size), max(0, batch.left_padding.tolist()[row])
-        cache.keys, cache.values = (
-            _row(array[row : row + 1], batch._idx, padding, rotated=batch.rotated)
-            for array in (batch.keys, batch.values)
-        )
+        rows = batch.keys[row : row + 1], batch.values[row : row + 1]
+        cache.keys, cache.values = (_row(array, batch._idx, padding, rotated=batch.rotated) for array in rows)
         cache.offset = batch.offset.tolist()[row]
         cache._idx = batch._idx if batch.rotated and not padding else cache.keys.shape[2]
         return cache
@@ -182,7 +198,7 @@ def understood(cache: Any) -> bool:
 
 
 def _row(array: mx.array, end: int, padding: int, *, rotated: bool) -> mx.array:
-    """Return the tokens of a row, [1, heads, tokens, width], that ends at a place: a ring as it is, or without padding."""
+    """Return the tokens of a row that ends at a place, [1, heads, tokens, width]: as a ring, or in their order."""
     if not rotated:
         return array[:, :, padding:end]
     return array if not padding else mx.concatenate([array[:, :, end + padding :], array[:, :, :end]], axis=2)
