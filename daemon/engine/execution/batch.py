@@ -199,13 +199,21 @@ class Batch:
         self.rows = [self.rows[index] for index in keep]
         self._thinned = True
 
-    def settle(self) -> None:
-        """Copy the KV of rows that stay, layer by layer. The rows that left hold none any more, so it becomes free."""
+    def settle(self, left: Collection[Row] = ()) -> None:
+        """
+        Copy the KV of rows that stay, layer by layer, so that the KV of the batch before becomes free.
+
+        Args:
+            left: Rows that left and keep their KV. It is copied with that of the others: one layer twice at a time.
+        """
         if self._thinned:
             self._thinned = False
             held = [row.sequence.kv.held for row in self.rows]
             room = max(row.reach for row in self.rows) - max(held)
-            self.rows[0].sequence.loaded.layout.shrink(self._caches, room)
+            layout = self.rows[0].sequence.loaded.layout
+            for layer, cache in enumerate(self._caches):
+                layout.shrink([row.sequence.kv.cache[layer] for row in left if row.sequence.kv.cache is not None])
+                layout.shrink([cache], room)
 
     def caches_of(self, row: Row) -> list[Any]:
         """Return one row's KV as single caches: views of the batch, until they are copied or written to."""

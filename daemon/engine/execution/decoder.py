@@ -115,10 +115,11 @@ class Decoder:
     def hold(self, sequence: Sequence) -> None:
         """Pause a sequence: it keeps its KV and its pending token until `go_on`. Harmless twice."""
         rows = self._take_out([sequence])
+        for batch in self._batches:
+            batch.settle(rows)
         for row in rows:
             assert row.sequence.kv.cache is not None
-            row.sequence.loaded.layout.shrink(row.sequence.kv.cache)
-        self.settle()
+            row.sequence.loaded.layout.shrink(row.sequence.kv.cache)  # it may have had a batch of its own
         self._held += rows
 
     def go_on(self, sequence: Sequence) -> None:
@@ -136,6 +137,7 @@ class Decoder:
             sequence.kv.cache = change(sequence.kv.cache, copy=not alone)
         finally:  # a fault is the new reader's alone
             self._place(Batch.of(row))
+            self.settle()
 
     def caches_of(self, sequence: Sequence) -> list[Any]:
         """Return the KV of a sequence that is a row of a batch, as it is now."""

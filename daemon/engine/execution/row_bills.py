@@ -169,7 +169,7 @@ def decoding_bill(models: Rows[LoadedModel], rows: Rows[BilledRow]) -> Bill:
     sampled = sum(row.vectors * min(row.fed, each) for row in rows) * 4 * models[0].vocab_size
     # The end of an answer is copied into the prefix cache, after the pass: windows, states and the last tokens. Of the
     # windows only what was stored while it passed is replaced: that is behind the stored end of the prompt. A row of
-    # a batch has copies of its own of windows that have turned.
+    # a batch is stored out of views, but for a window that has turned with its padding: that is copied.
     end = max(row.held for row in rows)
     end = min(end, 2 * BLOCK_TOKENS + rows[0].generated + rows[0].room) if len(rows) == 1 else end
     stored = sum(model.layout.parts.tail_bytes(BLOCK_TOKENS, end) for model in models)

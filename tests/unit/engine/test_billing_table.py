@@ -141,6 +141,19 @@ def test_bill_covers_samples_that_join_another_row(bench: Bench, samples_first: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("common", [0, 1500])
+@pytest.mark.parametrize("bench", ["llama", "cohere2", "deepseek_v3"], indirect=True)
+def test_bill_covers_the_last_steps_of_rows_that_outlive_others(bench: Bench, common: int) -> None:
+    """Each is stored when it ends: out of the arrays of its batch, behind a prefix or not."""
+    beginning = [7 + (11 * index) % 650 for index in range(common)]
+    prompts = [beginning + [5 + (7 * i + 31 * number) % 700 for i in range(400 - 20 * number)] for number in range(5)]
+    if common:
+        bench.requests([asked([*beginning, *range(5, 21)], 4)])
+    phases = bench.requests([asked(prompt, 280 if number in (1, 2) else 20) for number, prompt in enumerate(prompts)])
+    assert min(phase.least for phase in phases.values()) >= LEAST
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bills_of_a_family_are_within_the_bounds(family: str) -> None:
     """All lengths and batches of the page."""

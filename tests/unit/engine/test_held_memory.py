@@ -15,7 +15,7 @@ from mlx_lm.models.cache import ArraysCache
 from daemon.engine.memory.memory_budget import kv_need
 from daemon.engine.scheduling.policy import MIN_IDLE_CHUNK
 from daemon.kv.keys import BLOCK_TOKENS
-from daemon.kv.mlx import checkpoints
+from daemon.kv.mlx import checkpoints, peak
 from daemon.kv.mlx.adapters.cache_list import leaves
 from daemon.kv.mlx.self_test import probe
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -30,7 +30,7 @@ Bytes that a buffer may have behind its array.
 `mx.contiguous` leaves them rather than copying, and MLX takes a buffer that is free and up to two pages larger.
 """
 
-LENGTH = 500
+LENGTH, LAYERS = 500, 4
 
 
 def active() -> int:
@@ -83,7 +83,7 @@ def rows_of(harness: Harness, path: str, answers: list[int], lengths: Sequence[i
 @pytest.fixture
 def wide(engine: Callable[..., Harness], tmp_path: Path) -> tuple[Harness, str, Any]:
     """Return an engine without a prefix cache, a model with wide KV, and the model as it is loaded."""
-    path = str(write_random(tmp_path / "m", {**TINY["llama"], "head_dim": 64, "num_hidden_layers": 4}, 7))
+    path = str(write_random(tmp_path / "m", {**TINY["llama"], "head_dim": 64, "num_hidden_layers": LAYERS}, 7))
     harness = engine(kv_cache_mb=0)
     harness.run(pb.GetOrLoadRequest(model=path))
     harness.settle()
@@ -120,11 +120,13 @@ def test_rows_give_room_of_a_longer_one_back(wide: tuple[Harness, str, Any], res
 
 
 def test_held_row_does_not_keep_its_batch(wide: tuple[Harness, str, Any]) -> None:
-    """A reader that lags pauses its row; the KV of the others is in memory once."""
+    """A reader that lags pauses its row; the KV of the others is in memory once, and a layer of all twice meanwhile."""
     harness, path, model = wide
     before = active()
     calls = rows_of(harness, path, [200, 200, 200, 200])
-    harness.engine._runner.hold(calls[0], held=True)
+    with peak.measuring() as taken:
+        harness.engine._runner.hold(calls[0], held=True)
+    assert taken.bytes <= 4.2 * kv_need(model.layout, LENGTH, 200, MIN_IDLE_CHUNK) / LAYERS
     harness.step()
     assert active() - before <= 4.2 * kv_need(model.layout, LENGTH, 200, MIN_IDLE_CHUNK)
     for call in calls:

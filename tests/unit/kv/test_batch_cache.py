@@ -10,6 +10,8 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import ChunkedKVCache, KVCache, RotatingKVCache, make_prompt_cache
 
+from daemon.kv.mlx.adapters import BATCH_ADAPTERS
+from daemon.kv.mlx.adapters.cache_list import leaves
 from daemon.kv.mlx.batch_cache import joinable, merge_caches, plain, to_batch, to_single
 from daemon.kv.mlx.self_test import proving
 from daemon.shared.slices import drain
@@ -59,6 +61,8 @@ def test_batch_rows_compute_what_they_compute_alone(name: str) -> None:
             leaver = rows.pop(index)
             for cache in caches:
                 cache.filter([position for position in range(len(rows) + 1) if position != index])
+            for leaf in leaves(caches):
+                BATCH_ADAPTERS[type(leaf)].fit(leaf, 8)
             token = mx.array([[source.randrange(VOCABULARY)]])
             got, expected = (model(token, cache=own) for own in (leaver.row, leaver.alone))
             assert same_bits(got, expected) if exact else mx.allclose(got, expected, atol=1e-5).item()

@@ -188,6 +188,21 @@ def packed(keys: list[mx.array], values: list[mx.array], start: int, stop: int) 
     return extent_of(arrays, start, stop)
 
 
+def packed_parts(
+    keys: Sequence[Sequence[mx.array]], values: Sequence[Sequence[mx.array]], start: int, stop: int
+) -> Extent:
+    """
+    Copy each layer's keys and values, in parts of [heads, tokens, width], into one extent as `packed` does.
+
+    Parts are written into the extent's array: joined before that, the tokens of all layers would exist twice.
+    """
+    if all(len(parts) == 1 for parts in keys):
+        return packed([part for (part,) in keys], [part for (part,) in values], start, stop)
+    if alike(keys[0][0], values[0][0]):
+        return extent_of([_stacked([parts for pair in zip(keys, values, strict=True) for parts in pair])], start, stop)
+    return extent_of([_stacked(keys), _stacked(values)], start, stop)
+
+
 def copied(extent: Extent, first: int, last: int) -> Extent:
     """Copy the blocks from one position of an extent to another into an extent that is billed in the same way."""
     tokens = slice(first * BLOCK_TOKENS, last * BLOCK_TOKENS)
@@ -225,6 +240,19 @@ def extent_of(arrays: list[mx.array], start: int, stop: int) -> Extent:
     """Return blocks `start` to `stop` in arrays like those of `packed`, which are evaluated."""
     mx.eval(arrays)
     return Extent(tuple(arrays), sum(a.nbytes for a in arrays), len(arrays), start, stop - start)
+
+
+def _stacked(layers: Sequence[Sequence[mx.array]]) -> mx.array:
+    """Copy the parts of each layer into one array, [layers, heads, tokens, width]."""
+    heads, _, width = layers[0][0].shape
+    tokens = sum(part.shape[1] for part in layers[0])
+    stacked = mx.zeros((len(layers), heads, tokens, width), layers[0][0].dtype)
+    for index, parts in enumerate(layers):
+        end = 0
+        for part in parts:
+            begin, end = end, end + part.shape[1]
+            stacked[index, :, begin:end] = part
+    return stacked
 
 
 def _right_justified(arrays: Sequence[mx.array | None], kept: Sequence[int], longest: int, room: int) -> mx.array:

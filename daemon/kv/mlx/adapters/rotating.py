@@ -152,6 +152,24 @@ class RotatingAdapter(BlockAdapter):
         if unseen:
             cache._idx = cache.max_size
 
+    def fit(self, cache: RotatingKVCache | BatchRotatingKVCache, room: int) -> None:
+        """
+        Take out what pads all rows: a longer one has left. mlx-lm keeps it until the window turns. Evaluated.
+
+        A window grows by itself, so there is no room to give for the tokens that follow.
+        """
+        padding = min(cache.left_padding.tolist()) if isinstance(cache, BatchRotatingKVCache) else 0
+        if padding <= 0:
+            return
+        mx.eval(cache.keys, cache.values)  # they may be a choice of rows: what they were chosen from becomes free
+        cache._temporal_order()
+        cache.keys = mx.contiguous(cache.keys[..., padding:, :])
+        mx.eval(cache.keys)  # first, so that one of both exists twice at a time
+        cache.values = mx.contiguous(cache.values[..., padding:, :])
+        cache.left_padding = cache.left_padding - padding
+        cache._idx -= padding
+        cache._offset = cache._idx
+
     def can_batch(self, cache: RotatingKVCache) -> bool:
         """Whether mlx-lm can batch this cache: not if it keeps its first tokens."""
         return understood(cache)
@@ -162,17 +180,15 @@ class RotatingAdapter(BlockAdapter):
 
     def to_single(self, batch: BatchRotatingKVCache, row: int) -> RotatingKVCache:
         """
-        Return one row as a cache: of views where the window has not turned, and else copied into temporal order.
+        Return one row as a cache of views: a ring stays one, unless padding is left in it. Then the tokens are copied.
 
         mlx-lm copies in any case: the windows of all layers would be there twice when the end of an answer is stored.
         """
-        if batch.rotated:
-            cache: RotatingKVCache = batch.extract(row)
-            return cache
         cache, padding = RotatingKVCache(batch.max_size), max(0, batch.left_padding.tolist()[row])
-        cache.keys = batch.keys[row : row + 1, :, padding : batch._idx]
-        cache.values = batch.values[row : row + 1, :, padding : batch._idx]
-        cache.offset, cache._idx = batch.offset.tolist()[row], batch._idx - padding
+        rows = batch.keys[row : row + 1], batch.values[row : row + 1]
+        cache.keys, cache.values = (_row(array, batch._idx, padding, rotated=batch.rotated) for array in rows)
+        cache.offset = batch.offset.tolist()[row]
+        cache._idx = batch._idx if batch.rotated and not padding else cache.keys.shape[2]
         return cache
 
 
@@ -181,22 +197,23 @@ def understood(cache: Any) -> bool:
     return bool(cache.keep == 0)
 
 
+def _row(array: mx.array, end: int, padding: int, *, rotated: bool) -> mx.array:
+    """Return the tokens of a row that ends at a place, [1, heads, tokens, width]: as a ring, or in their order."""
+    if not rotated:
+        return array[:, :, padding:end]
+    return array if not padding else mx.concatenate([array[:, :, end + padding :], array[:, :, :end]], axis=2)
+
+
 def _packed(caches: Sequence[RotatingKVCache], first: int, last: int, start: int, stop: int) -> Extent:
     """
     Copy tokens `first` to `last` of each layer, in temporal order, into an extent of blocks `start` to `stop`.
 
-    Tokens on both sides of a ring's end are two parts. They are written into the extent's array: joined before that,
-    the windows of all layers would exist twice.
+    Tokens on both sides of a ring's end are two parts.
     """
     places = [_places(cache, first, last) for cache in caches]
     keys = [_parts(cache.keys, at) for cache, at in zip(caches, places, strict=True)]
     values = [_parts(cache.values, at) for cache, at in zip(caches, places, strict=True)]
-    if all(len(at) == 1 for at in places):
-        return kv_cache.packed([parts[0] for parts in keys], [parts[0] for parts in values], start, stop)
-    if kv_cache.alike(caches[0].keys, caches[0].values):
-        pairs = [parts for pair in zip(keys, values, strict=True) for parts in pair]
-        return kv_cache.extent_of([_stacked(pairs, last - first)], start, stop)
-    return kv_cache.extent_of([_stacked(keys, last - first), _stacked(values, last - first)], start, stop)
+    return kv_cache.packed_parts(keys, values, start, stop)
 
 
 def _places(cache: RotatingKVCache, first: int, last: int) -> list[slice]:
@@ -216,18 +233,6 @@ def _places(cache: RotatingKVCache, first: int, last: int) -> list[slice]:
 def _parts(array: mx.array, places: list[slice]) -> list[mx.array]:
     """Return views of the places of a ring, [1, heads, size, width], without its first axis."""
     return [array[0, :, place] for place in places]
-
-
-def _stacked(layers: Sequence[Sequence[mx.array]], tokens: int) -> mx.array:
-    """Copy the parts of each layer into one array, [layers, heads, tokens, width]."""
-    heads, _, width = layers[0][0].shape
-    stacked = mx.zeros((len(layers), heads, tokens, width), layers[0][0].dtype)
-    for index, parts in enumerate(layers):
-        end = 0
-        for part in parts:
-            begin, end = end, end + part.shape[1]
-            stacked[index, :, begin:end] = part
-    return stacked
 
 
 def _last(parts: list[mx.array], tokens: int) -> mx.array:

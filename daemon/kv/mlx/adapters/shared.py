@@ -9,9 +9,8 @@ import mlx.core as mx
 from daemon.kv.extent_ledger import Run
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx.adapters.base import MergingAdapter
-from daemon.kv.mlx.adapters.kv_cache import KVCacheAdapter, packed
+from daemon.kv.mlx.adapters.kv_cache import KVCacheAdapter, packed_parts
 from daemon.kv.mlx.shared_kv import SharedBatchKV, SharedKV
-from daemon.kv.mlx.shared_prefix import Arrays
 from daemon.kv.nodes import Extent
 from daemon.kv.spec import NotHeldError
 
@@ -93,19 +92,20 @@ def _packed(caches: Sequence[SharedKV], first: int, last: int, start: int, stop:
     """Copy tokens `first` to `last` of layers of equal shape into one extent of blocks `start` to `stop`."""
     if any(cache.offset < last for cache in caches):
         raise NotHeldError(f"a layer holds fewer than {last} tokens")
-    pairs = [_between(cache, first, last) for cache in caches]
-    return packed([keys for keys, _ in pairs], [values for _, values in pairs], start, stop)
+    parts = [_between(cache, first, last) for cache in caches]
+    return packed_parts([keys for keys, _ in parts], [values for _, values in parts], start, stop)
 
 
-def _between(cache: SharedKV, first: int, last: int) -> Arrays:
-    """Return keys and values of tokens `first` to `last`, [heads, tokens, width] each."""
-    parts = [(prefix.start, *prefix.layers[cache.layer]) for prefix in cache.prefix.path]
+def _between(cache: SharedKV, first: int, last: int) -> tuple[list[mx.array], list[mx.array]]:
+    """Return views of the keys and values of tokens `first` to `last`, in parts of [heads, tokens, width]."""
+    parts = [(prefix.start, prefix.stop, *prefix.layers[cache.layer]) for prefix in cache.prefix.path]
     tail = cache.tail
     if tail.keys is not None:
-        parts.append((cache.prefix.stop, tail.keys[:, :, : tail.offset], tail.values[:, :, : tail.offset]))
+        parts.append((cache.prefix.stop, cache.offset, tail.keys, tail.values))
     keys, values = [], []
-    for start, more_keys, more_values in parts:
-        within = slice(max(0, first - start), max(0, last - start))
-        keys.append(more_keys[0, :, within])
-        values.append(more_values[0, :, within])
-    return mx.concatenate(keys, axis=1), mx.concatenate(values, axis=1)
+    for start, stop, more_keys, more_values in parts:
+        within = slice(max(first, start) - start, min(last, stop) - start)
+        if within.start < within.stop:
+            keys.append(more_keys[0, :, within])
+            values.append(more_values[0, :, within])
+    return keys, values
