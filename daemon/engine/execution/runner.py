@@ -17,7 +17,7 @@ from typing import Any
 
 from daemon.cache.identity import ModelKey
 from daemon.engine.background.background import as_sidecar_error
-from daemon.engine.execution.bill import bill
+from daemon.engine.execution.bill import bill, in_use
 from daemon.engine.execution.decoder import Decoder
 from daemon.engine.execution.events import Delta, FinishReason
 from daemon.engine.execution.prefill_queue import Begun, Computed, Failed, Postponed, Prefilled, PrefillQueue, Ready
@@ -32,9 +32,8 @@ from daemon.engine.scheduling.policy import ChunkSizer
 from daemon.engine.scheduling.prefill_plan import WaitingList
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.spec import Resume
-from daemon.shared.errors import RETRY_SECONDS, Reason, SidecarError
+from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.failpoints import failpoint
-from daemon.shared.wording import size
 
 
 @dataclass(slots=True)
@@ -248,15 +247,7 @@ class Runner:
 
     def _refuse(self, sequence: Sequence) -> None:
         """Refuse a sequence that does not fit although nothing runs: waiting would free no memory."""
-        needed = bill([sequence], ()).total
-        error = SidecarError(
-            Reason.BUDGET_IN_USE,
-            f"the request needs {size(needed)} of KV cache and workspace, and models that are in use or pinned leave "
-            "less; unload a model, or try again shortly",
-            metadata={"needed_bytes": str(needed)},
-            retry_after=RETRY_SECONDS,
-        )
-        self._fail(sequence, error)
+        self._fail(sequence, in_use(bill([sequence], ()).total))
 
     def _calls(self) -> list[int]:
         """Return the calls of all sequences. Ids alone: a sequence would keep its model in memory."""
@@ -291,7 +282,7 @@ class Runner:
             if sequence.call_id not in errors and isinstance(end, FinishReason):
                 self._finish(sequence, end, others=ended)
             elif isinstance(end, SidecarError) and errors[sequence.call_id] is sequence:
-                self._fail(sequence, end)
+                self._fail(sequence, end, others=ended)
             else:
                 self._end(sequence)  # another sample fails, and with it the call
         decoder.settle()
@@ -302,10 +293,18 @@ class Runner:
         more = any(other.call_id == sequence.call_id for other in (*others, *self.sequences()))
         self._outbox.generate(sequence.call_id, sequence.finished(reason, more=more))
 
-    def _fail(self, sequence: Sequence, error: SidecarError) -> None:
-        """End a sequence, and all samples of its call, with an error; the call of a text to embed finds it there."""
-        if error.reason is Reason.NAN_LOGITS:
-            sequence.kv.forget(sequence.prompt, self._prefixes)
+    def _fail(self, sequence: Sequence, error: SidecarError, others: Iterable[Sequence] = ()) -> None:
+        """
+        End a sequence, and all samples of its call, with an error; the call of a text to embed finds it there.
+
+        Args:
+            sequence: The sequence.
+            error: The error.
+            others: Sequences that have left the decoder and have not ended.
+        """
+        if error.reason is Reason.NAN_LOGITS:  # other samples hold KV of the same prompt
+            for sample in (one for one in (*others, *self.sequences(), sequence) if one.call_id == sequence.call_id):
+                sample.kv.forget(sample.prompt, self._prefixes)
         self._end(sequence)
         if sequence.pooled is not None:
             sequence.pooled.error = error

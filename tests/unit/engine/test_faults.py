@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from daemon.cache.model_cache import ModelCache
 from daemon.cache.resolver import EMBEDDED_PATH
 from daemon.engine.calls import generate as calls_module
+from daemon.engine.calls import prefix_reuse
 from daemon.engine.execution import batch
 from daemon.engine.execution.prefill import Prefill
 from daemon.engine.execution.runner import Runner
@@ -27,6 +28,7 @@ from tools.embedded import corpus
 
 PROMPT = next(corpus.held_out(seed=20, tokens_hint=300)).completion()
 LONG = pb.Stop(ignore_eos=True)
+SEEDED = pb.Sampling(temperature=1.0, seed=5)
 LOAD = pb.GetOrLoadRequest(model="embedded")
 
 
@@ -59,7 +61,7 @@ def test_prefix_cache_fault_costs_only_time(
         (Runner, "add"),
         (calls_module, "prepare_request"),
         (calls_module, "prompt_bill"),
-        (calls_module, "Namespace"),
+        (prefix_reuse, "Namespace"),
         (ModelCache, "get_or_load"),
     ],
     ids=["begin", "add", "prepare", "need", "sequence", "get_or_load"],
@@ -157,6 +159,28 @@ def test_nan_logits_forget_the_ends_of_messages(
         patch.setattr(batch, "forward", lambda *_: mx.full((1, 1, 1024), mx.nan))
         assert ask(ids).failure.reason == "NAN_LOGITS"
     assert ask(ids).cached == 32
+
+
+@pytest.mark.parametrize("max_tokens", [30, 3], ids=["others go on", "others end with the same step"])
+def test_nan_logits_of_a_sample_forget_the_prompt_of_all(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, max_tokens: int
+) -> None:
+    """The other samples hold KV of the same prompt: none of them stores it again."""
+    call = harness.begin(generate(PROMPT, samples=3, sampling=SEEDED, max_tokens=max_tokens, stop=LONG))
+    harness.until(lambda: harness.decoding(call))
+    steps = 0
+
+    def spoil(*given: Any) -> mx.array:
+        nonlocal steps
+        steps += 1
+        (decoder,) = harness.engine._runner._decoders.values()
+        spoiled = mx.array([[[steps == 1 and row.sequence.request.index == 0]] for row in decoder._batches[0].rows])
+        return mx.where(spoiled, mx.nan, forward(*given))
+
+    monkeypatch.setattr(batch, "forward", spoil)
+    assert Answer(harness.finish(call)).failure.reason == "NAN_LOGITS"
+    harness.settle()
+    assert harness.engine._memory._prefixes.trie.blocks == 0
 
 
 @pytest.mark.parametrize("fields", [{"top_logprobs": 1}, {}], ids=["with log-probabilities", "sampled in one go"])
