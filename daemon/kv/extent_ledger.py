@@ -20,6 +20,7 @@ EXTENT_BLOCKS = 64
 """Most blocks of an extent. A buffer for each block and layer would exceed Metal's limit of 499,000 buffers."""
 
 _EXTENTS, _NBYTES, _LOCKS = attrgetter("extents"), attrgetter("nbytes"), attrgetter("locks")
+_CHECKPOINT = attrgetter("checkpoint")
 
 
 class Run(NamedTuple):
@@ -43,7 +44,8 @@ class ExtentLedger:
         reclaimable: Estimate of the bytes that compaction would free.
         sparse: Extents that are worth compacting.
         partition_bytes: Bytes of each partition that has any.
-        leased_bytes: Bytes of the extents of which a lease holds a block.
+        leased_bytes: Bytes that leases hold: extents as a whole if they hold one block of them, and the checkpoints of
+            all blocks that they hold.
     """
 
     nbytes: int = 0
@@ -77,23 +79,28 @@ class ExtentLedger:
             self._add(extent, -1)
             extent.payload = None
 
-    def locking(self, nodes: Iterable[Node]) -> None:
-        """Count the blocks of nodes that a lease is about to lock, as far as no other one holds them."""
+    def locking(self, nodes: Sequence[Node]) -> None:
+        """Count what nodes have that a lease is about to lock, as far as no other one holds them."""
         self._hold(_blocks(filterfalse(_LOCKS, nodes)))
+        self.leased_bytes += _checkpoint_bytes(filterfalse(_LOCKS, nodes))
 
-    def unlocked(self, nodes: Iterable[Node]) -> None:
-        """Count the blocks of nodes that a lease has unlocked, as far as no other one holds them."""
+    def unlocked(self, nodes: Sequence[Node]) -> None:
+        """Count what nodes have that a lease has unlocked, as far as no other one holds them."""
         self._give_back(_blocks(filterfalse(_LOCKS, nodes)))
+        self.leased_bytes -= _checkpoint_bytes(filterfalse(_LOCKS, nodes))
 
     def keep(self, checkpoint: Checkpoint, node: Node) -> None:
         """Count a checkpoint, and attach it to its node."""
         checkpoint.node, checkpoint.partition = node, node.partition
         self.checkpoints += 1
         self.checkpoint_bytes += checkpoint.nbytes
+        self.leased_bytes += checkpoint.nbytes if node.locks else 0
         self._add(checkpoint, 1)
 
     def lose(self, checkpoint: Checkpoint) -> None:
         """Stop counting a checkpoint that its node gave up, and free its payload."""
+        assert checkpoint.node is not None, "a checkpoint is lost twice"
+        self.leased_bytes -= checkpoint.nbytes if checkpoint.node.locks else 0
         checkpoint.node = None
         self.checkpoints -= 1
         self.checkpoint_bytes -= checkpoint.nbytes
@@ -122,7 +129,8 @@ class ExtentLedger:
             assert extent.live == extent.blocks - extent.users.count(None), "an extent has a forgotten user"
         leased = _blocks(filter(_LOCKS, nodes))
         assert self._leased == leased, "leased blocks drifted"
-        assert self.leased_bytes == sum(map(_NBYTES, leased)), "leased bytes drifted"
+        leased_bytes = sum(map(_NBYTES, leased)) + _checkpoint_bytes(filter(_LOCKS, nodes))
+        assert self.leased_bytes == leased_bytes, "leased bytes drifted"
         held: list[Extent | Checkpoint] = [*uses, *checkpoints]
         assert all(each.payload is not None for each in held), "what is in use has no payload"
         partition_bytes: Counter[str] = Counter()
@@ -192,3 +200,8 @@ def runs(nodes: Sequence[Node], group: int) -> list[Run]:
 def _blocks(nodes: Iterable[Node]) -> Counter[Extent]:
     """Return the extents of nodes, and how many of their blocks these are. Thousands of blocks take no Python each."""
     return Counter(filter(None, chain.from_iterable(map(_EXTENTS, nodes))))
+
+
+def _checkpoint_bytes(nodes: Iterable[Node]) -> int:
+    """Return the bytes of the checkpoints of nodes."""
+    return sum(map(_NBYTES, filter(None, map(_CHECKPOINT, nodes))))

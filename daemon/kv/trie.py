@@ -153,9 +153,8 @@ class PrefixTrie(Tree):
 
     @property
     def leased_bytes(self) -> int:
-        """Bytes that leases hold: extents as a whole if they hold one block of them, and their checkpoints."""
-        checkpoints = {lease.checkpoint for lease in self._leases if lease.checkpoint is not None}
-        return self.ledger.leased_bytes + sum(one.nbytes for one in checkpoints)
+        """Bytes that leases hold, and that are not evicted before these end."""
+        return self.ledger.leased_bytes
 
     def drop_oldest(self, partition: str | None = None, *, checkpoints: bool) -> bool:
         """

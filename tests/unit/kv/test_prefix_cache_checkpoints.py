@@ -137,6 +137,23 @@ def test_leased_checkpoint_survives_eviction() -> None:
     prefixes.cache.check_integrity()
 
 
+def test_checkpoints_on_the_way_of_a_lease_are_not_evictable() -> None:
+    """Memory that only a lease's end gives back is promised to no other."""
+    prefixes = FakePrefixes(parts=HYBRID)
+    prefixes.store("n", prompt(1))
+    prefixes.store("n", prompt(1, 2))
+    prefixes.store("n", prompt(3))
+    lease = prefixes.lookup("n", prompt(1, 2, tail=1))
+
+    evictable = prefixes.cache.evictable_bytes()
+    assert evictable == GROUP_BLOCK_BYTES + STATE_BYTES
+    assert prefixes.cache.shed(10**9) == evictable
+
+    lease.release()
+    assert prefixes.cache.evictable_bytes() == prefixes.cache.memory_usage()
+    prefixes.cache.check_integrity()
+
+
 def test_oversized_checkpoint_is_not_stored() -> None:
     prefixes = FakePrefixes(parts=HYBRID, nbytes=STATE_BYTES - 1)
 

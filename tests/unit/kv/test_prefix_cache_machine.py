@@ -135,9 +135,10 @@ class PrefixCacheMachine(RuleBasedStateMachine):
     def shed(self, blocks: int) -> None:
         """Evict under memory pressure."""
         cache = self.prefixes.cache
-        before = cache.memory_usage()
+        before, evictable = cache.memory_usage(), cache.evictable_bytes()
         freed = cache.shed(blocks * BLOCK_BYTES)
         assert cache.memory_usage() == before - freed
+        assert freed >= min(blocks * BLOCK_BYTES, evictable), "what was said to be evictable is not"
         assert freed >= blocks * BLOCK_BYTES or self.leases or not cache.memory_usage()
         if blocks:
             self.resumable.clear()
