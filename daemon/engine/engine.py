@@ -187,6 +187,7 @@ class Engine:
         self._idle.release()
         self._wire()
         self._memory.make_room(0)  # for what running requests have grown by
+        self._runner.retry()
         if self._relief.check() or not self.busy:
             self._buffers.clear()
         self._outbox.publish()

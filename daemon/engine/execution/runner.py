@@ -130,7 +130,7 @@ class Runner:
 
     @property
     def _stuck(self) -> bool:
-        """Whether no call has come or gone since a start was tried in vain: another try would be in vain as well."""
+        """Whether no call has come or gone since a start was tried in vain: another try would be so too, for now."""
         return self._tried == self._calls()
 
     @property
@@ -168,6 +168,10 @@ class Runner:
         for decoder in self._decoders.values():
             for sequence in [sequence for sequence in decoder if sequence.call_id == call_id]:
                 (decoder.hold if held else decoder.go_on)(sequence)
+
+    def retry(self) -> None:
+        """Try to start what waits: memory may have become free of something else than requests, as of weights."""
+        self._tried = None
 
     def step(self) -> None:
         """Do one turn: start sequences, decode each model once, and compute a chunk of prefill."""
@@ -294,14 +298,7 @@ class Runner:
         self._outbox.generate(sequence.call_id, sequence.finished(reason, more=more))
 
     def _fail(self, sequence: Sequence, error: SidecarError, others: Iterable[Sequence] = ()) -> None:
-        """
-        End a sequence, and all samples of its call, with an error; the call of a text to embed finds it there.
-
-        Args:
-            sequence: The sequence.
-            error: The error.
-            others: Sequences that have left the decoder and have not ended.
-        """
+        """End a sequence, and all samples of its call, `others` too, with an error; that of a text finds it there."""
         if error.reason is Reason.NAN_LOGITS:  # other samples hold KV of the same prompt
             for sample in (one for one in (*others, *self.sequences(), sequence) if one.call_id == sequence.call_id):
                 sample.kv.forget(sample.prompt, self._prefixes)

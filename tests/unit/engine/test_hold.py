@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from daemon.engine.engine import SWEEP_SECONDS
 from daemon.engine.execution.runner import Runner
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -76,4 +77,23 @@ def test_requests_that_do_not_fit_are_all_refused_if_nothing_runs(
         harness.until(lambda: harness.engine._runner.waiting == 2)
     for call in calls:
         assert harness.finish(call)[-1].failure.reason == "BUDGET_IN_USE"
+    harness.settle()
+
+
+def test_request_that_waits_for_memory_starts_once_there_is_some(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory is not that of a request, but of weights that were unloaded: no call comes or goes in the runner."""
+    call = harness.begin(request(max_tokens=200))
+    harness.until(lambda: harness.decoding(call))
+    hold(harness, call)
+    with monkeypatch.context() as full:
+        full.setattr(harness.engine._runner, "_make_room", lambda _: False)
+        waiting = harness.begin(request("A man"))
+        harness.until(lambda: harness.engine._runner.waiting == 1)
+        harness.until(lambda: not harness.engine.busy)
+    harness.clock_offset += SWEEP_SECONDS
+    harness.finish(waiting)
+    hold(harness, call, False)
+    harness.finish(call)
     harness.settle()
