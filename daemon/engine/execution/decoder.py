@@ -26,7 +26,7 @@ class Changes(Protocol):
     """Makes other caches of those of a sequence."""
 
     def __call__(self, caches: list[Any], *, copy: bool) -> list[Any]:
-        """Return them; `copy` if other sequences have the arrays as well."""
+        """Return them; `copy` if they shall keep no room of the arrays, which are those of a batch with other rows."""
 
 
 class Decoder:
@@ -114,9 +114,7 @@ class Decoder:
 
     def hold(self, sequence: Sequence) -> None:
         """Pause a sequence: it keeps its KV and its pending token until `go_on`. Harmless twice."""
-        rows = self._take_out([sequence])
-        for batch in self._batches:
-            batch.settle(rows)
+        rows = self._take_apart(sequence)
         for row in rows:
             assert row.sequence.kv.cache is not None
             row.sequence.loaded.layout.shrink(row.sequence.kv.cache)  # it may have had a batch of its own
@@ -131,13 +129,12 @@ class Decoder:
     def replace(self, sequence: Sequence, change: Changes) -> None:
         """Let a sequence that is a row of a batch go on with other caches, which `change` makes of its own."""
         alone = any(len(batch) == 1 and batch.rows[0].sequence is sequence for batch in self._batches)
-        (row,) = self._take_out([sequence])
+        (row,) = self._take_apart(sequence)
         assert sequence.kv.cache is not None
         try:
             sequence.kv.cache = change(sequence.kv.cache, copy=not alone)
         finally:  # a fault is the new reader's alone
             self._place(Batch.of(row))
-            self.settle()
 
     def caches_of(self, sequence: Sequence) -> list[Any]:
         """Return the KV of a sequence that is a row of a batch, as it is now."""
@@ -217,6 +214,13 @@ class Decoder:
             self._batches.append(batch)
         else:
             running.join(batch)
+
+    def _take_apart(self, sequence: Sequence) -> list[Row]:
+        """Take a sequence out of its batch. It and those that stay get arrays of their own, a layer after the other."""
+        rows = self._take_out([sequence])
+        for batch in self._batches:
+            batch.settle(rows)
+        return rows
 
     def _take_out(self, sequences: Collection[Sequence]) -> list[Row]:
         taken: list[Row] = []

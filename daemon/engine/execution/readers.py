@@ -8,7 +8,8 @@ in three situations:
     it reads one that goes on beyond                         that is cut in two; both read the first part
     it holds the tokens in a cache of its own                its cache becomes a shared prefix and a tail
 
-In none of them is the common part copied, unless the sequence is a row of a batch: then its row is copied out, once.
+In none of them is the common part copied, unless the sequence is a row of a batch: then its row is copied out, once,
+layer by layer.
 """
 
 from __future__ import annotations

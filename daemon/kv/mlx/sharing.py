@@ -26,7 +26,8 @@ def share(caches: Sequence[Any], tokens: int, room: int, *, copy: bool) -> tuple
         caches: One for each layer.
         tokens: How many; the caches hold as many at least, and more than the prefix that they may read already.
         room: Tokens that the tail shall have room for.
-        copy: Whether the arrays belong to others as well, so that a view would keep these in memory.
+        copy: Whether the prefix shall be a copy rather than a view, which keeps all of the caches' arrays in memory.
+            It is made layer by layer: the arrays of a layer are free before the next one is copied.
 
     Returns:
         The caches that take the place of these, and the prefix.
@@ -40,10 +41,15 @@ def share(caches: Sequence[Any], tokens: int, room: int, *, copy: bool) -> tuple
     for index, cache in enumerate(flat):
         whole = cache.tail if isinstance(cache, SharedKV) else cache
         if isinstance(whole, KVCache):
-            front = [array[:, :, : tokens - start] for array in (whole.keys, whole.values)]
-            fronts[index] = (mx.contiguous(front[0]), mx.contiguous(front[1])) if copy else (front[0], front[1])
+            front = whole.keys[:, :, : tokens - start], whole.values[:, :, : tokens - start]
+            fronts[index] = (mx.contiguous(front[0]), mx.contiguous(front[1])) if copy else front
+            tail = tails[index] = _tail(whole, tokens - start, room)
             held += sum(array.nbytes for array in (front if copy else (whole.keys, whole.values)))
-            tails[index] = _tail(whole, tokens - start, room)
+            if copy:
+                mx.eval(*fronts[index], tail.keys, tail.values)
+                # Not evaluated, unless a later layer fails and the sequence goes on with these caches.
+                whole.keys = mx.concatenate([fronts[index][0], tail.keys], axis=2)
+                whole.values = mx.concatenate([fronts[index][1], tail.values], axis=2)
     prefix = SharedPrefix(start, tokens, fronts, Memory(held), before)
     mx.eval(*fronts.values(), [(tail.keys, tail.values) for tail in tails.values()])
     return reading(caches, prefix, tails), prefix

@@ -134,6 +134,26 @@ def test_held_row_does_not_keep_its_batch(wide: tuple[Harness, str, Any]) -> Non
     harness.settle()
 
 
+def test_row_is_cut_for_readers_layer_by_layer(wide: tuple[Harness, str, Any]) -> None:
+    """No layer but one of the row is in memory twice while it leaves its batch and its beginning becomes a prefix."""
+    harness, path, model = wide
+    before = active()
+    calls = rows_of(harness, path, [200, 200])
+    runner = harness.engine._runner
+    (first, other) = runner.sequences()
+    with peak.measuring() as taken:
+        runner.readers._split(first, first.kv, LENGTH // BLOCK_TOKENS * BLOCK_TOKENS)
+    one = kv_need(model.layout, LENGTH, 200, MIN_IDLE_CHUNK)
+    assert taken.bytes <= 3 * one / LAYERS
+    assert (first.kv.common is not None, other.kv.common) == (True, None)
+    assert runner.readers.copied == LENGTH // BLOCK_TOKENS * BLOCK_TOKENS
+    harness.step()
+    assert active() - before <= 2.5 * one
+    for call in calls:
+        harness.cancel(call)
+    harness.settle()
+
+
 def test_state_of_a_row_alone_is_no_copy(engine: Callable[..., Harness], tmp_path: Path) -> None:
     """At the end of a block it keeps the arrays that the pass wrote; only rows of a batch keep copies."""
     path = str(write_random(tmp_path / "m", TINY["mamba2"], 7))

@@ -9,7 +9,7 @@ import pytest
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from daemon.kv.extent_ledger import Run
-from daemon.kv.mlx import shared_attention
+from daemon.kv.mlx import shared_attention, sharing
 from daemon.kv.mlx.adapters import BLOCK_ADAPTERS
 from daemon.kv.mlx.adapters.cache_list import leaves
 from daemon.kv.mlx.adapters.kv_cache import KVCacheAdapter
@@ -66,6 +66,29 @@ def test_attention_behind_a_shared_prefix_has_the_same_bits(tokens: int, sinks: 
     queries, new = mx.random.normal((1, HEADS, tokens, WIDTH)), arrays(tokens)
     assert same_bits(attended(reader, queries, *new, sinks), attended(own, queries, *new, sinks))
     assert reader.offset == own.offset
+
+
+def test_caches_that_could_not_be_cut_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first layer is cut already, and its own arrays are gone, when the second one fails."""
+    caches = [cache_of(PREFIX + 5) for _ in range(2)]
+    before = [tuple(mx.array(array[..., : PREFIX + 5, :]) for array in (one.keys, one.values)) for one in caches]
+    mx.eval(before)
+    tails: list[KVCache] = []
+
+    def failing(cache: KVCache, tokens: int, room: int) -> KVCache:
+        if tails:
+            raise RuntimeError("no memory")
+        tails.append(tail(cache, tokens, room))
+        return tails[0]
+
+    tail = sharing._tail
+    monkeypatch.setattr(sharing, "_tail", failing)
+    with pytest.raises(RuntimeError, match="no memory"):
+        share(caches, PREFIX, 16, copy=True)
+    assert caches[0].keys.shape[2] == PREFIX + 16
+    for cache, (keys, values) in zip(caches, before, strict=True):
+        assert same_bits(cache.keys_and_values()[0], keys)
+        assert same_bits(cache.keys_and_values()[1], values)
 
 
 @pytest.mark.parametrize("tokens", [1, 3, shared_attention.FEW + 1])
