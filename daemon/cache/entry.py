@@ -102,12 +102,6 @@ class ModelLease(Generic[M]):
         """The model; usable until release."""
         return self.entry.model
 
-    def another(self) -> ModelLease[M]:
-        """Return a second lease on the same model, which is released on its own. This one is not released yet."""
-        assert not self._released, "a lease was copied after its release"
-        self.entry.leases += 1
-        return ModelLease(self.entry, self._on_release)
-
     def split(self, parts: int) -> list[ModelLease[M]]:
         """Return leases in place of this one, which ends when the last of them is released; at least one."""
         left = parts

@@ -169,7 +169,11 @@ def sequence_of(
     source: ModelSource,
     ready: PreparedRequest,
 ) -> Sequence:
-    """Return what the runner computes of a request with a model; of several samples the first, which has the others."""
+    """
+    Return what the runner computes of a request with a model; of several samples the first, which has the others.
+
+    They hold the model from now on, and the last of them gives it back. After an error it is the caller's to give back.
+    """
     options = requests_of(call_id, request, source.name, ready)
     answers = [ready, *(ready.again() for _ in options[1:])]
 
@@ -179,9 +183,8 @@ def sequence_of(
         text = answer.tokenizer.text_of
         return Sequence(option, kv, answer.output, times, answer.channels, constraint, text=text)
 
-    first = sequence(options[0], answers[0], lease)
-    for option, answer in zip(options[1:], answers[1:], strict=True):
-        first.samples.append(sequence(option, answer, lease.another()))
+    first, *samples = map(sequence, options, answers, lease.split(len(options)))
+    first.samples = samples
     return first
 
 

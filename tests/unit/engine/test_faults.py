@@ -62,14 +62,15 @@ def test_prefix_cache_fault_costs_only_time(
         (calls_module, "prepare_request"),
         (calls_module, "prompt_bill"),
         (prefix_reuse, "Namespace"),
+        (calls_module, "head_of"),
         (ModelCache, "get_or_load"),
     ],
-    ids=["begin", "add", "prepare", "need", "sequence", "get_or_load"],
+    ids=["begin", "add", "prepare", "need", "sequence", "head", "get_or_load"],
 )
 def test_unexpected_exception_fails_one_request(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, target: Any, name: str
 ) -> None:
-    """With INTERNAL, without its text; the engine and the other requests go on."""
+    """With INTERNAL, without its text, and no sample holds its model; the engine and the other requests go on."""
     harness.run(LOAD)
     other = harness.begin(generate(PROMPT, max_tokens=20, stop=LONG))
     harness.until(lambda: harness.decoding(other))
@@ -80,7 +81,7 @@ def test_unexpected_exception_fails_one_request(
     owner = getattr(target, "__origin__", target)
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, broken)
-        failure = harness.run(generate("The")).failure
+        failure = harness.run(generate("The", samples=3, sampling=SEEDED)).failure
     assert failure.reason == "INTERNAL"
     assert "a secret" not in failure.message
     assert Answer(harness.finish(other)).finished.usage.completion_tokens == 20
