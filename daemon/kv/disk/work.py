@@ -209,6 +209,7 @@ class DiskWork:
                 then(None)
                 return
             self.counters.written_bytes += size
+            self._unremoved.discard(piece.name)  # a removal before it may have failed meanwhile
             then(size)
 
         self._run(f"write {piece.name}", partial(self._files.write, piece, parts), done)

@@ -105,6 +105,23 @@ def test_invalidation_removes_what_could_not_be_removed_before() -> None:
     assert not disk.files.content
 
 
+def test_removal_that_failed_is_not_tried_on_a_piece_written_since() -> None:
+    """The prompt is used again, and its piece on the way to the disk, when its file cannot be removed."""
+    disk = written(TOKENS)
+    disk.files.remove_fault = OSError(5, "it fails")
+    disk.tier._remove(disk.tier.catalog.drop(list(disk.tier.catalog)))
+    disk.prefixes.store(NAME, TOKENS)
+    disk.prefixes.reuse(NAME, [*TOKENS, 9])
+    while disk.tier.busy:
+        disk.tier.step()
+    disk.settle()
+    disk.files.remove_fault = None
+    disk.tier.tick()
+    disk.settle()
+    disk.prefixes.cache.shed(10**9)
+    assert disk.restore(NAME, [*TOKENS, 9]) == TOKENS
+
+
 @pytest.mark.parametrize("killed", [False, True])
 @pytest.mark.parametrize("forgotten", ["a prefix", "a namespace", "very many"])
 def test_invalidation_waits_for_a_directory_that_is_away(forgotten: str, killed: bool) -> None:
