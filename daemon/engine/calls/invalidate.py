@@ -1,4 +1,4 @@
-"""An Invalidate call: drops weights and cached prefixes, and stops running requests from storing them again."""
+"""An Invalidate call: drops weights and cached prefixes, which running requests neither store again nor lend."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ class Invalidator:
     def _stop_storing(self, accept: Callable[[str], bool]) -> None:
         for kv in (kv for sequence in self._runner.sequences() for kv in sequence.kvs):
             if accept(kv.namespace):
-                kv.writes = False
+                kv.invalidated()
         self._runner.readers.renew()
 
 

@@ -51,6 +51,7 @@ class SequenceKV:
         namespace: Digest under which it may be shared.
         reads: Whether cached prefixes may be reused.
         writes: Whether it may be stored for others; no more once its namespace was invalidated.
+        lends: Whether others may read what it reused; no more once its namespace was invalidated.
         cache: One mlx-lm cache for each layer; None while another place holds the arrays.
         held: Tokens that the arrays hold.
         cached: Prompt tokens that were reused.
@@ -71,6 +72,7 @@ class SequenceKV:
     namespace: str
     reads: bool
     writes: bool
+    lends: bool = True
     cache: list[Any] | None = None
     held: int = 0
     cached: int = 0
@@ -126,7 +128,13 @@ class SequenceKV:
     @property
     def sharing_limit(self) -> int:
         """Leading tokens of it that other sequences may read: what it wrote for others, or had from them."""
-        return (self.held if self.shared is None else self.shared) if self.writes else self.cached
+        if self.writes:
+            return self.held if self.shared is None else self.shared
+        return self.cached if self.lends else 0
+
+    def invalidated(self) -> None:
+        """Store no more of it, and lend nothing of it to later requests: its namespace was invalidated."""
+        self.writes = self.lends = False
 
     def share(self, other: SequenceKV, *, copy: bool) -> None:
         """
@@ -136,7 +144,8 @@ class SequenceKV:
             other: The KV of another sample.
             copy: Whether it gets a copy of the arrays, which the first write to either makes; else a batch holds them.
         """
-        other.held, other.cached, other.writes, other.boundary = self.held, self.cached, self.writes, self.boundary
+        other.held, other.cached, other.boundary = self.held, self.cached, self.boundary
+        other.writes, other.lends = self.writes, self.lends
         other.common = self.common
         if copy:
             other.cache = deepcopy(self.cache)

@@ -204,6 +204,22 @@ def test_requests_that_come_together_share_their_beginning(case: Case) -> None:
     case.harness.settle()
 
 
+def test_invalidated_prefix_is_lent_to_no_later_reader(case: Case) -> None:
+    """A request that reused it runs on; what is computed anew since is read, and not the copy of that request."""
+    case.harness.finish(case.begin([*COMMON, 5], 1))
+    before = case.begin([*COMMON, 6], 200)
+    assert not case.harness.run(pb.InvalidateRequest(all=pb.AllTarget(prefixes=True))).failure.message
+    after = case.begin([*COMMON, 7])
+    reader = case.begin([*COMMON, 8])
+    sequences = {sequence.call_id: sequence for sequence in case.harness.engine._runner.sequences()}
+    assert sequences[before].kv.common is None
+    assert sequences[reader].kv.common is sequences[after].kv.common is not None
+    case.assert_as_alone(before, [*COMMON, 6], 200)
+    case.assert_as_alone(after, [*COMMON, 7])
+    case.assert_as_alone(reader, [*COMMON, 8])
+    case.harness.settle()
+
+
 @pytest.mark.parametrize("batch", [False, True])
 def test_fault_in_sharing_costs_only_time(case: Case, monkeypatch: pytest.MonkeyPatch, batch: bool) -> None:
     """The request that holds the prefix goes on, and the other one computes its own."""
