@@ -88,6 +88,8 @@ class Runner:
         self._waiting: WaitingList[Sequence] = WaitingList()
         self._tried: list[int] | None = None
         """The calls that there were when a start was last tried in vain; None if something was being computed."""
+        self._unfit: Sequence | None = None
+        """The sequence that did not fit in memory in this turn."""
         self._decoders: dict[ModelKey, Decoder] = {}
         self.readers = Readers(self._holders, self._decoders, prefixes)
         self._prefills = PrefillQueue(prefixes, self._times, clock, self.readers, make_room)
@@ -195,13 +197,15 @@ class Runner:
         fits = self._make_room(self._bill(sequence).total - self._bill().total)
         if not fits:
             self.readers.forgo(sequence)
+            self._unfit = sequence
         return fits
 
     def _note_stuck(self) -> None:
-        """Note whether another start would be in vain; if nothing runs at all, refuse the oldest waiting sequence."""
+        """Note whether another start would be in vain; if nothing runs at all, refuse the sequence that did not fit."""
         self._tried = None if self._prefills.active or self._active else self._calls()
-        if len(self._waiting) and not (len(self._prefills) or self._decoders):
-            self._refuse(next(iter(self._waiting)))  # one a turn: the next may be smaller, and fit
+        unfit, self._unfit = self._unfit, None
+        if unfit is not None and not (len(self._prefills) or self._decoders):
+            self._refuse(unfit)  # one a turn: those behind it may be smaller, and fit
 
     def _prefilled(self, outcome: Prefilled) -> None:
         """Act on an outcome of prefill: send its event, count tokens, and let sequences decode."""

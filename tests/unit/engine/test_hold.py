@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from daemon.engine.engine import SWEEP_SECONDS
+from daemon.engine.execution.bill import bill
 from daemon.engine.execution.runner import Runner
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -96,4 +97,22 @@ def test_request_that_waits_for_memory_starts_once_there_is_some(
     harness.finish(waiting)
     hold(harness, call, False)
     harness.finish(call)
+    harness.settle()
+
+
+def test_request_that_fits_is_not_refused_for_one_that_does_not(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The larger one came later, and is more urgent: it is tried first, and it is refused."""
+    harness.run(pb.GetOrLoadRequest(model="embedded"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runner, "step", lambda _: None)
+        small = harness.begin(generate("The"))
+        harness.until(lambda: harness.engine._runner.waiting == 1)
+        large = harness.begin(generate("The " * 500, priority=5))
+        harness.until(lambda: harness.engine._runner.waiting == 2)
+        needs = [bill([sequence], ()).total for sequence in harness.engine._runner.sequences()]
+    monkeypatch.setattr(harness.engine._runner, "_make_room", lambda need: need < max(needs))
+    assert harness.finish(large)[-1].failure.reason == "BUDGET_IN_USE"
+    assert Answer(harness.finish(small)).finished.usage.completion_tokens > 0
     harness.settle()
