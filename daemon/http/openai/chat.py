@@ -169,7 +169,7 @@ def _left_out(tools: Sequence[Tool]) -> list[str]:
 
 
 def _unread(messages: Sequence[Message]) -> Iterator[str]:
-    """Yield a note for each call whose arguments are no JSON object."""
+    """Yield a note for each call with arguments that are no JSON object."""
     for index, message in enumerate(messages):
         for number, call in enumerate(message.tool_calls or ()):
             if arguments(call.function.arguments)[1]:
