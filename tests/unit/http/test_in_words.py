@@ -11,6 +11,8 @@ from daemon.http.anthropic.messages import asked as asked_message
 from daemon.http.anthropic.request_types import MessagesRequest
 from daemon.http.errors import Problem
 from daemon.http.generation import Ask
+from daemon.http.ollama.chat import ask as asked_ollama
+from daemon.http.ollama.chat_types import ChatRequest as OllamaRequest
 from daemon.http.openai.chat import ask as asked_chat
 from daemon.http.openai.chat_types import ChatRequest
 from daemon.http.parameters import check
@@ -95,6 +97,14 @@ def test_responses_tell_of_what_a_tool_brought(kind: str) -> None:
     """As Codex sends it after `view_image`."""
     parts = [{"type": "input_text", "text": "Seen: "}, {"type": f"input_{kind}", "detail": "auto"}]
     assert turns(response("{}", parts))[-1].content == f"Seen: {IMAGE.replace('image', kind)}"
+
+
+def test_ollama_tells_of_what_a_tool_brought() -> None:
+    """A line for each image."""
+    brought = {"role": "tool", "tool_name": "see", "content": "Seen:", "images": ["aGk=", "aGk="]}
+    read = OllamaRequest.model_validate_json(json.dumps({"model": "m", "messages": [brought]}))
+    check(read)
+    assert turns(asked_ollama(read))[0].content == f"Seen:\n{IMAGE}\n{IMAGE}"
 
 
 @pytest.mark.parametrize("ask", [chat, response])
