@@ -35,10 +35,12 @@ class Bodies:
         Receive a body and return it as its type, its parameters checked.
 
         Raises:
-            Problem: If it is too large, too slow, one of too many, or has a parameter that is refused.
+            Problem: If it is compressed, too large, too slow, one of too many, or has a parameter that is refused.
             ValidationError: If it is no JSON, or has a wrong type.
             ClientGone: If the client went away.
         """
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise Problem(415, "the body is compressed; send it as it is", code="unsupported_encoding")
         parts: list[bytes] = []
         try:
             async with asyncio.timeout(RECEIVE_SECONDS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import stat
 import subprocess
@@ -211,6 +212,14 @@ def test_broken_bodies_are_refused(port_door: Door, body: bytes) -> None:
     found = raw.call(port_door, "POST", "/v1/chat/completions", body)
     assert found.status == 400
     assert found.json["error"]["message"]
+
+
+def test_compressed_body_is_refused_for_what_it_is(port_door: Door) -> None:
+    """And not as JSON that is broken."""
+    body = gzip.compress(b'{"model": "embedded"}')
+    found = raw.call(port_door, "POST", "/v1/messages", body, content_encoding="gzip")
+    assert (found.status, "compressed" in found.json["error"]["message"]) == (415, True)
+    assert raw.call(port_door, "POST", "/v1/messages", b"{}", content_encoding="identity").status == 400
 
 
 def test_long_heads_are_refused(port_door: Door) -> None:

@@ -130,6 +130,23 @@ def test_truncated_tool_call_arrives_as_text(client: Client, model: str) -> None
     assert (answer.text, answer.tool_calls, answer.reason) == ("".join(whole[4:-2]), (), "length")
 
 
+def test_call_that_ends_where_it_begins_is_never_announced(client: Client, model: str) -> None:
+    """The token that begins the call is the last one: its delta has the text, and no pieces of a call that is none."""
+    whole = ANSWERS["Does it rain?"]
+    with client.generate(model, [Message("user", "Does it rain?")], tools=[WEATHER], max_tokens=10) as stream:
+        last = [event for event in stream if isinstance(event, Delta)][-1]
+    assert last.text.endswith(whole[9])
+    assert last.tool_call_deltas == ()
+
+
+def test_pieces_of_a_withdrawn_call_are_not_sent_with_it(client: Client, model: str) -> None:
+    """The last token ends the arguments, and not the call: with them the call would look whole."""
+    with client.generate(model, [Message("user", "Does it rain?")], tools=[WEATHER], max_tokens=11) as stream:
+        *_, first, last = [event for event in stream if isinstance(event, Delta)]
+    assert [piece.arguments_json for piece in first.tool_call_deltas] == ['{"city"']
+    assert [(piece.arguments_json, piece.withdrawn) for piece in last.tool_call_deltas] == [("", True)]
+
+
 def test_without_tools_call_markup_is_text(client: Client, model: str) -> None:
     """Without tools, call markup is text, because the caller can call nothing."""
     answer = client.complete(model, [Message("user", "Does it rain?")])

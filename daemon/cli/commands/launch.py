@@ -42,7 +42,7 @@ SHOWN = Place("http://127.0.0.1:PORT", "TOKEN", "", 0, Path("FOLDER"))
     metavar="MODEL",
     callback=absolute_if_path,
     shell_complete=complete_model,
-    help="Hub id, directory or alias (default: the model in memory that was used last).",
+    help="Hub id, directory or alias (default: the chat model in memory that was used last).",
 )
 @click.option("--print", "shown", is_flag=True, help="Show environment, files and command instead of starting.")
 @calls_daemon
@@ -86,9 +86,15 @@ def _model(client: Client, model: str | None, load: bool) -> tuple[ModelInfo, in
 
 
 def _last_used(client: Client) -> str:
+    """Return the model in memory that was used last, of those that hold conversations."""
     models = client.stats().models
     if not models:
         raise click.UsageError("No model is in memory: name one with --model; mlx-sidecar ls lists those you have.")
+    listed = [one for one in client.list_models().models if one.can.embeddings or not one.can.chat]
+    others = {name for one in listed for name in (one.model, *one.aliases)}
+    models = tuple(one for one in models if one.info.model not in others)
+    if not models:
+        raise click.UsageError("No model in memory holds conversations: name one with --model; see mlx-sidecar ls.")
     return min(models, key=lambda one: (not one.in_use, one.idle or 0.0)).info.model
 
 

@@ -32,6 +32,7 @@ from daemon.engine.execution.request import Request, Speculation
 from daemon.engine.execution.sequence_kv import DraftKV, SequenceKV
 from daemon.engine.output.answer_parser import AnswerParser
 from daemon.engine.output.detokenizer import Output, Piece, Token
+from daemon.engine.output.tool_calls import standing
 from daemon.engine.structured_output.constraint import Constraint
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.miss import PLACED
@@ -250,7 +251,7 @@ class Sequence:
                 reason = FinishReason.TOOL_CALLS
         if channels.over:
             reason = FinishReason.TOOL_CALLS
-        return Piece(parts.text, piece.tokens, parts.reasoning, parts.calls, parts.pieces), reason
+        return Piece(parts.text, piece.tokens, parts.reasoning, parts.calls, standing(parts.pieces)), reason
 
     def _accept(self, token: Token, now: float) -> tuple[Piece, FinishReason | None]:
         """Take a token as text alone; `accept` takes that apart."""

@@ -171,6 +171,22 @@ def _joined(pieces: Sequence[CallPiece]) -> Iterator[CallPiece]:
         yield replace(first, arguments_json="".join(piece.arguments_json for piece in (first, *others)))
 
 
+def standing(pieces: Sequence[CallPiece]) -> list[CallPiece]:
+    """
+    Return pieces that may be sent together: those of a call that is withdrawn among them are left out.
+
+    A call that began in earlier pieces is still withdrawn. Of one that began here nothing is left.
+    """
+    kept: list[CallPiece] = []
+    for piece in pieces:
+        begun_here = False
+        while piece.withdrawn and kept and kept[-1].index == piece.index and not kept[-1].withdrawn:
+            begun_here = bool(kept.pop().id)
+        if not begun_here:
+            kept.append(piece)
+    return kept
+
+
 ReadCalls = Callable[[Reader, CallWriter], Steps[None]]
 """
 The parser of a notation: it reads the calls of a block from its first mark on.

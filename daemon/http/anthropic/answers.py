@@ -39,7 +39,7 @@ from daemon.http.anthropic.answer_types import (
     Usage,
 )
 from daemon.http.anthropic.signatures import signature
-from mlx_sidecar import Delta, Finished, GenerateEvent, Started, ToolCallDelta
+from mlx_sidecar import Delta, Finished, GeneratedToolCall, GenerateEvent, Started, ToolCallDelta
 from mlx_sidecar import Usage as Counted
 
 HOUR_SECONDS = 3600.0
@@ -145,12 +145,18 @@ def message(seen: Sequence[GenerateEvent], *, kept: float | None = None, omitted
 
 
 def _blocks(delta: Delta) -> Iterator[Content]:
+    """Yield what a delta makes whole, in the order of a stream: a call that began before it is before all else."""
+    begun = {piece.index for piece in delta.tool_call_deltas if piece.id}
+    yield from (_used(call) for call in delta.tool_calls if call.index not in begun)
     if delta.reasoning:
         yield ThinkingContent(thinking=delta.reasoning)
     if delta.text:
         yield TextContent(text=delta.text)
-    for call in delta.tool_calls:
-        yield ToolUseContent(id=call.id, name=call.name, input=json.loads(call.arguments_json))
+    yield from (_used(call) for call in delta.tool_calls if call.index in begun)
+
+
+def _used(call: GeneratedToolCall) -> ToolUseContent:
+    return ToolUseContent(id=call.id, name=call.name, input=json.loads(call.arguments_json))
 
 
 def _append(content: list[Content], block: Content) -> None:

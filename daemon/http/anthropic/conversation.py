@@ -9,6 +9,7 @@ from itertools import groupby
 from daemon.http.anthropic.blocks import (
     Block,
     RedactedThinkingBlock,
+    ServerStepBlock,
     TextBlock,
     ThinkingBlock,
     ToolResultBlock,
@@ -17,12 +18,13 @@ from daemon.http.anthropic.blocks import (
 from daemon.http.anthropic.request_types import Conversation, Message
 from daemon.http.anthropic.signatures import signed
 from daemon.http.errors import invalid
+from daemon.http.in_words import readable, step
 from mlx_sidecar import Message as Turn
 from mlx_sidecar import ToolCall
 
 _ALLOWED: dict[str, tuple[type[Block], ...]] = {
     "user": (TextBlock, ToolResultBlock),
-    "assistant": (TextBlock, ThinkingBlock, RedactedThinkingBlock, ToolUseBlock),
+    "assistant": (TextBlock, ThinkingBlock, RedactedThinkingBlock, ToolUseBlock, ServerStepBlock),
     "system": (TextBlock,),
 }
 """The blocks that a turn of each role may have."""
@@ -127,6 +129,9 @@ def _assistant(blocks: Sequence[Block], place: str, notes: list[str]) -> Turn:
                 thoughts.append(_thinking(block, f"{place}.content[{index}]"))
             case ToolUseBlock():
                 calls.append(ToolCall(block.id, block.name, block.input))
+            case ServerStepBlock():
+                fields = {"server": block.server_name, "tool": block.name, "input": block.input}
+                texts.append(step(block.type, {**fields, "content": readable(block.content)}))
             case RedactedThinkingBlock():
                 notes.append(f"{place}.content[{index}] is left out: its thinking is encrypted")
     return Turn("assistant", "".join(texts), "".join(thoughts), calls)

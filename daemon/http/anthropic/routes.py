@@ -12,6 +12,7 @@ _PARTS: dict[str, type[Parameters]] = {
     "`messages[].content[]`, `redacted_thinking`": blocks.RedactedThinkingBlock,
     "`messages[].content[]`, `tool_use`": blocks.ToolUseBlock,
     "`messages[].content[]`, `tool_result`": blocks.ToolResultBlock,
+    "`messages[].content[]`, a step of another server": blocks.ServerStepBlock,
     "`cache_control`": blocks.CacheControl,
     "`tools[]`": request_types.CustomTool,
     "`tool_choice`": request_types.ToolChoice,

@@ -43,8 +43,9 @@ class Message(Parameters):
         None, description="the tool that a `tool` turn has the result of; it answers the first open call of that tool"
     )
     tool_call_id: str | None = Field(None, description="the call that a `tool` turn answers")
-
-    refused: ClassVar[Mapping[str, Refusal]] = {"images": IMAGES}
+    images: list[Any] | None = Field(
+        None, description="of a `tool` turn: the model is told that they were there; refused in others, unless empty"
+    )
 
 
 class Function(Parameters):

@@ -10,17 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from daemon.http.errors import Problem
+from daemon.http.in_words import left_out
 from daemon.http.ollama.chat_types import Call, Message
 from mlx_sidecar import Message as Turn
 from mlx_sidecar import ToolCall as Called
 
 
 def turns(messages: Sequence[Message]) -> list[Turn]:
-    """Return the turns of a conversation."""
+    """
+    Return the turns of a conversation.
+
+    Raises:
+        Problem: If a turn has images that are no result of a tool.
+    """
     made: list[Called] = []
     open_calls: list[Called] = []
     found: list[Turn] = []
-    for message in messages:
+    for index, message in enumerate(messages):
         calls = [_called(len(made) + number, call) for number, call in enumerate(message.tool_calls or ())]
         made += calls
         if calls:
@@ -28,13 +35,23 @@ def turns(messages: Sequence[Message]) -> list[Turn]:
         found.append(
             Turn(
                 role=message.role,
-                content=message.content or "",
+                content=_content(message, f"messages[{index}]"),
                 reasoning_content=message.thinking or "",
                 tool_calls=calls,
                 tool_call_id=_answered(message, open_calls) if message.role == "tool" else message.tool_call_id or "",
             )
         )
     return found
+
+
+def _content(message: Message, place: str) -> str:
+    """Return the text of a turn, with a line for each image that a tool brought."""
+    if message.images and message.role != "tool":
+        text = f"{place}.images is not supported: models read text alone"
+        raise Problem(400, text, code="unsupported_parameter", field=f"{place}.images")
+    return "\n".join(
+        [*([message.content] if message.content else []), *[left_out("image") for _ in message.images or ()]]
+    )
 
 
 def _called(number: int, call: Call) -> Called:

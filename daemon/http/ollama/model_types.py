@@ -38,11 +38,11 @@ class PullRequest(Named):
 class Details(BaseModel):
     """What kind of model it is."""
 
-    parent_model: str = ""
-    format: str = "safetensors"
+    parent_model: str
+    format: str
     family: str
     families: list[str]
-    parameter_size: str = ""
+    parameter_size: str
     quantization_level: str
 
 

@@ -47,7 +47,14 @@ def digest(model: str, revision: str) -> str:
 
 
 def _details(architecture: str, bits: int) -> Details:
-    return Details(family=architecture, families=[architecture], quantization_level=f"{bits}-bit" if bits else "")
+    return Details(
+        parent_model="",
+        format="safetensors",
+        family=architecture,
+        families=[architecture],
+        parameter_size="",
+        quantization_level=f"{bits}-bit" if bits else "",
+    )
 
 
 def loaded(stats: Stats, now: float) -> LoadedModels:

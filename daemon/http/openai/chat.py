@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from daemon.http.errors import invalid
 from daemon.http.generation import Answer, Ask, tool_places
+from daemon.http.in_words import arguments
 from daemon.http.openai.chat_types import (
     AnsweredCall,
     AnsweredFunction,
@@ -60,7 +61,7 @@ def ask(request: ChatRequest) -> Ask:
         request.model,
         [_turn(message) for message in request.messages],
         options,
-        notes=_left_out(request.tools or ()),
+        notes=[*_left_out(request.tools or ()), *_unread(request.messages)],
         places=places,
     )
 
@@ -83,7 +84,10 @@ def _turn(message: Message) -> Turn:
         role="system" if message.role == "developer" else message.role,
         content=_text(message.content or ()),
         reasoning_content=message.reasoning_content or message.reasoning or "",
-        tool_calls=[Called(call.id, call.function.name, call.function.arguments) for call in message.tool_calls or ()],
+        tool_calls=[
+            Called(call.id, call.function.name, arguments(call.function.arguments)[0])
+            for call in message.tool_calls or ()
+        ],
         tool_call_id=message.tool_call_id or "",
     )
 
@@ -162,6 +166,15 @@ def _argument(arguments: dict[str, Any], name: str, kind: type[ArgumentT]) -> Ar
 def _left_out(tools: Sequence[Tool]) -> list[str]:
     """Return a note for each tool that the model is not told of. Its kind is the caller's word: it is not repeated."""
     return [f"tools[{index}] is left out: only functions" for index, one in enumerate(tools) if one.type != "function"]
+
+
+def _unread(messages: Sequence[Message]) -> Iterator[str]:
+    """Yield a note for each call with arguments that are no JSON object."""
+    for index, message in enumerate(messages):
+        for number, call in enumerate(message.tool_calls or ()):
+            if arguments(call.function.arguments)[1]:
+                place = f"messages[{index}].tool_calls[{number}].function.arguments"
+                yield f"{place} is no JSON object: the model is told so"
 
 
 def _add_format(options: GenerateOptions, form: ResponseFormat | None) -> None:

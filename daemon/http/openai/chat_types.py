@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo
 
+from daemon.http.in_words import told
 from daemon.http.openai.logprobs import ChatScores
 from daemon.http.openai.shared_types import GENERATION_HARMLESS, Sampled, Usage
 from daemon.http.parameters import Parameters, Refusal
@@ -26,8 +27,14 @@ class Part(Parameters):
     }
 
 
-def _parts(content: Any) -> Any:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+_NO_TEXT = {"image_url": "image", "input_audio": "audio", "file": "file"}
+
+
+def _parts(content: Any, message: ValidationInfo) -> Any:
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if message.data.get("role") == "tool" and isinstance(parts, list):
+        return [told(part, _NO_TEXT) for part in parts]
+    return parts
 
 
 Content = Annotated[list[Part] | None, BeforeValidator(_parts)]
@@ -38,7 +45,9 @@ class CalledFunction(Parameters):
     """The function of a call."""
 
     name: str = Field(description="name of the tool")
-    arguments: str = Field("", description="arguments, a JSON object as text")
+    arguments: str = Field(
+        "", description="arguments, a JSON object as text; other text is told to the model as `INVALID_JSON`"
+    )
 
 
 class Call(Parameters):
@@ -58,7 +67,9 @@ class Message(Parameters):
         description="`developer` is `system` for the model"
     )
     content: Content = Field(
-        None, description="text, or a list of text parts, which are joined; only an `assistant` turn can be without"
+        None,
+        description="text, or a list of text parts, which are joined; only an `assistant` turn can be without; "
+        "a `tool` turn can have images, audio and files, of which the model is told that they were there",
     )
     reasoning_content: str | None = Field(None, description="reasoning before an assistant turn's content")
     reasoning: str | None = Field(None, description="another name of `reasoning_content`, which is read first")

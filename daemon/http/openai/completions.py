@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -129,6 +130,8 @@ class CompletionStream:
         self._now = now
         self._id = self._model = ""
         self._ends: list[Finished] = []
+        self._scored: Counter[int] = Counter()
+        """Characters of the tokens of each answer with scores that were sent."""
 
     def chunks(self, event: GenerateEvent) -> Iterator[TextCompletion]:
         """Yield what a client gets of an event."""
@@ -153,7 +156,8 @@ class CompletionStream:
         self, index: int, text: str, reason: str | None = None, logprobs: Sequence[TokenLogprob] = ()
     ) -> TextCompletion:
         top = bool(self._request.logprobs)
-        scores = plain_scores(logprobs, first=None, top=top) if logprobs else None
+        scores = plain_scores(logprobs, first=None, top=top, begin=self._scored[index]) if logprobs else None
+        self._scored[index] += sum(len(one.text) for one in logprobs)
         return self._empty([CompletionChoice(index=index, text=text, logprobs=scores, finish_reason=reason)])
 
     def _empty(self, choices: list[CompletionChoice]) -> TextCompletion:

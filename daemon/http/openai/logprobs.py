@@ -59,7 +59,7 @@ def _finite(logprob: float) -> float:
     return max(logprob, UNLIKELY)
 
 
-def plain_scores(scored: Sequence[TokenLogprob], *, first: str | None, top: bool) -> PlainScores:
+def plain_scores(scored: Sequence[TokenLogprob], *, first: str | None, top: bool, begin: int = 0) -> PlainScores:
     """
     Return the log-probabilities of a text's tokens.
 
@@ -67,9 +67,10 @@ def plain_scores(scored: Sequence[TokenLogprob], *, first: str | None, top: bool
         scored: The tokens: those of the prompt but its first, if it is echoed, then those of the answer.
         first: Text of the prompt's first token, which has no log-probability; None if no prompt is echoed.
         top: Whether others were asked for.
+        begin: Characters of the text before these tokens, of which a stream has sent the scores.
     """
     echo = first is not None
-    offset = len(first or "")
+    offset = begin + len(first or "")
     offsets = []
     for one in scored:
         offsets.append(offset)

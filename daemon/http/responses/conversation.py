@@ -10,7 +10,14 @@ from pydantic import TypeAdapter
 
 from daemon.http.errors import Problem
 from daemon.http.responses.answer_types import Deleted, ItemList, Response
-from daemon.http.responses.item_types import Item
+from daemon.http.responses.item_types import (
+    CustomCallItem,
+    CustomOutputItem,
+    FunctionCallItem,
+    FunctionOutputItem,
+    Item,
+    MessageItem,
+)
 from daemon.http.responses.request_types import Asked, ResponseRequest
 from daemon.http.responses.store import Kept, Store
 from daemon.http.responses.turns import resolved
@@ -72,8 +79,18 @@ def _before(request: Asked, store: Store) -> tuple[bytes, ...]:
 
 
 def _named(item: Item, name: str) -> bytes:
-    """Return an item with an id, which lists of items need."""
-    return json.dumps({"id": name, **item.model_dump(mode="json", by_alias=True, exclude_none=True)}).encode()
+    """Return an item with an id and what else lists of items need and requests can leave out."""
+    given = {"id": name, **item.model_dump(mode="json", by_alias=True, exclude_none=True)}
+    if isinstance(item, MessageItem | FunctionCallItem | FunctionOutputItem | CustomCallItem | CustomOutputItem):
+        given.setdefault("status", "completed")
+    if isinstance(item, MessageItem) and item.role == "assistant":
+        given["content"] = [_answered(part) for part in given["content"]]
+    return json.dumps(given).encode()
+
+
+def _answered(part: dict[str, Any]) -> dict[str, Any]:
+    """Return a part of a message as an answer has it: text of the assistant's is output."""
+    return part if part["type"] == "refusal" else {"annotations": [], **part, "type": "output_text"}
 
 
 def _json(answer: Response) -> bytes:

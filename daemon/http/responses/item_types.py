@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
+from daemon.http.in_words import told
 from daemon.http.parameters import Parameters
 
 _OWN: Mapping[str, str] = {
@@ -44,6 +45,16 @@ Content = Annotated[list[Part], BeforeValidator(_parts)]
 """Text, or a list of parts; text becomes one part, so that errors need not tell two forms apart."""
 
 
+def _output(content: Any) -> Any:
+    parts = _parts(content)
+    return [told(part, _NO_TEXT) for part in parts] if isinstance(parts, list) else parts
+
+
+_NO_TEXT = {"input_image": "image", "input_file": "file"}
+Output = Annotated[list[Part], BeforeValidator(_output)]
+"""What a tool brought: as `Content`. Pictures and files are told in words."""
+
+
 class MessageItem(Parameters):
     """A message."""
 
@@ -63,7 +74,9 @@ class FunctionCallItem(Parameters):
     call_id: str = Field(description="name of the call")
     name: str = Field(description="name of the tool")
     namespace: str | None = Field(None, description="name of the tool's group, if it has one")
-    arguments: str = Field(description="arguments, a JSON object as text")
+    arguments: str = Field(
+        description="arguments, a JSON object as text; other text is told to the model as `INVALID_JSON`"
+    )
 
     harmless: ClassVar[Mapping[str, str]] = _CALL
 
@@ -73,7 +86,9 @@ class FunctionOutputItem(Parameters):
 
     type: Literal["function_call_output"] = Field(description="`function_call_output`")
     call_id: str | None = Field(None, description="the call that it answers; without one it is a turn of the user")
-    output: Content = Field(description="text, or a list of text parts, which are joined")
+    output: Output = Field(
+        description="text, or a list of text parts, which are joined; images and files are told in words, not shown"
+    )
     name: str | None = Field(None, description="what the text is of, if there is no call")
 
     harmless: ClassVar[Mapping[str, str]] = {**_CALL, "namespace": "the name tells enough"}
@@ -96,7 +111,9 @@ class CustomOutputItem(Parameters):
 
     type: Literal["custom_tool_call_output"] = Field(description="`custom_tool_call_output`")
     call_id: str = Field(description="the call that it answers")
-    output: Content = Field(description="text, or a list of text parts, which are joined")
+    output: Output = Field(
+        description="text, or a list of text parts, which are joined; images and files are told in words, not shown"
+    )
 
     harmless: ClassVar[Mapping[str, str]] = {**_CALL, "name": "the call has it"}
 

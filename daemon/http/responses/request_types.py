@@ -220,7 +220,9 @@ class ResponseRequest(Asked):
         None, ge=1, description="most tokens of the answer, reasoning included; lowered to what the context holds"
     )
     temperature: float | None = Field(None, description="0 (greedy) to 100; unset is the model's own")
-    top_p: float | None = Field(None, description="above 0, up to 1; unset is the model's own; no effect if greedy")
+    top_p: float | None = Field(
+        None, description="above 0, up to 1; unset is the model's own; without effect at temperature 0"
+    )
     top_logprobs: int | None = Field(
         None, ge=0, le=20, description="log-probabilities of the text, and of so many of the likeliest tokens"
     )

@@ -18,9 +18,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from daemon.http.errors import Problem, invalid
+from daemon.http.in_words import arguments, said, step
 from daemon.http.responses.item_types import (
     ClientCallItem,
     ClientOutputItem,
@@ -80,7 +80,7 @@ class Turns:
             name: Its parameter, for errors and notes.
 
         Raises:
-            Problem: If it is of a type that is not read, or the arguments of a call are no JSON object.
+            Problem: If it is of a type that is not read.
         """
         match item:
             case MessageItem(role="assistant"):
@@ -88,7 +88,9 @@ class Turns:
             case MessageItem():
                 self._whole(Message(item.role, _text(item.content)), name)
             case FunctionCallItem() | CustomCallItem() | ClientCallItem():
-                self._call(_called(item, name), name)
+                if isinstance(item, FunctionCallItem) and arguments(item.arguments)[1]:
+                    self.notes.append(f"{name}.arguments is no JSON object: the model is told so")
+                self._call(_called(item), name)
             case FunctionOutputItem(call_id=None):
                 text = _text(item.output)
                 self._whole(Message("user", f"{item.name}: {text}" if item.name else text), name)
@@ -97,7 +99,7 @@ class Turns:
             case ServerStepItem():
                 self._turn(name).content += _step_words(item)
             case ClientOutputItem():
-                text = _said(item.output) if item.output is not None else item.status or ""
+                text = said(item.output) if item.output is not None else item.status or ""
                 self._whole(Message("tool", text, tool_call_id=item.call_id or item.id or ""), name)
             case ReasoningItem():
                 self._reasoning(item, name)
@@ -157,22 +159,15 @@ class Turns:
         self._open = None
 
 
-def _called(item: FunctionCallItem | CustomCallItem | ClientCallItem, name: str) -> ToolCall:
+def _called(item: FunctionCallItem | CustomCallItem | ClientCallItem) -> ToolCall:
     if isinstance(item, ClientCallItem):
-        given = _said(item.action or item.operation or {})
+        given = said(item.action or item.operation or {})
         return ToolCall(item.call_id, item.type.removesuffix("_call"), given)
-    given = _arguments(item, name) if isinstance(item, FunctionCallItem) else json.dumps({CUSTOM_PARAMETER: item.input})
+    if isinstance(item, CustomCallItem):
+        given = json.dumps({CUSTOM_PARAMETER: item.input})
+    else:
+        given, _ = arguments(item.arguments)
     return ToolCall(item.call_id, flat(item.namespace, item.name), given)
-
-
-def _arguments(item: FunctionCallItem, name: str) -> str:
-    try:
-        right = isinstance(json.loads(item.arguments or "{}"), dict)
-    except (ValueError, RecursionError):
-        right = False
-    if not right:
-        raise invalid(f"{name}.arguments", "is no JSON object")
-    return item.arguments
 
 
 def _text(parts: Sequence[Part]) -> str:
@@ -188,13 +183,7 @@ def _step_words(item: ServerStepItem) -> str:
         given["result"] = "a picture"
     if item.tools is not None:
         given["tools"] = [tool.get("name") if isinstance(tool, dict) else tool for tool in item.tools]
-    told = [f"{name}: {_said(value)}" for name, value in given.items() if value is not None]
-    return f"[Earlier step on another server: {'; '.join([item.type.removesuffix('_call'), *told])}]\n"
-
-
-def _said(value: Any) -> str:
-    """Return a value as the model reads it: text as it is, anything else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return step(item.type.removesuffix("_call"), given)
 
 
 def _reasoning_text(item: ReasoningItem) -> str | None:

@@ -240,7 +240,9 @@ def _join(last: ipc.Event, event: ipc.Event) -> bool:
     if inner != event.generate.WhichOneof("event"):
         return False
     if inner == "delta":
-        if len(last.generate.delta.token_ids) >= JOIN_TOKENS:
+        if len(last.generate.delta.token_ids) >= JOIN_TOKENS or not _in_order(
+            last.generate.delta, event.generate.delta
+        ):
             return False
         last.generate.delta.text += event.generate.delta.text
         last.generate.delta.token_ids.extend(event.generate.delta.token_ids)
@@ -253,3 +255,20 @@ def _join(last: ipc.Event, event: ipc.Event) -> bool:
         last.generate.prefill.CopyFrom(event.generate.prefill)
         return True
     return False
+
+
+def _in_order(last: pb.Delta, delta: pb.Delta) -> bool:
+    """
+    Tell whether two deltas in one are read in their order: clients read reasoning, then text, then calls.
+
+    Scores of tokens are of what is beside them, so that a delta with scores is of one kind.
+    """
+    if last.logprobs or delta.logprobs:
+        return _kinds(last) == _kinds(delta)
+    return max(_kinds(last), default=0) <= min(_kinds(delta), default=2)
+
+
+def _kinds(delta: pb.Delta) -> list[int]:
+    """Return what a delta has, as places in the order in which it is read."""
+    parts = (delta.reasoning, delta.text, delta.tool_calls or delta.tool_call_deltas)
+    return [place for place, part in enumerate(parts) if part]

@@ -13,7 +13,18 @@ from daemon.cli import exit_codes
 from daemon.cli.commands import launch
 from daemon.launch.tools import TOOLS
 from mlx_sidecar import ModelNotCached
-from tests.unit.cli.cli_fakes import GIB, INFO, STATS, FakeClient, FakeStream, client_fixture, pretend_terminal, run_cli  # noqa: F401
+from tests.unit.cli.cli_fakes import (  # noqa: F401
+    GIB,
+    INFO,
+    LISTED,
+    MODEL_STATS,
+    STATS,
+    FakeClient,
+    FakeStream,
+    client_fixture,
+    pretend_terminal,
+    run_cli,
+)
 
 
 @pytest.fixture(name="roomy", autouse=True)
@@ -55,6 +66,23 @@ def test_launch_takes_the_model_used_last(client: FakeClient, launched: list[tup
     assert (tool.title, model, arguments) == ("Codex", "org/name", ("exec", "--json", "Hi"))
     assert program.endswith("/codex")
     assert context == INFO.context_length
+
+
+@pytest.mark.parametrize("can", [{"embeddings": True}, {"chat": False}])
+def test_launch_passes_over_models_that_do_not_chat(
+    client: FakeClient, launched: list[tuple[Any, ...]], can: dict[str, bool]
+) -> None:
+    """An index that is made beside the tool keeps its model in use all the time."""
+    vectors = replace(LISTED, model="org/vectors", aliases=(), can=replace(LISTED.can, **can))
+    client.listed = replace(client.listed, models=(vectors, LISTED))
+    busy = replace(MODEL_STATS, info=replace(INFO, model="org/vectors"), in_use=1, idle=None)
+    client.state = replace(client.state, models=(busy, MODEL_STATS))
+    assert run_cli(client, "launch", "codex").exit_code == 0
+    assert [model for _, _, model, *_ in launched] == ["org/name"]
+    assert [one[1] for one in client.calls if one[0] == "get_or_load"] == [("org/name",)]
+    client.state = replace(client.state, models=(busy,))
+    result = run_cli(client, "launch", "codex")
+    assert (result.exit_code, "--model" in result.stderr) == (exit_codes.USAGE, True)
 
 
 def test_launch_needs_memory_for_a_prompt(client: FakeClient, launched: list[tuple[Any, ...]]) -> None:

@@ -14,7 +14,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from daemon.engine.output.answer_parser import AnswerParser, Parts
 from daemon.engine.output.chat_markup import ChatMarkup
 from daemon.engine.output.harmony import understood
-from daemon.engine.output.tool_calls import Tool
+from daemon.engine.output.tool_calls import CallPiece, Tool, standing
 from tests.unit.engine.fake_tokenizer import FakeTokenizer
 
 REPORTED = json.loads(Path(__file__).with_name("reported_tool_calls.json").read_text())
@@ -156,3 +156,13 @@ def test_model_ids_of_calls_are_kept() -> None:
     for name, expected in ids.items():
         parts = parse(markup(WRITTEN[name]), [WRITTEN[name]["answer"]])
         assert [call.id for call in parts.calls] == expected
+
+
+def test_only_pieces_of_a_withdrawn_call_are_left_out() -> None:
+    """Whole calls before it stay, and so does the end of a call that was announced earlier."""
+    whole = [CallPiece(0, "a", "weather", "{}")]
+    begun = [CallPiece(1, "b", "weather", '{"c'), CallPiece(1, arguments_json="ity")]
+    withdrawn, again = CallPiece(1, withdrawn=True), CallPiece(1, "c", "weather", "{}")
+    assert standing([*whole, *begun, withdrawn]) == whole
+    assert standing([begun[1], withdrawn, *begun, withdrawn, again]) == [withdrawn, again]
+    assert standing([*whole, *begun]) == [*whole, *begun]

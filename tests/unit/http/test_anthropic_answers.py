@@ -135,6 +135,7 @@ def test_pieces_of_a_lagging_client_keep_their_order() -> None:
     begun = ToolCallDelta(1, "a2", "weather", '{"city": "Oslo"}', False)
     lagging = Delta(" And ", (3,), (), "", (BERGEN, OSLO), tool_call_deltas=(rest, begun))
     found = joined(streamed([EVENTS[0], EVENTS[4], lagging, END]))
+    assert found == whole([EVENTS[0], EVENTS[4], lagging, END])
     assert [(block["type"], block.get("input") or block.get("text")) for block in found["content"]] == [
         ("tool_use", {"city": "Bergen"}),
         ("text", " And "),

@@ -242,7 +242,7 @@ def test_what_is_of_no_use_here_is_harmless() -> None:
             "messages[0].content[0].type",
         ),
         (
-            {"messages": [{"role": "user", "content": [{**RESULT, "content": [{"type": "image"}]}]}]},
+            {"messages": [{"role": "user", "content": [{**RESULT, "content": [{"type": "video"}]}]}]},
             "messages[0].content[0].content[0].type",
         ),
         ({"tools": [{"name": "x"}]}, "tools[0].input_schema"),

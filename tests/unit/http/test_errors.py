@@ -174,7 +174,7 @@ def test_value_of_pooling_is_told_as_http_takes_it(names: dict[str, str], value:
         (ChatRequest, [{"type": "text", "text": "a"}, {"type": "input_audio"}]),
         (ResponseRequest, [{"type": "input_image", "image_url": "data:"}]),
         (MessagesRequest, [{"type": "image", "source": {}}]),
-        (MessagesRequest, [{"type": "tool_result", "tool_use_id": "c", "content": [{"type": "image"}]}]),
+        (MessagesRequest, [{"type": "tool_result", "tool_use_id": "c", "content": [{"type": "video"}]}]),
     ],
 )
 def test_images_are_refused_for_what_they_are(kind: type[Parameters], content: list[dict[str, str]]) -> None:

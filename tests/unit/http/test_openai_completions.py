@@ -136,6 +136,17 @@ def test_echoed_text_is_the_text_of_its_tokens() -> None:
     assert (choice.logprobs.tokens, choice.logprobs.text_offset) == (["a", "b"], [0, 1])
 
 
+def test_offsets_of_a_stream_go_on_in_each_answer() -> None:
+    """Each chunk begins where the one before it ended, as in a whole answer."""
+    stream = CompletionStream(request("a", n=2, logprobs=0))
+    scored = [(0, "ab"), (1, "x"), (0, "c"), (1, "y")]
+    deltas = [Delta(text, (1,), (TokenLogprob(1, -1, (), text),), index=index) for index, text in scored]
+    choices = [chunk.choices[0] for event in [EVENTS[0], *deltas] for chunk in stream.chunks(event)]
+    assert [(one.index, one.logprobs and one.logprobs.text_offset) for one in choices] == [
+        (0, [0]), (1, [0]), (0, [2]), (1, [1]),
+    ]  # fmt: skip
+
+
 def test_prompt_can_be_scored_without_an_answer() -> None:
     """The daemon refuses options of an answer then."""
     options = asks(request("a b", echo=True, logprobs=0, max_tokens=0, temperature=0, seed=1))[0].options

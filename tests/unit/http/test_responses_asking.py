@@ -270,10 +270,6 @@ def test_effort_is_passed_on_and_can_be_left_out() -> None:
         ({"input": [{"type": "computer_call_output", "call_id": "c", "output": {}}]}, "input[0].type"),
         ({"input": [{"type": "web_search_call", "id": "w", "frobnicate": 1}]}, "input[0].frobnicate"),
         ({"input": [{"role": "user", "content": "x", "colour": "red"}]}, "input[0].colour"),
-        (
-            {"input": [{"type": "function_call", "call_id": "a", "name": "n", "arguments": "[1]"}]},
-            "input[0].arguments",
-        ),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(fields: dict[str, Any], field: str) -> None:

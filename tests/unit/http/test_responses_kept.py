@@ -101,6 +101,20 @@ def test_answer_is_not_kept_if_asked() -> None:
     assert store.get("resp_1") is None
 
 
+def test_listed_items_have_what_requests_can_leave_out() -> None:
+    """SDKs know an assistant's text as output alone, and need a status."""
+    store = Store()
+    call = {"type": "function_call", "call_id": "c", "name": "weather", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "c", "output": "wet"}
+    answered(
+        store, "1", input=[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}, call, output]
+    )
+    asked, said, *others = page(found(store, "resp_1"), limit=9, after=None, newest_first=False).data
+    assert asked["content"] == [{"type": "input_text", "text": "Hi"}]
+    assert said["content"] == [{"type": "output_text", "text": "Ho", "annotations": []}]
+    assert [one["status"] for one in (asked, said, *others)] == ["completed"] * 4
+
+
 @pytest.mark.parametrize(
     ("fields", "field"),
     [

@@ -99,13 +99,48 @@ async def test_scores_of_prompts_are_not_joined() -> None:
 async def test_joined_deltas_keep_reasoning_and_tool_calls() -> None:
     """Each channel is joined on its own."""
     one = call()
+    for word in ("a", "b", "c"):
+        one.push(answer(pb.GenerateResponse(delta=pb.Delta(reasoning=word))))
     for number, word in enumerate(["a", "b", "c"]):
         made = pb.GeneratedToolCall(index=number, name=word)
-        one.push(answer(pb.GenerateResponse(delta=pb.Delta(reasoning=word, tool_calls=[made]))))
+        one.push(answer(pb.GenerateResponse(delta=pb.Delta(tool_calls=[made]))))
     one.push(FINISHED)
     joined = (await read(one))[0].generate.delta
     assert joined.reasoning == "abc"
     assert [(made.index, made.name) for made in joined.tool_calls] == [(0, "a"), (1, "b"), (2, "c")]
+
+
+async def test_joined_deltas_keep_the_order_of_an_answer() -> None:
+    """Clients read the reasoning of a delta first, then its text, then its calls. Tokens alone go with any of them."""
+    pieces = [
+        pb.Delta(reasoning="Hm. "), pb.Delta(text="I look."), pb.Delta(token_ids=[7]),
+        pb.Delta(tool_call_deltas=[pb.ToolCallDelta(id="a", name="weather")]),
+        pb.Delta(tool_call_deltas=[pb.ToolCallDelta(withdrawn=True)], text="<call>"), pb.Delta(text=" It rains."),
+        pb.Delta(reasoning="Or not?"), pb.Delta(token_ids=[8]), pb.Delta(text="Yes."),
+    ]  # fmt: skip
+    one = call()
+    for piece in pieces:
+        one.push(answer(pb.GenerateResponse(delta=piece)))
+    one.push(FINISHED)
+    deltas = [event.generate.delta for event in (await read(one))[:-1]]
+    assert [(each.reasoning, each.text, len(each.tool_call_deltas)) for each in deltas] == [
+        ("Hm. ", "I look.", 1), ("", "<call>", 1), ("", " It rains.", 0), ("Or not?", "Yes.", 0),
+    ]  # fmt: skip
+    assert [list(each.token_ids) for each in deltas] == [[7], [], [], [8]]
+
+
+async def test_scores_stay_with_what_they_are_of() -> None:
+    """Those of the text are told apart from those of the reasoning, and of marks between them."""
+    one = call()
+    for number, (thought, text) in enumerate([("Hm.", ""), ("", ""), ("", "Yes"), ("", ".")]):
+        score = pb.TokenLogprob(token_id=number)
+        scored = pb.Delta(token_ids=[number], logprobs=[score], reasoning=thought, text=text)
+        one.push(answer(pb.GenerateResponse(delta=scored)))
+    one.push(FINISHED)
+    deltas = [event.generate.delta for event in (await read(one))[:-1]]
+    assert [(each.text, [score.token_id for score in each.logprobs]) for each in deltas] == [
+        ("", [0]), ("", [1]), ("Yes.", [2, 3]),
+    ]  # fmt: skip
 
 
 async def test_late_reader_finds_few_events() -> None:
