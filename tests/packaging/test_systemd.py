@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,14 @@ def test_systemd_unit_allows_the_drain_timeout(unit: configparser.ConfigParser) 
     """As launchd does: the default drain, and what follows it."""
     assert int(unit["Service"]["TimeoutStopSec"]) >= Config().drain_timeout + RESERVE_SECONDS
     assert unit["Service"]["KillMode"] == "mixed", "the parent ends its engine after the last stream"
+
+
+def test_systemd_unit_asks_for_huge_pages(unit: configparser.ConfigParser) -> None:
+    """By a setting of glibc; a program starts with it as ever."""
+    name, value = unit["Service"]["Environment"].split("=", 1)
+    assert (name, value) == ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    started = subprocess.run([sys.executable, "-c", ""], env={name: value}, capture_output=True, text=True, check=True)
+    assert started.stderr == ""
 
 
 def test_systemd_unit_restarts_after_crashes_only(unit: configparser.ConfigParser) -> None:
