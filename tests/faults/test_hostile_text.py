@@ -24,6 +24,7 @@ from tests.support.models import copy_of_embedded
 
 STALL_SECONDS = 0.05
 """Longest time that the parent's loop may be busy with one thing."""
+TRIES = 3
 USER = pb.ChatMessage(role="user", content="x")
 
 
@@ -110,14 +111,22 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_no_request_blocks_the_event_loop(watched: Watched, name: str) -> None:
-    """The request is refused as the caller's fault, or done; no callback of the parent takes 50 ms for it."""
+    """
+    The request is refused as the caller's fault, or done; no callback of the parent takes 50 ms for it.
+
+    Its memory is new, and a busy machine takes long to give it: that counts as processor time, 60 ms once for eight
+    megabytes that took 4 to 28. A request that blocks the loop does so each time, so it is sent up to three times.
+    """
     request = HOSTILE[name]()
-    before, held = watched.noted, Held.by(watched.daemon)
-    ended = call(watched.daemon, "Generate", request)
-    assert ended.code in (grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
-    answers_in_time(watched.daemon)
-    longest = watched.longest(before)
-    assert longest < STALL_SECONDS, f"{name} kept the loop for {longest} s"
+    held = Held.by(watched.daemon)
+    times: list[float] = []
+    while len(times) < TRIES and min(times, default=STALL_SECONDS) >= STALL_SECONDS:
+        before = watched.noted
+        ended = call(watched.daemon, "Generate", request)
+        assert ended.code in (grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
+        answers_in_time(watched.daemon)
+        times.append(watched.longest(before))
+    assert min(times) < STALL_SECONDS, f"{name} kept the loop for {times} s"
     back_to(held, watched.daemon)
 
 
