@@ -57,13 +57,9 @@ def ask(request: ChatRequest) -> Ask:
     _check(request)
     if request.logprobs:
         options["top_logprobs"] = request.top_logprobs or 0
-    return Ask(
-        request.model,
-        [_turn(message) for message in request.messages],
-        options,
-        notes=[*_left_out(request.tools or ()), *_unread(request.messages)],
-        places=places,
-    )
+    notes = _left_out(request.tools or ())
+    turns = [_turn(message, f"messages[{index}]", notes) for index, message in enumerate(request.messages)]
+    return Ask(request.model, turns, options, notes=notes, places=places)
 
 
 def _check(request: ChatRequest) -> None:
@@ -79,15 +75,19 @@ def _check(request: ChatRequest) -> None:
         raise invalid("add_generation_prompt", "begins a message; it cannot go with `continue_final_message`")
 
 
-def _turn(message: Message) -> Turn:
+def _turn(message: Message, place: str, notes: list[str]) -> Turn:
+    """Return a message as a turn; a call with arguments that are no JSON object adds a note."""
+    calls = []
+    for number, call in enumerate(message.tool_calls or ()):
+        given, unread = arguments(call.function.arguments)
+        if unread:
+            notes.append(f"{place}.tool_calls[{number}].function.arguments is no JSON object: the model is told so")
+        calls.append(Called(call.id, call.function.name, given))
     return Turn(
         role="system" if message.role == "developer" else message.role,
         content=_text(message.content or ()),
         reasoning_content=message.reasoning_content or message.reasoning or "",
-        tool_calls=[
-            Called(call.id, call.function.name, arguments(call.function.arguments)[0])
-            for call in message.tool_calls or ()
-        ],
+        tool_calls=calls,
         tool_call_id=message.tool_call_id or "",
     )
 
@@ -166,15 +166,6 @@ def _argument(arguments: dict[str, Any], name: str, kind: type[ArgumentT]) -> Ar
 def _left_out(tools: Sequence[Tool]) -> list[str]:
     """Return a note for each tool that the model is not told of. Its kind is the caller's word: it is not repeated."""
     return [f"tools[{index}] is left out: only functions" for index, one in enumerate(tools) if one.type != "function"]
-
-
-def _unread(messages: Sequence[Message]) -> Iterator[str]:
-    """Yield a note for each call with arguments that are no JSON object."""
-    for index, message in enumerate(messages):
-        for number, call in enumerate(message.tool_calls or ()):
-            if arguments(call.function.arguments)[1]:
-                place = f"messages[{index}].tool_calls[{number}].function.arguments"
-                yield f"{place} is no JSON object: the model is told so"
 
 
 def _add_format(options: GenerateOptions, form: ResponseFormat | None) -> None:

@@ -88,9 +88,10 @@ class Turns:
             case MessageItem():
                 self._whole(Message(item.role, _text(item.content)), name)
             case FunctionCallItem() | CustomCallItem() | ClientCallItem():
-                if isinstance(item, FunctionCallItem) and arguments(item.arguments)[1]:
+                called, unread = _called(item)
+                if unread:
                     self.notes.append(f"{name}.arguments is no JSON object: the model is told so")
-                self._call(_called(item), name)
+                self._call(called, name)
             case FunctionOutputItem(call_id=None):
                 text = _text(item.output)
                 self._whole(Message("user", f"{item.name}: {text}" if item.name else text), name)
@@ -159,15 +160,16 @@ class Turns:
         self._open = None
 
 
-def _called(item: FunctionCallItem | CustomCallItem | ClientCallItem) -> ToolCall:
+def _called(item: FunctionCallItem | CustomCallItem | ClientCallItem) -> tuple[ToolCall, bool]:
+    """Return an item as a call, and whether the model is told that its arguments are no JSON object."""
     if isinstance(item, ClientCallItem):
         given = said(item.action or item.operation or {})
-        return ToolCall(item.call_id, item.type.removesuffix("_call"), given)
+        return ToolCall(item.call_id, item.type.removesuffix("_call"), given), False
     if isinstance(item, CustomCallItem):
-        given = json.dumps({CUSTOM_PARAMETER: item.input})
+        given, unread = json.dumps({CUSTOM_PARAMETER: item.input}), False
     else:
-        given, _ = arguments(item.arguments)
-    return ToolCall(item.call_id, flat(item.namespace, item.name), given)
+        given, unread = arguments(item.arguments)
+    return ToolCall(item.call_id, flat(item.namespace, item.name), given), unread
 
 
 def _text(parts: Sequence[Part]) -> str:
