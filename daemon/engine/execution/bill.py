@@ -41,8 +41,6 @@ from daemon.engine.execution.sequence_kv import SequenceKV
 from daemon.engine.execution.speculation import most_guesses
 from daemon.engine.memory.memory_budget import DECODE_ROOM, SCORED_TOKENS, scoring_need
 from daemon.kv.mlx.shared_prefix import SharedPrefix
-from daemon.shared.errors import RETRY_SECONDS, Reason, SidecarError
-from daemon.shared.wording import size
 
 
 def bill(prefilling: Iterable[Sequence], groups: Iterable[Rows[Sequence]], width: int = LEAST_WIDTH) -> Bill:
@@ -68,17 +66,6 @@ def bill(prefilling: Iterable[Sequence], groups: Iterable[Rows[Sequence]], width
     kv = sum(part.kv for part in bills) + sum(memory.nbytes for memory in read)
     kv += sum(_of_head(sequence) for sequence in (*prompts, *chain(*batches)))
     return Bill(kv, max([0, *(part.work for part in bills)]))
-
-
-def in_use(needed: int) -> SidecarError:
-    """Return the error of a sequence that needs so many bytes and does not fit although nothing runs."""
-    return SidecarError(
-        Reason.BUDGET_IN_USE,
-        f"the request needs {size(needed)} of KV cache and workspace, and models that are in use or pinned leave "
-        "less; unload a model, or try again shortly",
-        metadata={"needed_bytes": str(needed)},
-        retry_after=RETRY_SECONDS,
-    )
 
 
 def widest(prefilling: Rows[Sequence], wanted: int, spare: Callable[[int], int]) -> int:

@@ -17,13 +17,14 @@ from typing import Any
 
 from daemon.cache.identity import ModelKey
 from daemon.engine.background.background import as_sidecar_error
-from daemon.engine.execution.bill import bill, in_use
+from daemon.engine.execution.bill import bill
 from daemon.engine.execution.decoder import Decoder
 from daemon.engine.execution.events import Delta, FinishReason
 from daemon.engine.execution.prefill_queue import Begun, Computed, Failed, Postponed, Prefilled, PrefillQueue, Ready
 from daemon.engine.execution.readers import Readers
 from daemon.engine.execution.row_bills import Bill
 from daemon.engine.execution.sequence import Sequence
+from daemon.engine.memory.memory_budget import in_use
 from daemon.engine.outbox import Outbox
 from daemon.engine.output.detokenizer import Token
 from daemon.engine.reporting.timings import EngineTimings
@@ -205,7 +206,8 @@ class Runner:
         self._tried = None if self._prefills.active or self._active else self._calls()
         unfit, self._unfit = self._unfit, None
         if unfit is not None and not (len(self._prefills) or self._decoders):
-            self._refuse(unfit)  # one a turn: those behind it may be smaller, and fit
+            # Waiting would free no memory. One a turn: those behind it may be smaller, and fit.
+            self._fail(unfit, in_use(bill([unfit], ()).total))
 
     def _prefilled(self, outcome: Prefilled) -> None:
         """Act on an outcome of prefill: send its event, count tokens, and let sequences decode."""
@@ -252,10 +254,6 @@ class Runner:
         decoder.join_together(sequences, caches)
         for call_id in {sequence.call_id for sequence in sequences if sequence.held}:
             self.hold(call_id, held=True)
-
-    def _refuse(self, sequence: Sequence) -> None:
-        """Refuse a sequence that does not fit although nothing runs: waiting would free no memory."""
-        self._fail(sequence, in_use(bill([sequence], ()).total))
 
     def _calls(self) -> list[int]:
         """Return the calls of all sequences. Ids alone: a sequence would keep its model in memory."""

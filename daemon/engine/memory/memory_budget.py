@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from daemon.shared.config import Config
-from daemon.shared.errors import Reason, SidecarError
-from daemon.shared.wording import sizes_apart
+from daemon.shared.errors import RETRY_SECONDS, Reason, SidecarError
+from daemon.shared.wording import size, sizes_apart
 
 DECODE_ROOM = 256
 """Tokens of KV that a request is given beyond those it holds; it grows by as many when they are used up."""
@@ -179,3 +179,14 @@ class MemoryBudget:
     def shortfall(self, need: int, use: Use) -> int:
         """Return the bytes that must be freed before a request fits; 0 if it fits now."""
         return max(0, need - self.headroom(use))
+
+
+def in_use(needed: int) -> SidecarError:
+    """Return the error of a sequence that needs so many bytes and does not fit although nothing runs."""
+    return SidecarError(
+        Reason.BUDGET_IN_USE,
+        f"the request needs {size(needed)} of KV cache and workspace, and models that are in use or pinned leave "
+        "less; unload a model, or try again shortly",
+        metadata={"needed_bytes": str(needed)},
+        retry_after=RETRY_SECONDS,
+    )
