@@ -80,8 +80,8 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "zeros": lambda: text("\0" * 200_000),
     "brackets": lambda: text("[" * 200_000),
     "overrides": lambda: text("\u202e" * 100_000),
-    "eight megabytes that nobody tokenises": lambda: pb.GenerateRequest(
-        model="nobody", text="x" * (8 * 2**20 - 100)
+    "eight megabytes for a model that is not there": lambda: pb.GenerateRequest(
+        model="absent", text="x" * (8 * 2**20 - 100)
     ).SerializeToString(),
     "tools without end": lambda: chat(tools=[pb.Tool(name="a")] * 1_000_000),
     "messages without end": lambda: chat(messages=[pb.ChatMessage()] * 2_000_000),
