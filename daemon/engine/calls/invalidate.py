@@ -217,7 +217,7 @@ class Invalidator:
         dropped = [self._prefixes.forget_prefix(name, tokens, dry_run=dry_run) for name in sorted(wanted)]
         if not dry_run:
             failpoint("invalidate.dropped")
-            self._stop_storing(lambda namespace: namespace in wanted)
+            self._cut_off(lambda namespace: namespace in wanted)
             if not self._disk.open:  # what lies there is not known: of this model and salt, all of it goes
                 self._disk.forget(lambda name: name.startswith(digests) and partition_of(name) == partition)
         return _answer([], dropped)
@@ -229,7 +229,7 @@ class Invalidator:
         if not dry_run:
             failpoint("invalidate.dropped")
             dropped = tuple(model_digest(key.weights, key.adapter) for key in self._keys_of(entries))
-            self._stop_storing(lambda name: name.startswith(dropped) or (accept is not None and accept(name)))
+            self._cut_off(lambda name: name.startswith(dropped) or (accept is not None and accept(name)))
             for entry in entries:
                 self._models.invalidate(entry.key)
         return answer
@@ -237,7 +237,8 @@ class Invalidator:
     def _keys_of(self, entries: list[Entry[LoadedModel]]) -> list[ModelKey]:
         return [entry.model.source.key for entry in entries]
 
-    def _stop_storing(self, accept: Callable[[str], bool]) -> None:
+    def _cut_off(self, accept: Callable[[str], bool]) -> None:
+        """Let running requests of these namespaces go on by themselves: what they hold is for no other."""
         for kv in (kv for sequence in self._runner.sequences() for kv in sequence.kvs):
             if accept(kv.namespace):
                 kv.invalidated()

@@ -45,12 +45,14 @@ Content = Annotated[list[Part], BeforeValidator(_parts)]
 """Text, or a list of parts; text becomes one part, so that errors need not tell two forms apart."""
 
 
+_NO_TEXT = {"input_image": "image", "input_file": "file"}
+
+
 def _output(content: Any) -> Any:
     parts = _parts(content)
     return [told(part, _NO_TEXT) for part in parts] if isinstance(parts, list) else parts
 
 
-_NO_TEXT = {"input_image": "image", "input_file": "file"}
 Output = Annotated[list[Part], BeforeValidator(_output)]
 """What a tool brought: as `Content`. Pictures and files are told in words."""
 
