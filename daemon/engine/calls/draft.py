@@ -81,10 +81,10 @@ def _find_and_load(
     assert ticket.lease is not None
     try:
         check_ahead(ticket.lease.model, "draft_model", request.draft_model)
+        services.overrides.done(ticket.name, "")
     except BaseException:
         ticket.cancel()
         raise
-    services.overrides.done(ticket.name, "")
     return DraftModel(source, ticket.lease)
 
 

@@ -76,7 +76,7 @@ def _run(
     services: Services, call_id: int, request: pb.EmbedRequest, sequences: list[Sequence], vectors: list[Pooled]
 ) -> Waiting[None]:
     """Let the runner compute texts, at most AHEAD beyond the one that is sent next, and send their vectors in order."""
-    given = 0
+    given, ours = 0, dict.fromkeys(sequences)
     services.held[call_id] = False
     try:
         yield from _restored(services, request, sequences)
@@ -85,6 +85,7 @@ def _run(
                 # Texts of similar length share passes.
                 for sequence in sorted(sequences[given : index + AHEAD], key=lambda sequence: len(sequence.prompt)):
                     services.runner.add(sequence)
+                    del ours[sequence]
                 given = index + AHEAD
             yield from until(lambda done=pooled.done: done() and not services.held[call_id])  # type: ignore[misc]
             if pooled.error is not None:
@@ -95,7 +96,7 @@ def _run(
     finally:
         del services.held[call_id]
         services.runner.cancel(call_id)
-        for sequence in sequences[given:]:
+        for sequence in ours:
             sequence.release()
 
 

@@ -135,9 +135,9 @@ class PrefillQueue:
     def expect(self, sequence: Sequence) -> None:
         """Announce a sequence that waits for a slot: running prompts become resumable where it diverges from them."""
         expected = Prefill(sequence, self._prefixes, self._sizer, self._clock)
-        self._expected[sequence] = expected
         for running in self._shared() if expected.reads else ():
             running.prepare_for(expected.beginning)
+        self._expected[sequence] = expected
 
     def add(self, sequence: Sequence) -> None:
         """Take an expected sequence that has got a slot."""

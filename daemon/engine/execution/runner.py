@@ -149,9 +149,9 @@ class Runner:
         return self._bill().total
 
     def add(self, sequence: Sequence) -> None:
-        """Take a sequence with a loaded model."""
-        self._waiting.add(sequence)
+        """Take a sequence with a loaded model, as a whole or not at all: after an error it is the caller's."""
         self._prefills.expect(sequence)
+        self._waiting.add(sequence)
 
     def cancel(self, call_id: int) -> bool:
         """End the sequences of a call at once, store their computed tokens, and return whether there were any."""

@@ -16,12 +16,16 @@ from daemon.engine.calls import generate as calls_module
 from daemon.engine.calls import prefix_reuse
 from daemon.engine.execution import batch
 from daemon.engine.execution.prefill import Prefill
+from daemon.engine.execution.prefill_queue import PrefillQueue
 from daemon.engine.execution.runner import Runner
+from daemon.engine.execution.sequence import Sequence
 from daemon.engine.execution.together import forward
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.shared.errors import Reason, SidecarError
+from daemon.shared.model_overrides import ModelOverrides
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.support.models import embedding_model
 from tests.unit.engine.families import Family, write
 from tests.unit.engine.harness import Answer, Harness, generate
 from tools.embedded import corpus
@@ -59,13 +63,14 @@ def test_prefix_cache_fault_costs_only_time(
     [
         (Prefill, "begin"),
         (Runner, "add"),
+        (PrefillQueue, "expect"),
         (calls_module, "prepare_request"),
         (calls_module, "prompt_bill"),
         (prefix_reuse, "Namespace"),
         (calls_module, "head_of"),
         (ModelCache, "get_or_load"),
     ],
-    ids=["begin", "add", "prepare", "need", "sequence", "head", "get_or_load"],
+    ids=["begin", "add", "expect", "prepare", "need", "sequence", "head", "get_or_load"],
 )
 def test_unexpected_exception_fails_one_request(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, target: Any, name: str
@@ -85,6 +90,41 @@ def test_unexpected_exception_fails_one_request(
     assert failure.reason == "INTERNAL"
     assert "a secret" not in failure.message
     assert Answer(harness.finish(other)).finished.usage.completion_tokens == 20
+    harness.settle()
+
+
+def test_draft_model_is_given_back_after_an_error(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error comes right after the call got its weights."""
+    harness.run(LOAD)
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelOverrides, "done", lambda *_: 1 // 0)
+        failure = harness.run(generate("The", draft_model="embedded")).failure
+    assert failure.reason == "INTERNAL"
+    harness.settle()
+
+
+@pytest.mark.parametrize("owner", [Runner, PrefillQueue])
+def test_text_that_cannot_join_fails_its_call_alone(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, owner: Any
+) -> None:
+    """The texts before it have joined, the shortest first; each gives its model back once."""
+    name = "add" if owner is Runner else "expect"
+    request = pb.EmbedRequest(model=str(embedding_model(tmp_path / "m")), texts=["a b c d", "a", "a b c", "a b"])
+    take, taken = getattr(owner, name), list[int]()
+
+    def broken(self: Any, sequence: Sequence) -> None:
+        if len(taken) == 2:
+            raise ZeroDivisionError("a secret")
+        taken.append(len(sequence.prompt))
+        take(self, sequence)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, broken)
+        failure = harness.run(request).failure
+    assert (failure.reason, "secret" in failure.message) == ("INTERNAL", False)
+    assert taken == sorted(taken)
+    harness.settle()
+    assert harness.run(request).events[-1].embed.HasField("finished")
     harness.settle()
 
 
