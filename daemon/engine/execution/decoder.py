@@ -112,24 +112,23 @@ class Decoder:
         for batch in self._batches:
             batch.settle()
 
-    def hold(self, sequence: Sequence) -> None:
-        """Pause a sequence: it keeps its KV and its pending token until `go_on`. Harmless twice."""
-        rows = self._take_apart(sequence)
-        for row in rows:
-            assert row.sequence.kv.cache is not None
-            row.sequence.loaded.layout.shrink(row.sequence.kv.cache)  # it may have had a batch of its own
+    def hold(self, sequences: Collection[Sequence]) -> None:
+        """Pause sequences: each keeps its KV and its pending token until `go_on`. Harmless twice."""
+        rows = self._take_apart(sequences)
+        for layer in zip(*(row.sequence.kv.cache or () for row in rows), strict=True):
+            rows[0].sequence.loaded.layout.shrink(layer)  # of a batch in which no row has stayed
         self._held += rows
 
-    def go_on(self, sequence: Sequence) -> None:
-        """Resume a sequence that was held; any other is no error."""
-        for row in [row for row in self._held if row.sequence is sequence]:
+    def go_on(self, sequences: Collection[Sequence]) -> None:
+        """Resume sequences that were held; any other is no error."""
+        for row in [row for row in self._held if row.sequence in sequences]:
             self._held.remove(row)
             self._place(Batch.of(row))
 
     def replace(self, sequence: Sequence, change: Changes) -> None:
         """Let a sequence that is a row of a batch go on with other caches, which `change` makes of its own."""
         alone = any(len(batch) == 1 and batch.rows[0].sequence is sequence for batch in self._batches)
-        (row,) = self._take_apart(sequence)
+        (row,) = self._take_apart([sequence])
         assert sequence.kv.cache is not None
         try:
             sequence.kv.cache = change(sequence.kv.cache, copy=not alone)
@@ -215,20 +214,23 @@ class Decoder:
         else:
             running.join(batch)
 
-    def _take_apart(self, sequence: Sequence) -> list[Row]:
-        """Take a sequence out of its batch. It and those that stay get arrays of their own, a layer after the other."""
-        rows = self._take_out([sequence])
-        for batch in self._batches:
-            batch.settle(rows)
-        return rows
-
-    def _take_out(self, sequences: Collection[Sequence]) -> list[Row]:
+    def _take_apart(self, sequences: Collection[Sequence]) -> list[Row]:
+        """Take sequences out of their batches. They and those that stay get arrays of their own, layer by layer."""
         taken: list[Row] = []
+        for batch, rows in self._take_out(sequences):
+            if len(batch):
+                batch.settle(rows)
+            taken += rows
+        return taken
+
+    def _take_out(self, sequences: Collection[Sequence]) -> list[tuple[Batch, list[Row]]]:
+        """Take sequences out of their batches, and return these batches, each with the rows that left it."""
+        taken: list[tuple[Batch, list[Row]]] = []
         for batch in self._batches:
             leaving = [row for row in batch.rows if row.sequence in sequences]
             if leaving:
                 batch.leave(leaving)
-                taken += leaving
+                taken.append((batch, leaving))
         self._batches = [batch for batch in self._batches if len(batch)]
         return taken
 

@@ -169,8 +169,8 @@ class Runner:
         for sequence in [sequence for sequence in self._prefills if sequence.call_id == call_id]:
             sequence.held = held
         for decoder in self._decoders.values():
-            for sequence in [sequence for sequence in decoder if sequence.call_id == call_id]:
-                (decoder.hold if held else decoder.go_on)(sequence)
+            sequences = [sequence for sequence in decoder if sequence.call_id == call_id]
+            (decoder.hold if held else decoder.go_on)(sequences)
 
     def retry(self) -> None:
         """Try to start what waits: memory may have become free of something else than requests, as of weights."""

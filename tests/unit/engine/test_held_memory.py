@@ -134,6 +134,21 @@ def test_held_row_does_not_keep_its_batch(wide: tuple[Harness, str, Any]) -> Non
     harness.settle()
 
 
+def test_held_samples_are_copied_layer_by_layer(wide: tuple[Harness, str, Any]) -> None:
+    """All rows of a batch pause at once; each has arrays of its own then."""
+    harness, path, model = wide
+    request = pb.GenerateRequest(model=path, tokens=pb.TokenIds(ids=range(5, 5 + LENGTH)), max_tokens=200, samples=4)
+    request.stop.ignore_eos = True
+    call = harness.begin(request)
+    harness.until(lambda: harness.engine._runner.decoding == 4)
+    harness.step()
+    with peak.measuring() as taken:
+        harness.engine._runner.hold(call, held=True)
+    assert taken.bytes <= 4.2 * kv_need(model.layout, LENGTH, 200, MIN_IDLE_CHUNK) / LAYERS
+    harness.cancel(call)
+    harness.settle()
+
+
 def test_row_is_cut_for_readers_layer_by_layer(wide: tuple[Harness, str, Any]) -> None:
     """No layer but one of the row is in memory twice while it leaves its batch and its beginning becomes a prefix."""
     harness, path, model = wide

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 
 from daemon.cache.resolver import Resolver, Wanted
 from daemon.engine.calls.options import SEED_STEP
+from daemon.engine.execution.batch import Batch, Row
 from daemon.engine.memory.memory_budget import MemoryBudget
 from daemon.engine.structured_output.matcher import GrammarMatcher
 from daemon.shared.errors import invalid
@@ -166,6 +167,27 @@ def test_held_samples_wait_and_go_on(harness: Harness) -> None:
     harness.engine.handle(ipc.Command(call_id=call, hold=ipc.Hold(held=False)))
     events = harness.finish(call)
     assert [Sample(events, index).content for index in range(3)] == expected
+    harness.settle()
+
+
+def test_held_samples_leave_their_batch_at_once(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time that rows leave, the KV of those that stay is copied."""
+    left, leave = list[int](), Batch.leave
+
+    def counted(batch: Batch, leaving: Collection[Row]) -> None:
+        left.append(len(leaving))
+        leave(batch, leaving)
+
+    monkeypatch.setattr(Batch, "leave", counted)
+    endless = pb.Stop(ignore_eos=True)
+    calls = [harness.begin(request(samples, max_tokens=200, stop=endless)) for samples in (3, 1)]
+    harness.until(lambda: harness.engine._runner.decoding == 4)
+    (decoder,) = harness.engine._runner._decoders.values()
+    assert [len(group) for group in decoder.groups] == [4]
+    harness.engine._runner.hold(calls[0], held=True)
+    assert left == [3]
+    for call in calls:
+        harness.cancel(call)
     harness.settle()
 
 
