@@ -137,7 +137,7 @@ class Restore:
         self._moved = self._tier.clock()
         if self._plan is not None and namespace != self.namespace:
             self.close()
-        self._spec = spec
+        self._spec, self.namespace = spec, namespace
         if self._plan is not None:
             self.read_ahead()  # others may have had the room so far
 
@@ -209,7 +209,8 @@ class Restore:
                 self.close()
             return False
         assert self._find is not None
-        self.namespace = self._find()
+        if self._spec is None:
+            self.namespace = self._find()
         self._keys = keys = block_keys(self._tokens[:-1])
         tier, packed = self._tier, pack(self._tokens[:-1])
         self._hashes = hashes = chain(self.namespace, keys) if self.namespace else []

@@ -101,6 +101,8 @@ class DiskWork:
         self._retry = RETRY_SECONDS
         self._open_at = clock()
         self._unremoved: set[str] = set()
+        self._writing: list[str] = []
+        """Names of files that are to be written: a removal before that, which failed, is not tried again."""
         self._removing_again = False
         self._removal_error: Exception | None = None
 
@@ -202,14 +204,15 @@ class DiskWork:
     def write(self, piece: Piece, parts: Sequence[Part], then: Callable[[int | None], None]) -> None:
         """Write a piece; `then` takes the bytes of its file, or None if that failed."""
         self._unremoved.discard(piece.name)
+        self._writing.append(piece.name)
 
         def done(size: int | Exception) -> None:
+            self._writing.remove(piece.name)
             if self._failed("write", size) or isinstance(size, Exception):
                 self._paused_until = self._clock() + PAUSE_SECONDS
                 then(None)
                 return
             self.counters.written_bytes += size
-            self._unremoved.discard(piece.name)  # a removal before it may have failed meanwhile
             then(size)
 
         self._run(f"write {piece.name}", partial(self._files.write, piece, parts), done)
@@ -283,7 +286,7 @@ class DiskWork:
     def _removed(self, result: Exception | None, names: Sequence[str] = (), *, lasting: bool = True) -> None:
         self.removing -= lasting
         if self._failed("remove", result):
-            self._unremoved.update(names)
+            self._unremoved.update(set(names).difference(self._writing))
             self._removal_error = result if lasting else self._removal_error
         else:
             self._unremoved.difference_update(names)

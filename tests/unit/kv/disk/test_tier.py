@@ -156,6 +156,19 @@ def test_restore_ends_where_its_beginning_is_evicted(parts: PrefixSpec) -> None:
     disk.check()
 
 
+def test_request_restores_its_own_namespace_alone() -> None:
+    """The model is loaded before the directory is open, which has prefixes of it with another layout."""
+    files = written(TOKENS).files
+    disk = FakeDisk(FakePrefixes(), files)
+    restore = disk.tier.restore()
+    restore.begin([*TOKENS, 9], lambda: NAME)
+    restore.go("n/other", disk.prefixes.parts)
+    disk.settle()
+    assert restore.over()
+    assert disk.prefixes.cache.memory_usage() == 0
+    assert disk.tier.work.counters.read_bytes == 0
+
+
 def test_least_recently_used_piece_makes_room() -> None:
     """Within the budget, and a beginning stays as long as something goes on from it."""
     small = FakeDisk(FakePrefixes(), wanted=10_000)

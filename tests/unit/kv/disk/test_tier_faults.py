@@ -105,7 +105,8 @@ def test_invalidation_removes_what_could_not_be_removed_before() -> None:
     assert not disk.files.content
 
 
-def test_removal_that_failed_is_not_tried_on_a_piece_written_since() -> None:
+@pytest.mark.parametrize("while_written", ["nothing", "a tick", "an invalidation"])
+def test_removal_that_failed_is_not_tried_on_a_piece_written_since(while_written: str) -> None:
     """The prompt is used again, and its piece on the way to the disk, when its file cannot be removed."""
     disk = written(TOKENS)
     disk.files.remove_fault = OSError(5, "it fails")
@@ -114,6 +115,10 @@ def test_removal_that_failed_is_not_tried_on_a_piece_written_since() -> None:
     disk.prefixes.reuse(NAME, [*TOKENS, 9])
     while disk.tier.busy:
         disk.tier.step()
+    if while_written != "nothing":
+        disk.work(1)
+        disk.files.remove_fault = None
+        disk.tier.tick() if while_written == "a tick" else disk.tier.forget("n/two".__eq__)
     disk.settle()
     disk.files.remove_fault = None
     disk.tier.tick()
