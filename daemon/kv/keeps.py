@@ -110,6 +110,11 @@ class Keeps:
     def __len__(self) -> int:
         return len(self._keeps)
 
+    @property
+    def free_bytes(self) -> int:
+        """Bytes of all of them that no lease holds, at most: what they share counts for each."""
+        return min(self.nbytes, sum(keep.nbytes for keep in self if not keep.end.locks))
+
     def keep(self, namespace: str, path: Sequence[Node], spec: PrefixSpec, seconds: float) -> bool:
         """
         Keep a stored path after which a request can go on; a longer time that it has already stays.

@@ -68,9 +68,14 @@ class EngineMemory:
         return max(0, self.budget.headroom(self.use(live)))
 
     def has_room(self, need: int) -> bool:
-        """Free cached prefixes until `need` bytes are free, and tell whether they are; free none if that is too few."""
+        """
+        Free cached prefixes until `need` bytes are free, and tell whether they are.
+
+        None are freed if that would be too few, or if kept ones would have to go.
+        """
         free = self.budget.headroom(self.use())
-        return free >= need or (free + self._prefixes.evictable_bytes() >= need and self.spare(need) >= need)
+        ordinary = self._prefixes.evictable_bytes() - self._prefixes.keeps.free_bytes
+        return free >= need or (free + ordinary >= need and self.spare(need) >= need)
 
     def shed_prefixes(self, need: int, live: int | None = None) -> None:
         """Free cached prefixes until `need` bytes fit, as far as that helps."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from structlog.testing import capture_logs
 
+from daemon.engine.memory.memory_budget import MemoryBudget
+from daemon.engine.memory.prefix_budget import PrefixBudget
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine.families import CHECKPOINTS, Family, write
 from tests.unit.engine.harness import Harness
@@ -83,6 +87,50 @@ def test_cached_prompt_can_be_kept_later(harness: Harness) -> None:
 
     assert answer.cached == 96
     assert [kept.tokens for kept in harness.figures.prefix_cache.kept] == [96]
+
+
+@pytest.mark.parametrize("left", [0.0, 0.5, 1.0])
+def test_kept_prompts_that_fill_a_smaller_limit_hold_up_no_request(engine: Callable[..., Harness], left: float) -> None:
+    """The limit shrinks while they are kept. They yield with a line each, and what has no room is not stored."""
+    harness = engine()
+    others = [request("embedded", ids(100, salt)) for salt in range(10, 14)]
+    cold = [harness.run(request("embedded", ids(100, salt), BYPASS)).content for salt in range(10, 14)]
+    for salt in range(3):
+        harness.run(request("embedded", ids(100, salt), HOUR))
+    memory = harness.engine._memory
+    before, prefixes = memory.prefix_budget, memory._prefixes
+    memory.prefix_budget = PrefixBudget(int(left * prefixes.keeps.nbytes), memory.budget)
+    with capture_logs() as logs:
+        assert [harness.run(each).content for each in others] == cold
+        harness.run(request("embedded", ids(100, 20), HOUR))
+        harness.settle()
+    told = Counter(line["event"] for line in logs)
+    assert told.keys() <= {"kept_prefix_evicted", "prefix_not_kept"}
+    assert 0 < told["kept_prefix_evicted"] <= 4
+    assert told["prefix_not_kept"] == (not left)
+    assert prefixes.memory_usage() <= memory.prefix_budget.most
+
+    memory.prefix_budget = before
+    harness.run(others[0])
+    assert harness.run(others[0]).cached >= 96
+    harness.settle()
+
+
+def test_kept_prompts_make_room_for_a_request_that_needs_their_memory(engine: Callable[..., Harness]) -> None:
+    """All memory is taken by weights and kept prompts."""
+    harness = engine()
+    cold = harness.run(request("embedded", ids(1400, 9), BYPASS)).content
+    for salt in range(8):
+        harness.run(request("embedded", ids(1500, salt), HOUR))
+    memory = harness.engine._memory
+    kept = len(memory._prefixes.keeps)
+    memory.budget = MemoryBudget(memory.use().total)
+    memory.prefix_budget = PrefixBudget(memory.budget.limit, memory.budget)
+    with capture_logs() as logs:
+        assert harness.run(request("embedded", ids(1400, 9))).content == cold
+    assert len(memory._prefixes.keeps) < kept
+    assert len([line for line in logs if line["event"] == "kept_prefix_evicted"]) == kept - len(memory._prefixes.keeps)
+    harness.settle()
 
 
 def test_invalidate_drops_kept_prompts(harness: Harness) -> None:

@@ -144,6 +144,25 @@ def test_leased_prefixes_stay_and_are_not_evictable() -> None:
     assert machine.prefixes.memory_usage() == 0
 
 
+@pytest.mark.parametrize("leased", [False, True])
+def test_kept_prefixes_make_no_room_for_the_disk(leased: bool) -> None:
+    """Others do: what is on its way to the disk is no request, and may be the kept prefix itself."""
+    machine = Machine(12 * BLOCK_BYTES, 12 * BLOCK_BYTES)
+    machine.store(4)
+    machine.store(8)
+    kept = [1000 + index for index in range(16 * 4)]
+    assert machine.prefixes.keep("space", [*kept, 1], PLAIN, 3600.0)
+    with machine.prefixes.lookup("space", [*kept, 1] if leased else [1], PLAIN):
+        assert not machine.memory.has_room(9 * BLOCK_BYTES)
+        assert machine.prefixes.memory_usage() == 12 * BLOCK_BYTES
+        assert machine.memory.has_room(8 * BLOCK_BYTES)
+        assert machine.prefixes.memory_usage() == 4 * BLOCK_BYTES
+        assert not machine.memory.has_room(9 * BLOCK_BYTES)
+    assert len(machine.prefixes.keeps) == 1
+    assert machine.memory.make_room(9 * BLOCK_BYTES)  # a request comes first
+    assert not machine.prefixes.keeps
+
+
 def test_prefixes_go_when_they_were_idle_for_long() -> None:
     """Those that were used since stay; a leased one goes once it is free."""
     now = [0.0]

@@ -274,6 +274,12 @@ class KeepMachine(RuleBasedStateMachine):
         self.prefixes.cache.shed(blocks * BLOCK_BYTES)
         self.lost_only_if_nothing_else_was_left()
 
+    @rule(blocks=st.integers(0, 14))
+    def limit(self, blocks: int) -> None:
+        """Change the limit while it runs, also below what is kept."""
+        self.prefixes.cache.limit(blocks * BLOCK_BYTES)
+        self.lost_only_if_nothing_else_was_left()
+
     @rule(tokens=PROMPTS)
     def forget(self, tokens: list[int]) -> None:
         """Invalidate a prefix, kept or not."""
