@@ -95,7 +95,9 @@ class Lane:
             self._free -= 1
             return
         if len(self._waiting) >= self._most_waiting:
-            self._waiting.pop(0).set_exception(_full("too many calls wait to send their requests"))
+            oldest = self._waiting.pop(0)
+            if not oldest.done():  # else it was given up in this turn of the loop
+                oldest.set_exception(_full("too many calls wait to send their requests"))
         mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(mine)
         self._hurry_up()

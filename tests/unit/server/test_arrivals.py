@@ -95,6 +95,19 @@ async def test_upload_slot_wait_is_bounded() -> None:
     assert (lane._free, lane._waiting, lane._receiving) == (1, [], {})
 
 
+async def test_call_that_was_just_given_up_is_not_refused_too() -> None:
+    """It is the oldest that waits for a place, and the call that comes next is there before it has run."""
+    lane = Lane(places=1, patience=LONG, hurry=LONG, most_waiting=1)
+    sending = asyncio.create_task(lane.receive(never))
+    await settle()
+    given_up = asyncio.create_task(lane.receive(at_once))
+    await settle()
+    given_up.cancel()
+    asyncio.get_running_loop().call_soon(sending.cancel)
+    assert await lane.receive(at_once) == b"request"
+    assert given_up.cancelled()
+
+
 async def test_upload_slot_of_a_cancelled_call_is_passed_on() -> None:
     """None is lost."""
     lane = Lane(places=1, patience=LONG, hurry=LONG)
