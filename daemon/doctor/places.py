@@ -10,6 +10,7 @@ from daemon.doctor.finding import Finding, failed, ok, skipped, warning
 from daemon.kv.disk.limits import RESERVE, Space, budget
 from daemon.kv.disk.piece import SUFFIX
 from daemon.kv.disk.troubles import mend_small, small, too_small
+from daemon.server.singleton import unclean_end
 from daemon.server.socket_path import SocketPathError, check_name, check_vacant, prepare_directory
 from daemon.shared.logs import MAX_FILE_BYTES
 from daemon.shared.wording import size
@@ -30,6 +31,9 @@ def socket(path: Path) -> Finding:
     if not directory.exists():
         return ok("socket", found + "not there yet")
     found += f"mode {_mode(directory):04o}"
+    if (end := unclean_end(path)) is not None:
+        found = f"the last daemon (pid {end.pid}, since {end.began}) ended without a shutdown after {end.last_seen}"
+        return warning("socket", found, "see the end of its log, and the system's log: it was killed, or crashed")
     if not path.exists():
         return ok("socket", found)
     if _mode(path) != 0o600:

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 # gRPC's fork handlers can hang a process that starts others; this process never forks. gRPC reads it when imported.
@@ -47,6 +48,8 @@ SERVER_STOP_SECONDS = 1.0
 """Time in which the errors of calls that were cut off reach their clients."""
 SOCKET_CHECK_SECONDS = 2.0
 """Between two looks whether the socket is still there."""
+LOOKS_FOR_LIFE = 30
+"""Such looks between two signs of life, each of which writes to the disk."""
 
 log = structlog.get_logger()
 
@@ -79,13 +82,16 @@ def run(config: Config, engine: Sequence[str] | None = None, wake_lock: WakeLock
         logs.take_over()
         # Only now: a daemon that is refused must not touch the log file of the running daemon.
         logs.configure(config.log_level, config.log_file)
+        if lock.unclean_end is not None:
+            log.warning("unclean_shutdown", **lock.unclean_end._asdict())
         if lock.orphan is not None:
             log.warning("orphaned_engine_killed", pid=lock.orphan)
         if (instead := process_setup.settle_temporary_directory()) is not None:
             log.warning("tmpdir_replaced", directory=instead)
         try:
             with _spans(config) as on_end:
-                return asyncio.run(Daemon(config, engine, wake_lock, on_end, lock.note_engine).serve())
+                daemon = Daemon(config, engine, wake_lock, on_end, lock.note_engine, lock.note_life)
+                return asyncio.run(daemon.serve())
         finally:
             os.close(inherited)
 
@@ -153,6 +159,7 @@ class Daemon:
         wake_lock: Keeps the machine awake while calls run; None for the lock of this operating system.
         on_end: Called with each call that ends.
         on_spawn: Called with the process id of each new engine.
+        on_life: Called once a minute while it serves.
     """
 
     def __init__(
@@ -162,8 +169,10 @@ class Daemon:
         wake_lock: WakeLock | None = None,
         on_end: Callable[[CallRecord], None] = lambda _: None,
         on_spawn: Callable[[int], None] = lambda _: None,
+        on_life: Callable[[], None] = lambda: None,
     ) -> None:
         self._config = config
+        self._on_life = on_life
         self._on_end = on_end
         self._idle = asyncio.Event()
         self._stop = asyncio.Event()
@@ -285,14 +294,17 @@ class Daemon:
 
     async def _guard(self, socket: PublishedSocket) -> None:
         """Stop with exit status 1 if the socket was removed or replaced, so that launchd starts a new daemon."""
-        while socket.is_ours():  # noqa: ASYNC110 - a socket that is gone sends no event
+        looks = count()
+        while socket.is_ours():
+            if next(looks) % LOOKS_FOR_LIFE == 0:
+                self._on_life()
             await asyncio.sleep(SOCKET_CHECK_SECONDS)
         log.error("socket_lost", socket=str(socket.public))
         self._status = 1
         self._stop.set()
 
-    def _engine_changed(self, state: State) -> None:
-        log.info("engine_state_changed", state=state.value, pid=self._supervisor.pid)
+    def _engine_changed(self, _: State) -> None:
+        log.info("engine_state_changed", **self._supervisor.log_fields)
         if self._server is not None and not self._stop.is_set():
             self._spawn(self._server.set_health(serving=self._supervisor.serves))
 

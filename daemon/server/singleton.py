@@ -17,15 +17,21 @@ import signal
 import socket as sockets
 import stat
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
+from daemon.server import lock_file
+from daemon.server.lock_file import UncleanEnd
 from daemon.server.socket_path import SocketPathError, check_name, check_vacant
 from daemon.shared.observed_time import polls
 
 _POLL_SECONDS = 0.05
 _PRIVATE_PREFIX = ".s."
+
+T = TypeVar("T")
 
 
 class AlreadyRunning(Exception):  # noqa: N818 - a state, and no fault of the program
@@ -40,17 +46,21 @@ class InstanceLock:
     """
     The lock of one socket. It is held as long as any process has a copy of its descriptor.
 
-    The lock file is never deleted: a lock on a deleted file would let a second daemon in. It holds the process ids of
-    the daemon and of its engine.
+    The lock file is never deleted: a lock on a deleted file would let a second daemon in. `lock_file.py` has what is in
+    it.
+
+    The attributes can be logged only with the lock: until then, the log file belongs to another daemon.
 
     Attributes:
-        orphan: Process id of the engine of a dead daemon that was killed for the lock; None if there was none. It
-            can be logged only with the lock: until then, the log file belongs to another daemon.
+        orphan: Process id of the engine of a dead daemon that was killed for the lock; None if there was none.
+        unclean_end: The end of the daemon before, if it was none of its own will; None if it was.
     """
 
-    def __init__(self, fd: int, orphan: int | None) -> None:
+    def __init__(self, fd: int, began: float, orphan: int | None, unclean_end: UncleanEnd | None) -> None:
         self._fd = fd
+        self._began = began
         self.orphan = orphan
+        self.unclean_end = unclean_end
 
     @classmethod
     def acquire(cls, socket: Path, wait: float) -> InstanceLock:
@@ -74,12 +84,13 @@ class InstanceLock:
             if not _lock(fd, socket, wait):
                 orphan = _kill_orphan(fd)
                 if not _lock(fd, socket, wait):
-                    raise AlreadyRunning(_read_pids(fd)[0])
-            _write_pids(fd)
+                    raise AlreadyRunning(lock_file.read(fd).pid)
+            unclean_end, began = lock_file.unclean_end(fd), time.time()
+            lock_file.write(fd, began)
         except BaseException:
             os.close(fd)
             raise
-        return cls(fd, orphan)
+        return cls(fd, began, orphan, unclean_end)
 
     def fileno(self) -> int:
         """Return the descriptor. It closes on exec, unless `subprocess` hands it on by `pass_fds`."""
@@ -93,13 +104,20 @@ class InstanceLock:
 
     def note_engine(self, pid: int) -> None:
         """Write the engine's process id into the file, so that the next daemon can kill an engine that hangs."""
-        _write_pids(self._fd, pid)
+        lock_file.write(self._fd, self._began, pid)
+
+    def note_life(self) -> None:
+        """Note a sign of life, so that the next daemon knows when this one was killed, if it is."""
+        lock_file.touch(self._fd)
 
     def release(self) -> None:
-        """Close our descriptor. The lock is free once no other process holds a copy. Harmless twice."""
+        """Empty the file and close our descriptor; other processes' copies still hold the lock. Harmless twice."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            os.close(fd)
+            try:
+                lock_file.clear(fd)
+            finally:
+                os.close(fd)
 
     def __enter__(self) -> InstanceLock:
         return self
@@ -109,22 +127,33 @@ class InstanceLock:
 
 
 def holder(socket: Path) -> int | None:
-    """
-    Return the process id of the daemon that has the lock of a socket, or is about to have it; None if there is none.
+    """Return the process id of the daemon that has the lock of a socket, or is about to have it; None without one."""
+    found = _look(socket, lock_file.read)
+    return None if found is None or found.pid is None or not _alive(found.pid) else found.pid
 
-    The lock file is only read. Trying the lock would get in the way of a daemon that is just starting.
+
+def unclean_end(socket: Path) -> UncleanEnd | None:
+    """Return the end of the daemon that was the last at a socket, if none runs there and it was no clean one."""
+    found = _look(socket, lock_file.unclean_end)
+    return None if found is None or _alive(found.pid) else found
+
+
+def _look(socket: Path, read: Callable[[int], T]) -> T | None:
+    """
+    Return what is in a lock file; None if there is none.
+
+    It is only read. Trying the lock would get in the way of a daemon that is just starting.
     """
     try:
         fd = os.open(_lock_path(socket), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return None
     try:
-        pid, _ = _read_pids(fd)
+        return read(fd)
     except OSError:
         return None
     finally:
         os.close(fd)
-    return pid if pid is not None and _alive(pid) else None
 
 
 def _lock_path(socket: Path) -> Path:
@@ -150,7 +179,7 @@ def _lock(fd: int, socket: Path, wait: float) -> bool:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            daemon, _ = _read_pids(fd)
+            daemon = lock_file.read(fd).pid
         except OSError as error:
             raise SocketPathError(
                 f"The file system of {socket} has no locks ({error.strerror}); choose a path on a local disk."
@@ -170,7 +199,7 @@ def _kill_orphan(fd: int) -> int | None:
 
     Process ids are used again: the process is killed only if its command line is an engine's.
     """
-    _, engine = _read_pids(fd)
+    engine = lock_file.read(fd).engine
     if engine is None:
         return None
     shown = subprocess.run(["/bin/ps", "-ww", "-o", "command=", "-p", str(engine)], capture_output=True, text=True)  # noqa: S603
@@ -179,18 +208,6 @@ def _kill_orphan(fd: int) -> int | None:
     with suppress(ProcessLookupError):
         os.kill(engine, signal.SIGKILL)
     return engine
-
-
-def _write_pids(fd: int, *engine: int) -> None:
-    text = "".join(f"{pid}\n" for pid in (os.getpid(), *engine)).encode("ascii")
-    os.pwrite(fd, text, 0)
-    os.ftruncate(fd, len(text))
-
-
-def _read_pids(fd: int) -> tuple[int | None, int | None]:
-    """Return the process ids of a daemon and of its engine; None for each that was not written."""
-    pids = [int(line) if line.isdigit() else None for line in os.pread(fd, 64, 0).split()]
-    return (*pids, None, None)[0], (*pids, None, None)[1]
 
 
 def _alive(pid: int) -> bool:

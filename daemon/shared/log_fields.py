@@ -117,6 +117,7 @@ def _request_field(value: Any) -> bool:
 HTTP_REFUSALS = ("invalid_framing", "invalid_host", "invalid_origin", "invalid_api_key", "request_too_large")
 """Why the HTTP door refuses a request before it reads the body."""
 
+_TIME = _pattern(r"[0-9T:.Z-]{10,40}")
 _PATH = _pattern(r"/[^\x00-\x1f\x7f]{1,4096}")
 _IDENTIFIER = _pattern(r"[\w.<>-]{1,200}")
 
@@ -133,6 +134,7 @@ FIELDS: Mapping[str, Kind] = {
     **dict.fromkeys(("known", "reuses", "joinable", "shares", "dry_run"), _flag),
     **dict.fromkeys(("ahead", "ahead_together"), _one_of("wrong", "rounded", "shared", "exact")),
     "address": _pattern(r"[0-9.]{7,15}(:\d{1,5})?"),
+    "began": _TIME,
     "caller": _pattern(r"[\w.+()@-]{1,64}"),
     "code": _one_of(*code_pb2.Code.keys()),
     "directory": _PATH,
@@ -142,6 +144,7 @@ FIELDS: Mapping[str, Kind] = {
     "exception": _words,
     "field": _request_field,
     "file": _pattern(r"[\w.+-]{1,200}\.safetensors|(measurements|verdicts)\.json"),
+    "last_seen": _TIME,
     "level": _one_of("debug", "info", "warning", "error", "critical"),
     "line": _words,
     "logger": _IDENTIFIER,
@@ -163,7 +166,7 @@ FIELDS: Mapping[str, Kind] = {
     "state": _one_of("starting", "warming", "ready", "stalled", "restarting", "stopped"),
     "target": _one_of("model", "prefix", "all"),
     "template": _pattern(r"[0-9a-f]{16}"),
-    "timestamp": _pattern(r"[0-9T:.Z-]{10,40}"),
+    "timestamp": _TIME,
     "version": _pattern(r"[\w.+-]{1,100}"),
     "work": _one_of("lookup", "list", "read", "fetch", "tokenizer", "template", "prompt", "kv_disk"),
 }

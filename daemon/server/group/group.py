@@ -117,4 +117,4 @@ class Group:
         if self._logged is State.RESTARTING and state in (State.STARTING, State.RESTARTING):
             return
         self._logged = state
-        log.info("group_state_changed", state=state.value, pid=self.supervisor.pid)
+        log.info("group_state_changed", **self.supervisor.log_fields)

@@ -196,6 +196,11 @@ class Supervisor:
         return self._engine.pid if self._engine else 0
 
     @property
+    def log_fields(self) -> dict[str, str | int]:
+        """Its state as fields of a log line, with the process id if a process runs."""
+        return {"state": self.state.value} | ({"pid": self.pid} if self.pid else {})
+
+    @property
     def step_age(self) -> float:
         """Seconds since the engine's current step began, as far as is known; 0 when idle."""
         return self._vitals.step_age
@@ -238,14 +243,9 @@ class Supervisor:
         # An engine that was killed for its stuck threads died of calls that have ended; those that run are bystanders.
         calls = self._router.engine_died(pause, blame_calls=self._vitals.threads_stuck < MOST_STUCK)
         if status is not None and (starts := self._starts.ended(status)):
+            lived = round(lived, 3)
             log.error(
-                "engine_died",
-                status=status,
-                pid=pid,
-                lived_s=round(lived, 3),
-                calls=calls,
-                retry_in_s=pause,
-                starts=starts,
+                "engine_died", status=status, pid=pid, lived_s=lived, calls=calls, retry_in_s=pause, starts=starts
             )
         await asyncio.sleep(pause)
         self.restarts += 1

@@ -98,6 +98,27 @@ async def test_engine_death_while_importing_blames_no_call(tmp_path: Path) -> No
         assert supervisor.states.count(State.WARMING) == 1
 
 
+async def test_log_has_no_process_id_without_a_process() -> None:
+    """Of an engine that ended, the line says which it was; of one that is about to start, none is known."""
+    fields: list[tuple[object, object]] = []
+    async with supervising() as supervisor:
+        note = supervisor._on_change
+
+        def noted(state: State) -> None:
+            note(state)
+            fields.append((supervisor.log_fields["state"], supervisor.log_fields.get("pid")))
+
+        supervisor._on_change = noted
+        await supervisor.until(State.READY)
+        first = supervisor.pid
+        await error_of(opened(supervisor, "die"))
+        await supervisor.until(State.READY, 2)
+        second = supervisor.pid
+    *lines, stopped = fields
+    assert lines == [("ready", first), ("restarting", first), ("starting", None), ("ready", second)]
+    assert stopped == ("stopped", second)
+
+
 async def test_stop_ends_a_restart_back_off() -> None:
     """Nothing waits for an engine that is not wanted any more."""
     async with supervising("--exit", "1") as supervisor:

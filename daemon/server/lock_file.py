@@ -1,0 +1,88 @@
+"""
+The content of a lock file: which daemon holds it, with which engine and since when.
+
+    the daemon's process id
+    its engine's process id, or - before it has one
+    when the daemon began, in seconds since 1970
+
+The file's time of modification is the daemon's last sign of life. A daemon that ends empties the file. So a daemon that
+takes the lock and finds content knows that the one before it was killed, or died with the machine.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+_MOST_BYTES = 64
+_LATEST = 1 << 34
+"""Seconds that can be written as a date, whatever is in the file."""
+
+
+class Holder(NamedTuple):
+    """
+    A daemon as the file names it; None for each part that is not written.
+
+    Attributes:
+        pid: Its process id.
+        engine: The process id of its engine.
+        began: When it began, in seconds since 1970.
+    """
+
+    pid: int | None = None
+    engine: int | None = None
+    began: int | None = None
+
+
+class UncleanEnd(NamedTuple):
+    """
+    The end of a daemon that could not empty its file; times as the log writes them.
+
+    Attributes:
+        pid: Its process id.
+        began: When it began.
+        last_seen: Its last sign of life.
+    """
+
+    pid: int
+    began: str
+    last_seen: str
+
+
+def read(fd: int) -> Holder:
+    """Return the daemon that a file names."""
+    lines = os.pread(fd, _MOST_BYTES, 0).split()
+    return Holder(*(int(line) if line.isdigit() else None for line in lines[: len(Holder._fields)]))
+
+
+def write(fd: int, began: float, engine: int | None = None) -> None:
+    """Write this process, when it began and its engine."""
+    lines = (os.getpid(), "-" if engine is None else engine, int(began))
+    text = "".join(f"{line}\n" for line in lines).encode("ascii")
+    os.pwrite(fd, text, 0)
+    os.ftruncate(fd, len(text))
+
+
+def touch(fd: int) -> None:
+    """Note a sign of life, if that is possible: without it, the last one is only older."""
+    with suppress(OSError):
+        os.utime(fd)
+
+
+def clear(fd: int) -> None:
+    """Note that the daemon has ended."""
+    os.ftruncate(fd, 0)
+
+
+def unclean_end(fd: int) -> UncleanEnd | None:
+    """Return what is known of a daemon that left content; None if there is none, or not of this form."""
+    pid, _, began = read(fd)
+    if pid is None or began is None:
+        return None
+    return UncleanEnd(pid, _written(began), _written(os.fstat(fd).st_mtime))
+
+
+def _written(seconds: float) -> str:
+    return datetime.fromtimestamp(min(seconds, _LATEST), UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
