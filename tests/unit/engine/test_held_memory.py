@@ -138,7 +138,7 @@ def test_held_samples_are_copied_layer_by_layer(wide: tuple[Harness, str, Any]) 
     """All rows of a batch pause at once; each has arrays of its own then."""
     harness, path, model = wide
     request = pb.GenerateRequest(model=path, tokens=pb.TokenIds(ids=range(5, 5 + LENGTH)), max_tokens=200, samples=4)
-    request.stop.ignore_eos = True
+    request.sampling.temperature, request.stop.ignore_eos = 1.0, True
     call = harness.begin(request)
     harness.until(lambda: harness.engine._runner.decoding == 4)
     harness.step()

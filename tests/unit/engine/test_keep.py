@@ -119,15 +119,15 @@ def test_kept_prompts_that_fill_a_smaller_limit_hold_up_no_request(engine: Calla
 def test_kept_prompts_make_room_for_a_request_that_needs_their_memory(engine: Callable[..., Harness]) -> None:
     """All memory is taken by weights and kept prompts."""
     harness = engine()
-    cold = harness.run(request("embedded", ids(1400, 9), BYPASS)).content
-    for salt in range(8):
-        harness.run(request("embedded", ids(1500, salt), HOUR))
+    cold = harness.run(request("embedded", ids(300, 9), BYPASS)).content
+    for salt in range(5):
+        harness.run(request("embedded", ids(320, salt), HOUR))
     memory = harness.engine._memory
     kept = len(memory._prefixes.keeps)
     memory.budget = MemoryBudget(memory.use().total)
     memory.prefix_budget = PrefixBudget(memory.budget.limit, memory.budget)
     with capture_logs() as logs:
-        assert harness.run(request("embedded", ids(1400, 9))).content == cold
+        assert harness.run(request("embedded", ids(300, 9))).content == cold
     assert len(memory._prefixes.keeps) < kept
     assert len([line for line in logs if line["event"] == "kept_prefix_evicted"]) == kept - len(memory._prefixes.keeps)
     harness.settle()
