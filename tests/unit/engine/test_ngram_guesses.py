@@ -70,10 +70,12 @@ def test_ngrams_that_begin_to_be_right_are_asked_soon() -> None:
     for token in [[1, 2, 3, 1000 + place][place % 4] for place in range(200)]:
         tried.append(source.ready() and bool(source.offer(8)[1]))
         sequence.generated.append(token)
+        governor.stepped(1.0, 1, [], 1)
     assert (any(tried[:100]), any(tried[100:])) == (True, False)
     quoted = 0
     while not (source.ready() and source.offer(8)[1]):
         sequence.generated.append(quotation[quoted])
+        governor.stepped(1.0, 1, [], 1)
         quoted += 1
     assert quoted <= 16
 
