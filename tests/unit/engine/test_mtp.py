@@ -248,7 +248,12 @@ def test_head_reads_a_prompt_only_where_it_gains(
 def test_states_of_a_parked_head_are_forgotten_without_computing(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would take the device's time again and again. Those of a prompt are copied, so that the rest becomes free."""
     copies, contiguous = list[int](), mx.contiguous
-    monkeypatch.setattr(mx, "contiguous", lambda states: copies.append(states.shape[1]) or contiguous(states))
+
+    def copied(states: mx.array) -> mx.array:
+        copies.append(states.shape[1])
+        return contiguous(states)
+
+    monkeypatch.setattr(mx, "contiguous", copied)
     fake: Any = SimpleNamespace(new_cache=list)
     head = HeadKV(fake, [1] * 500, [], lambda: False)
     head.note(0, mx.zeros((1, 500, 2)))

@@ -83,7 +83,12 @@ def test_ngrams_that_begin_to_be_right_are_asked_soon() -> None:
 def counted(monkeypatch: pytest.MonkeyPatch, where: type, name: str) -> list[None]:
     """Return a list that gets an item with each call of a method."""
     calls, method = list[None](), getattr(where, name)
-    monkeypatch.setattr(where, name, lambda *given, **named: calls.append(None) or method(*given, **named))
+
+    def call(*given: Any) -> Any:
+        calls.append(None)
+        return method(*given)
+
+    monkeypatch.setattr(where, name, call)
     return calls
 
 
