@@ -140,7 +140,11 @@ class HeadKV:
         return [*self.prompt[first : self.end + 1], *self.generated[max(0, first - size) : max(0, self.end + 1 - size)]]
 
     def _drop(self) -> None:
-        """Forget all states but the last ones, and what was read before them."""
+        """Forget all states but the last ones, and what was read before them; those of single tokens cost nothing."""
+        last = self._unread[-_KEPT:]
+        if sum(states.shape[1] for states in last) <= _MOST_UNREAD:
+            self._forget(self.head.new_cache(), *last)
+            return
         kept = mx.contiguous(self._together()[:, -_KEPT:])
         self._forget(self.head.new_cache(), kept)
         mx.async_eval(kept)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -206,11 +207,17 @@ class Guesser:
         if layout.parts.resumes_anywhere:
             return few
         room = BLOCK_TOKENS - kv.held % BLOCK_TOKENS - fed
-        exact = self._sequence.loaded.ahead is Ahead.EXACT
-        windows = [group.window for group in layout.parts.groups if group.window is not None]
-        if exact and windows and self._sequence.request.speculation is Speculation.AUTO:
-            room = min(room, min(windows) - max(longest, kv.held) - fed)  # windows of all rows turn together
+        if self._window:
+            room = min(room, self._window - max(longest, kv.held) - fed)  # windows of all rows turn together
         return min(room, few)
+
+    @cached_property
+    def _window(self) -> int:
+        """Tokens of the shortest window, until which its passes have the same bits; 0 if that limits nothing."""
+        loaded, request = self._sequence.loaded, self._sequence.request
+        windows = [group.window for group in loaded.layout.parts.groups if group.window is not None]
+        limits = loaded.ahead is Ahead.EXACT and request.speculation is Speculation.AUTO
+        return min(windows, default=0) if limits else 0
 
 
 class DraftGuesses:

@@ -44,7 +44,9 @@ def guess(rows: Rows[Row], governor: Governor) -> list[list[int]] | None:
     offered = [offer for offer in offers if offer is not None]
     asked = any(row.guesser is not None and row.guesser.asked for row in rows)
     tries = offered and (asked or governor.width(offered))
-    guesses = [row.guess(offer if tries else None) for row, offer in zip(rows, offers, strict=True)]
+    if not tries:
+        return [[] for _ in rows] if any(row.unfed for row in rows) else None
+    guesses = [row.guess(offer) for row, offer in zip(rows, offers, strict=True)]
     found = [row.guesser.last for row, own in zip(rows, guesses, strict=True) if own and row.guesser is not None]
     if found:
         width = governor.width([(check.source, check.guessed) for check in found if check is not None])

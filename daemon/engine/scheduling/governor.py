@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
+from daemon.engine.scheduling.guess_record import Record
 from daemon.engine.scheduling.pass_costs import CREDIT, LOSS_SHARE, SAVED, PassCosts, Purse
 
 # What a guess costs and what it brings
@@ -28,9 +30,6 @@ MOST_GUESSES = 8
 """Most tokens guessed at a time from n-grams."""
 _TRIED = 4
 """Guesses of a source before its gain is believed."""
-_FIRST_CHANCE = 0.6
-_WEIGHT = 1 / 32
-"""Least weight of a new measurement in the chance of a source."""
 _WORTH = 1.03
 """Gain from which it is believed: times are measured with noise, and the best of several looks better than it is."""
 _LONGEST_REST = 32
@@ -73,49 +72,6 @@ class Check:
     again: int = 0
 
 
-@dataclass(slots=True)
-class Record:
-    """
-    What a source has brought.
-
-    Attributes:
-        guessed: Tokens guessed.
-        accepted: Guesses that were right.
-        seen: Guesses that were compared with decoded tokens, whether a pass checked them or not; 0 if none can be.
-        chance: Chance that a guess is right if those before it were.
-        seconds: Its seconds of passes with guesses: for each row its share of a usual pass, and of what guesses added.
-        plain: Seconds that the tokens of these passes would have taken without guesses.
-    """
-
-    guessed: int = 0
-    accepted: int = 0
-    seen: int = 0
-    chance: float = _FIRST_CHANCE
-    seconds: float = 0.0
-    plain: float = 0.0
-
-    def count(self, check: Check) -> None:
-        """Count guesses, and which of them were right."""
-        self.guessed += check.guessed
-        self.accepted += check.accepted
-        if self.seen:  # they are among those
-            return
-        for right in [True] * check.accepted + [False] * (check.accepted < check.guessed):
-            self._learn(right, self.guessed)
-
-    def see(self, right: bool) -> None:
-        """Count a guess that needed no pass, and whether it would have been right."""
-        self.seen += 1
-        self._learn(right, self.seen)
-
-    def _learn(self, right: bool, known: int) -> None:
-        self.chance += max(_WEIGHT, 1 / (known + 2)) * (right - self.chance)
-
-    def brings(self, guesses: int) -> float:
-        """Return how many of so many guesses are right, on average."""
-        return sum(self.chance**power for power in range(1, guesses + 1))
-
-
 class Governor:
     """
     What was measured of one model.
@@ -125,17 +81,23 @@ class Governor:
     """
 
     def __init__(self) -> None:
-        self.records: dict[Source, Record] = {}
+        self.records: defaultdict[Source, Record] = defaultdict(Record)
         self._sizes: dict[int, PassCosts] = {}
         self._purse = Purse()
         self._last: Sequence[Check] = ()
         self._late: float | None = None
         """Seconds since a step waited for all of its tokens, so that no pass began behind it; None if one did."""
+        self._counts: dict[tuple[Source, int], int] = {}
+        """What `count` returned since a pass was measured: it is asked for each row of the next one."""
+        self._rows = 0
         self.share(1)
 
     def share(self, rows: int) -> None:
         """Speak of passes that so many rows share, from now on."""
+        if rows == self._rows:
+            return
         self._rows = rows
+        self._counts.clear()
         number = (rows - 1).bit_length()
         if number not in self._sizes:
             fewer = max((other for other in self._sizes if other < number), default=None)
@@ -167,6 +129,7 @@ class Governor:
 
     def plain(self, seconds: float) -> None:
         """Measure a pass without a guess, which brought a token of each row."""
+        self._counts.clear()
         self._size.plain(seconds)
 
     def guessed(self, seconds: float, checks: Sequence[Check], tokens: int) -> None:
@@ -206,22 +169,31 @@ class Governor:
 
     def resumed(self, seconds: float) -> None:
         """Measure the first pass without a guess behind a pass with guesses, or behind a wait for a token to guess."""
+        self._counts.clear()
         if self._size.measured and not any(check.asked for check in self._last):
             self._size.resumed(seconds, max((check.guessed for check in self._last), default=0))
 
     def counted(self, checks: Sequence[Check]) -> None:
         """Count guesses, and which of them were right, without their time."""
+        self._counts.clear()
         self._last = checks
         for check in checks:
-            self.records.setdefault(check.source, Record()).count(check)
+            self.records[check.source].count(check.guessed, check.accepted)
 
     def see(self, source: Source, right: bool) -> None:
         """Compare a guess of a source with a token that was decoded: that costs no pass, and tells its chance."""
-        self.records.setdefault(source, Record()).see(right)
+        self.records[source].see(right)
 
     def count(self, source: Source, most: int) -> int:
-        """Return how many tokens a source may guess now, at most `most`; 0 to guess nothing."""
-        return self._chosen([(self.records.get(source) or Record(), most)], 1)
+        """
+        Return how many tokens a source may guess now, at most `most`; 0 to guess nothing.
+
+        It is the same for all rows of a pass: what is seen in one of them counts once a pass was measured.
+        """
+        key = source, most
+        if key not in self._counts:
+            self._counts[key] = self._chosen([(self.records[source], most)], 1)
+        return self._counts[key]
 
     def rest(self, source: Source) -> int:
         """
@@ -229,7 +201,7 @@ class Governor:
 
         What may be lost grows by a share of each step, until it pays for a try. A gain elsewhere may come before.
         """
-        size, record = self._size, self.records.get(source) or Record()
+        size, record = self._size, self.records[source]
         if not size.known or _best(size, [(record, MOST_GUESSES)], 1, _WIDTHS)[1] > _WORTH:
             return 0
         if not _may_be_tried(size, [(record, MOST_GUESSES)], 1):
@@ -244,7 +216,7 @@ class Governor:
         Args:
             guesses: Of each row that guesses, the source and how many there are.
         """
-        return self._chosen([(self.records.get(source) or Record(), count) for source, count in guesses], self._rows)
+        return self._chosen([(self.records[source], count) for source, count in guesses], self._rows)
 
     def gains(self, source: Source) -> bool:
         """Whether a source was tried, and gains."""
@@ -255,7 +227,7 @@ class Governor:
         size, most = self._size, max(count for _, count in guesses)
         if not size.known or most < 1:
             return 0
-        widths = [1 << power for power in range(most.bit_length())]
+        widths = _WIDTHS[: most.bit_length()]
         width, gain = _best(size, guesses, rows, widths)
         # What is likely to be right may lose more at first: a text that repeats itself gains it back soon.
         credit = CREDIT * size.step * max(record.chance for record, _ in guesses)
@@ -323,12 +295,12 @@ def _best(
 
     Passes are taken to cost a share of what they do.
     """
-    gains = [(1.0, 0)]
+    best, most = 0, 1.0
     for width in widths:
-        tokens = rows + _brings(guesses, width)
-        gains.append((tokens / (rows * (1 + share * size.cost(width))), -width))
-    gain, width = max(gains)
-    return -width, gain
+        gain = (rows + _brings(guesses, width)) / (rows * (1 + share * size.cost(width)))
+        if gain > most:
+            best, most = width, gain
+    return best, most
 
 
 class Governors:

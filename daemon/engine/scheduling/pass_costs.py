@@ -45,6 +45,8 @@ _MEASURED = 2
 """Measured passes that make the cost of a width known."""
 _STALE = 4096
 """Passes after which a width that was not used is not known any more."""
+_AGES = 64
+"""Passes after which costs are computed again, if nothing was learnt meanwhile."""
 SAVED = 3
 """Passes that may be lost at most at once, whatever was spent or gained before: an answer may be short."""
 CREDIT = 1
@@ -76,9 +78,16 @@ class _Cost:
 
 @dataclass(slots=True)
 class Purse:
-    """Seconds that tries of a model may lose now, with whatever number of rows."""
+    """
+    What passes over all numbers of rows share.
+
+    Attributes:
+        seconds: What tries of a model may lose now.
+        learnt: Rises when a cost may have changed; until then no cost is computed twice.
+    """
 
     seconds: float = 0.0
+    learnt: int = 0
 
 
 @dataclass(slots=True)
@@ -87,7 +96,7 @@ class PassCosts:
     What passes over some number of rows take.
 
     Attributes:
-        purse: What tries may lose, which passes over all numbers of rows share.
+        purse: What passes over all numbers of rows share.
         fewer: Costs of passes over fewer rows, if they are known; more rows cost no less.
         step: Seconds of a pass without a guess; 0 if not known.
         budget: Seconds that guesses may lose now.
@@ -110,6 +119,9 @@ class PassCosts:
     _due: int = 0
     _faster: int = 0
     """How many of the last passes with guesses took less than such passes did."""
+    _expected: dict[int, float] = field(default_factory=dict)
+    """What `cost` returned of each width, at the state of `purse.learnt` in `_expected_at`."""
+    _expected_at: int = 0
 
     @property
     def measured(self) -> bool:
@@ -133,6 +145,15 @@ class PassCosts:
 
     def cost(self, width: int) -> float:
         """Return what so many guesses are expected to add to a pass, as a share of it; the best case if not known."""
+        if self._expected_at != self.purse.learnt:
+            self._expected_at = self.purse.learnt
+            self._expected.clear()
+        found = self._expected.get(width)
+        if found is None:
+            found = self._expected[width] = self._expect(width)
+        return found
+
+    def _expect(self, width: int) -> float:
         if self.knows(width):
             cost = self._costs[_bucket(width)]
             return cost.each * width + cost.behind
@@ -194,6 +215,7 @@ class PassCosts:
         cost.each += cost.weight * (each - cost.each)
         cost.behind -= cost.weight * cost.behind
         cost.latest = self._passes
+        self.purse.learnt += 1
         return seconds
 
     def guessed_at(self, seconds: float, tokens: float) -> None:
@@ -224,11 +246,13 @@ class PassCosts:
         cost = self._costs.get(_bucket(width)) if width else None
         if cost is not None and cost.passes:
             cost.behind += cost.weight * (seconds / self.step - 1)
+            self.purse.learnt += 1
         self.lose(seconds - self.step)
         self._spend(seconds)
 
     def _spend(self, seconds: float) -> None:
         self._passes += 1
+        self.purse.learnt += self._passes % _AGES == 0  # a width may not be known any more
         self.lose(-LOSS_SHARE * seconds)
 
 

@@ -16,14 +16,18 @@ class Rests:
 
     def __init__(self, governor: Governor, *sources: Source) -> None:
         self._governor = governor
-        self._sources = sources
         self._steps = 0
-        self._until: dict[Source, int] = {}
+        self._until = dict.fromkeys(sources, 0)
+        self._all_until = 0
 
     def step(self) -> bool:
         """Count a step of the sequence, and return whether all sources rest."""
         self._steps += 1
-        return all(map(self._rests, self._sources))
+        return self._steps < self._all_until
+
+    def rests(self, source: Source) -> bool:
+        """Whether a source rests."""
+        return self._steps < self._until[source]
 
     def see(self, source: Source, right: bool) -> None:
         """Tell the governor of a guess that needed no pass."""
@@ -31,18 +35,17 @@ class Rests:
 
     def wake(self, source: Source) -> None:
         """End the rest of a source if the governor may allow a guess now."""
-        if self._rests(source) and not self._governor.rest(source):
-            del self._until[source]
+        if self.rests(source) and not self._governor.rest(source):
+            self._until[source] = self._all_until = 0
 
     def count(self, source: Source, most: int) -> int:
         """Return how many tokens a source may guess now; one that may not guess rests. See `Governor.count`."""
-        if self._rests(source):
+        if self.rests(source):
             return 0
         count = self._governor.count(source, most)
-        for each in [] if count else self._sources:
-            if not self._rests(each):
-                self._until[each] = self._steps + self._governor.rest(each)
+        if not count:
+            for each in self._until:
+                if not self.rests(each):
+                    self._until[each] = self._steps + self._governor.rest(each)
+            self._all_until = min(self._until.values())
         return count
-
-    def _rests(self, source: Source) -> bool:
-        return self._steps < self._until.get(source, 0)

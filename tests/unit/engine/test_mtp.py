@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -242,6 +243,27 @@ def test_head_reads_a_prompt_only_where_it_gains(
     assert answer.content == plain.content
     assert guesses(answer)[0] > 5
     assert (max(read) > head_kv._MOST_UNREAD) == gains
+
+
+def test_states_of_a_parked_head_are_forgotten_without_computing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take the device's time again and again. Those of a prompt are copied, so that the rest becomes free."""
+    copies, contiguous = list[int](), mx.contiguous
+
+    def copied(states: mx.array) -> mx.array:
+        copies.append(states.shape[1])
+        return contiguous(states)
+
+    monkeypatch.setattr(mx, "contiguous", copied)
+    fake: Any = SimpleNamespace(new_cache=list)
+    head = HeadKV(fake, [1] * 500, [], lambda: False)
+    head.note(0, mx.zeros((1, 500, 2)))
+    assert copies == [head_kv._KEPT]
+    for place in range(500, 800):
+        head.note(place, mx.full((1, 1, 2), place))
+        assert head_kv._KEPT <= sum(states.shape[1] for states in head._unread) <= head_kv._MOST_UNREAD
+    assert head.ready(800)
+    assert head._unread[-1][0, 0, 0].item() == 799
+    assert len(copies) == 1
 
 
 def test_request_is_refused_where_there_is_no_head(harness: Harness, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from daemon.engine.execution.request import Speculation
 from daemon.engine.execution.speculation import Guesser
 from daemon.engine.execution.together import guess
 from daemon.engine.scheduling.governor import Check, Governor, Source
-from daemon.engine.scheduling.ngrams import LONG
+from daemon.engine.scheduling.ngrams import LONG, NgramIndex
+from daemon.engine.scheduling.pass_costs import PassCosts
 from daemon.kv.mlx.ahead import Ahead
 
 
@@ -69,12 +70,55 @@ def test_ngrams_that_begin_to_be_right_are_asked_soon() -> None:
     for token in [[1, 2, 3, 1000 + place][place % 4] for place in range(200)]:
         tried.append(source.ready() and bool(source.offer(8)[1]))
         sequence.generated.append(token)
+        governor.stepped(1.0, 1, [], 1)
     assert (any(tried[:100]), any(tried[100:])) == (True, False)
     quoted = 0
     while not (source.ready() and source.offer(8)[1]):
         sequence.generated.append(quotation[quoted])
+        governor.stepped(1.0, 1, [], 1)
         quoted += 1
     assert quoted <= 16
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, where: type, name: str) -> list[None]:
+    """Return a list that gets an item with each call of a method."""
+    calls, method = list[None](), getattr(where, name)
+
+    def call(*given: Any) -> Any:
+        calls.append(None)
+        return method(*given)
+
+    monkeypatch.setattr(where, name, call)
+    return calls
+
+
+@pytest.mark.parametrize("rests", [False, True])
+def test_last_tokens_are_searched_once_a_step(monkeypatch: pytest.MonkeyPatch, rests: bool) -> None:
+    """The match is compared with the token that follows, and it is what may be guessed."""
+    searches = counted(monkeypatch, NgramIndex, "_search")
+    sequence = answering([1, 2, 3] * 2)
+    source = NgramGuesses(sequence, parked() if rests else Governor())
+    for place in range(100):
+        source.ready()
+        sequence.generated.append([1, 2, 3, 10 + place][place % 4])
+    assert 20 < len(searches) <= 100
+
+
+def test_rows_of_a_pass_take_one_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what passes cost is computed when it was measured: most steps guess nothing, and each would pay for it."""
+    decisions, costs = counted(monkeypatch, Governor, "_chosen"), counted(monkeypatch, PassCosts, "_expect")
+    source, governor = Source(Speculation.NGRAM, LONG), Governor()
+    for place in range(220):
+        if place == 200:
+            governor.stepped(1.5, 4, [Check(source, 2, 2)] * 4, 12)
+        governor.stepped(1.0, 4, [], 4)
+    before, steps = len(costs), 50
+    for step in range(steps):
+        assert len({governor.count(source, 8) for _ in range(4)}) == 1
+        assert len(decisions) == step + 1
+        governor.see(source, True)
+        governor.stepped(1.0, 4, [], 4)
+    assert len(costs) - before <= 16, "computed again at most once, for each width"
 
 
 def test_step_without_a_match_asks_nothing_but_its_source() -> None:

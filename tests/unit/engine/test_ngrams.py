@@ -26,8 +26,7 @@ def searched(tokens: list[int]) -> tuple[int, int]:
 def index_of(tokens: list[int]) -> NgramIndex:
     """Return an index of tokens."""
     index = NgramIndex()
-    for token in tokens:
-        index.add(token)
+    index.extend(tokens)
     return index
 
 
