@@ -28,6 +28,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from daemon.http.errors import Problem
+from daemon.http.generation import NOTE
 from daemon.shared.log_pace import LogPace
 
 MOST_BYTES = 16 << 20
@@ -35,6 +36,8 @@ MOST_BYTES = 16 << 20
 LINGER_SECONDS = 1.0
 """Longest time in which the rest of a refused request is read."""
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
+TOLD = ("x-request-id", "request-id", "retry-after", "retry-after-ms", NOTE)
+"""Headers of responses that pages may read; browsers hide others from them."""
 _BROWSER_SITES = frozenset({"cross-site", "same-site"})
 """Values of `Sec-Fetch-Site` of requests that another page caused; pages cannot change this header."""
 
@@ -69,7 +72,10 @@ def guarded(app: ASGIApp, policy: Policy, refuse: Refuse) -> ASGIApp:
         from starlette.middleware.cors import CORSMiddleware
 
         # Between the gates: a browser asks without a token whether it may call, and this answers.
-        app = CORSMiddleware(app, allow_origins=policy.origins, allow_methods=["*"], allow_headers=["*"])
+        every = ["*"]
+        app = CORSMiddleware(
+            app, allow_origins=policy.origins, allow_methods=every, allow_headers=every, expose_headers=TOLD
+        )
     return Gate(app, refuse, lambda headers, _: (_framing(headers), _host(policy, headers), _origin(policy, headers)))
 
 

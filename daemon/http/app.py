@@ -69,7 +69,8 @@ class _Door:
         """The application that answers its requests."""
 
         async def shaped(request: Request, error: Exception) -> Response:
-            return self.answer_error(error)
+            unknown = isinstance(error, HTTPException) and error.status_code == 404
+            return self.answer_error(_no_such_path(request.scope["path"]) if unknown else error)
 
         routes = [Route(one.path, self._handler(one), methods=[one.method]) for one in self.routes.endpoints]
         application = Starlette(routes=routes, exception_handlers={HTTPException: shaped})
@@ -90,10 +91,6 @@ class _Door:
         match error:
             case ClientGone():
                 return Response(status_code=CLIENT_GONE)
-            case HTTPException(status_code=404):
-                return self.shaped(
-                    Problem(404, "there is no such path here; docs/http.md lists them", code="not_found")
-                )
             case HTTPException(status_code=405, headers=headers):
                 allowed = (headers or {})["Allow"]
                 text = f"this path is not served with this method, but with {allowed}"
@@ -106,6 +103,16 @@ class _Door:
         """Return the response of a problem."""
         status, body = self.routes.shape(found)
         return error_response(status, body, found)
+
+
+def _no_such_path(path: str) -> Problem:
+    """Return the problem of a path that is not served, with what is wrong where a base URL is."""
+    hint = "; docs/http.md lists them"
+    if path.startswith("/v1/v1/"):
+        hint = ": it has /v1 twice, so leave it out of the base URL"
+    elif not path.startswith(("/v1/", "/api/")):
+        hint = ": a base URL for OpenAI's SDKs ends with /v1; docs/http.md lists all paths"
+    return Problem(404, f"there is no such path here{hint}", code="not_found")
 
 
 def _choose(doors: Sequence[_Door], connection: HTTPConnection) -> _Door:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pydantic import ValidationError
 from starlette.responses import Response
 
+from daemon.shared.wording import did_you_mean
 from mlx_sidecar import ConnectionLost, DaemonNotRunning, InvalidArgument, SidecarError, UntrustedSocket
 
 STATUSES: Mapping[str, int] = {
@@ -130,9 +131,9 @@ def error_response(status: int, body: bytes, found: Problem) -> Response:
 
 
 def _wrong_type(error: ValidationError) -> Problem:
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    first = error.errors(include_url=False)[0]
     field = path(first["loc"])
-    # Text of pydantic's own: our validators raise `Problem`. It has types and limits, and no part of the body.
+    # Text of pydantic's own: our validators raise `Problem`. It has types, limits and values, and no part of the body.
     text = first["msg"].removeprefix("Value error, ").replace(" after validation", "")
     text = text[:1].lower() + text[1:]
     if first["type"] == "json_invalid":
@@ -140,6 +141,9 @@ def _wrong_type(error: ValidationError) -> Problem:
         return Problem(400, f"the body is not valid JSON: {where}", code="invalid_json")
     if first["loc"][-1:] == ("type",) and isinstance(first["loc"][-2:][0], int) and "'text'" in text:
         text += "; models read text, and no images, audio or files"  # a part of a message that is none
+    elif first["type"] == "literal_error" and isinstance(first["input"], str):
+        near = did_you_mean(first["input"], re.findall(r"'(.*?)'", first["ctx"]["expected"]))
+        text += f"; {near}" if near else ""
     return Problem(400, f"{field or 'the body'}: {text}", code=_code(first["type"]), field=field or None)
 
 

@@ -136,6 +136,14 @@ def tool_places(indexes: Sequence[int]) -> dict[str, str]:
     return {f"chat.tools[{told}]": f"chat.tools[{index}]" for told, index in enumerate(indexes) if told != index}
 
 
+def without_idle_form(options: GenerateOptions, name: str) -> list[str]:
+    """Leave the form of a text, the caller's `name`, out of options for calls alone; return a note if there was one."""
+    if options.get("tool_choice") != "required":
+        return []
+    schema, any_object = options.pop("json_schema", None), options.pop("json_object", False)
+    return [f"{name} is left out: the answer is calls"] if schema is not None or any_object else []
+
+
 def _fitting(options: GenerateOptions, error: InvalidArgument) -> GenerateOptions | None:
     """Return options without what the daemon refused, where the request means the same without; None if none are."""
     if isinstance(error, ContextLengthExceeded):

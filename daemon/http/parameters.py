@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
 from daemon.http.errors import Problem, path
+from daemon.shared.wording import did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,8 @@ def _check_one(kind: type[Parameters], name: str, given: Any, steps: tuple[int |
         return
     field = path(steps)
     if (refusal := kind.refused.get(name)) is None:
-        near = get_close_matches(name, (*kind.model_fields, *kind.harmless, *kind.refused), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        near = did_you_mean(name, (*kind.model_fields, *kind.harmless, *kind.refused))
+        hint = f"; {near}" if near else ""
         raise Problem(400, f"{field} is no known parameter{hint}", code="unknown_parameter", field=field)
     # The type as well: True is equal to 1.
     if not any(given == one and type(given) is type(one) for one in refusal.neutral):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sized
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from google.protobuf.message import Message
 
 from daemon.shared.errors import invalid
@@ -23,8 +24,7 @@ MAX_DURATION_SECONDS = 315_576_000_000
 
 
 def check_cache(cache: pb.CacheOptions) -> None:
-    if cache.mode not in pb.CacheMode.values():
-        raise invalid("cache.mode", f"is {cache.mode}, which is no CacheMode")
+    check_choice("cache.mode", cache.mode, pb.CacheMode)
     check_length("cache.salt", cache.salt, MAX_SALT_BYTES)
     _check_keep(cache)
 
@@ -60,6 +60,13 @@ def check_range(field: str, value: float, least: float, most: float) -> None:
     if not least <= value <= most:  # also false for NaN
         lower = "above 0" if least == math.ulp(0.0) else f"{least}"
         raise invalid(field, f"is {value:g}; it must be {lower} to {most}")
+
+
+def check_choice(field: str, value: int, kind: EnumTypeWrapper) -> None:
+    """Refuse a number that is no value of an enum; the error lists those that can be sent."""
+    if value not in kind.values():
+        named = [f"{name} ({number})" for name, number in kind.items() if number]
+        raise invalid(field, f"is {value}; it must be {', '.join(named[:-1])} or {named[-1]}, or unset")
 
 
 def check_count(field: str, values: Sized, most: int) -> None:

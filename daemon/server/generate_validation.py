@@ -5,6 +5,7 @@ from __future__ import annotations
 from daemon.server.field_checks import (
     MAX_NAME_BYTES,
     check_cache,
+    check_choice,
     check_count,
     check_length,
     check_name,
@@ -103,8 +104,7 @@ def check_chat(chat: pb.Chat) -> None:
 
 
 def _check_tool_choice(chat: pb.Chat, names: set[str]) -> None:
-    if chat.tool_choice not in pb.ToolChoice.values():
-        raise invalid("chat.tool_choice", f"is {chat.tool_choice}, which is no ToolChoice")
+    check_choice("chat.tool_choice", chat.tool_choice, pb.ToolChoice)
     required = chat.tool_choice == pb.TOOL_CHOICE_REQUIRED
     if required and not chat.tools:
         raise invalid("chat.tool_choice", "cannot be REQUIRED without tools; send some, or leave it out")
@@ -112,8 +112,19 @@ def _check_tool_choice(chat: pb.Chat, names: set[str]) -> None:
         raise invalid("chat.required_tool", "needs chat.tool_choice REQUIRED; set that, or leave it out")
     if chat.required_tool and chat.required_tool not in names:
         raise invalid("chat.required_tool", "is the name of none of the tools; name one of chat.tools")
+    _check_allowed(chat, names)
     if required:
         _check_schemas(chat)
+
+
+def _check_allowed(chat: pb.Chat, names: set[str]) -> None:
+    for index, name in enumerate(chat.allowed_tools):
+        if name not in names:
+            raise invalid(f"chat.allowed_tools[{index}]", "is the name of none of the tools; name one of chat.tools")
+    if chat.allowed_tools and chat.required_tool:
+        raise invalid("chat.allowed_tools", "cannot go with chat.required_tool, which names one; leave one of them out")
+    if chat.allowed_tools and chat.tool_choice == pb.TOOL_CHOICE_NONE:
+        raise invalid("chat.allowed_tools", "cannot go with chat.tool_choice NONE; leave one of them out")
 
 
 def _check_schemas(chat: pb.Chat) -> None:
@@ -137,8 +148,17 @@ def _check_response_format(request: pb.GenerateRequest) -> None:
         if not text:
             raise invalid(f"response_format.{kind}", "is empty; an answer of any form needs no response_format")
         check_length(f"response_format.{kind}", text, MAX_FORM_BYTES[kind])
-    if request.chat.tools and request.chat.tool_choice != pb.TOOL_CHOICE_NONE:
-        raise invalid("chat.tools", "cannot go with response_format, which leaves no room for calls")
+    if not request.chat.tools or request.chat.tool_choice == pb.TOOL_CHOICE_NONE:
+        return
+    if request.chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
+        raise invalid(
+            "response_format", "has no effect with chat.tool_choice REQUIRED: the answer is calls; leave it out"
+        )
+    if kind not in ("json_schema", "json_object"):
+        raise invalid(
+            "chat.tools", f"cannot go with response_format.{kind}, but with JSON alone; leave one of them out"
+        )
+    _check_schemas(request.chat)
 
 
 def _check_form(request: pb.GenerateRequest) -> None:
@@ -166,8 +186,7 @@ def _check_draft(request: pb.GenerateRequest) -> None:
 
 def _check_speculation(request: pb.GenerateRequest) -> None:
     kind = request.speculation
-    if kind not in pb.Speculation.values():
-        raise invalid("speculation", f"is {kind}, which is no Speculation")
+    check_choice("speculation", kind, pb.Speculation)
     if kind == pb.SPECULATION_DRAFT and not request.draft_model:
         raise invalid("speculation", "cannot be DRAFT without draft_model, which names the model that guesses")
     if kind in (pb.SPECULATION_OFF, pb.SPECULATION_NGRAM, pb.SPECULATION_MTP) and request.draft_model:

@@ -6,6 +6,7 @@ from daemon.server.field_checks import (
     MAX_NAME_BYTES,
     MAX_SALT_BYTES,
     check_cache,
+    check_choice,
     check_count,
     check_duration,
     check_length,
@@ -103,8 +104,7 @@ def check_embed(request: pb.EmbedRequest) -> None:
         raise invalid("prompt_name", "cannot go with prompt; give one of them")
     if request.HasField("dimensions") and request.dimensions < 1:
         raise invalid("dimensions", f"is {request.dimensions}; it must be 1 or more")
-    if request.pooling not in pb.Pooling.values():
-        raise invalid("pooling", f"is {request.pooling}, which is no Pooling")
+    check_choice("pooling", request.pooling, pb.Pooling)
     for option, _ in request.cache.ListFields():
         if option.name not in ("mode", "salt"):
             raise invalid(f"cache.{option.name}", "cannot be used with Embed, which takes mode and salt")

@@ -15,6 +15,7 @@ from typing import Any
 
 from daemon.shared.config import ENV_PREFIX, FILE_NAME, KEYS, TEST_PREFIX, Config, ConfigError
 from daemon.shared.config_file import settings_of
+from daemon.shared.wording import did_you_mean
 
 _FILE_NAMES = {key: key for key in KEYS}
 _VARIABLES = {ENV_PREFIX + key.upper(): key for key in KEYS}
@@ -115,8 +116,5 @@ def _from_flags(flags: Mapping[str, object]) -> Iterator[_Given]:
 def _known(name: str, allowed: Mapping[str, str], origin: str) -> str:
     if name in allowed:
         return allowed[name]
-    import difflib
-
-    near = difflib.get_close_matches(name, allowed, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(allowed)}."
+    hint = did_you_mean(name, allowed) or f"known are {', '.join(allowed)}."
     raise ConfigError(f"{name} in {origin} is no setting; {hint}")

@@ -1,6 +1,8 @@
-"""Formats sizes and counts for commands, pages and errors. Sizes are in powers of 1024, as `model_cache_mb` is."""
+"""Formats sizes, counts and hints for commands, pages and errors. Sizes are in powers of 1024, as in the settings."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
@@ -24,3 +26,16 @@ def sizes_apart(one: int, other: int) -> tuple[str, str]:
 def count(number: int, noun: str, plural: str = "") -> str:
     """Return a number of things: "1 block", "1,234 blocks"; `plural` is for nouns that take more than an "s"."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+_LONGEST = 64
+"""Characters of a word that are compared: the comparison takes long for long ones, and no name is longer."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a question for the known name that is closest to a word: "did you mean auto?"; empty if none is close."""
+    from difflib import get_close_matches
+
+    names = {name.lower(): name for name in known}
+    near = get_close_matches(word[:_LONGEST].lower(), names, n=1)
+    return f"did you mean {names[near[0]]}?" if near else ""

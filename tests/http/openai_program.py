@@ -51,6 +51,73 @@ def streamed(client: openai.OpenAI, model: str) -> dict[str, Any]:
     }
 
 
+CLOCK: Any = {
+    "type": "function",
+    "function": {
+        "name": "clock",
+        "parameters": {
+            "type": "object",
+            "properties": {"zone": {"enum": ["utc"]}},
+            "required": ["zone"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def allowed(client: openai.OpenAI, model: str, mode: str, name: str = "clock") -> dict[str, Any]:
+    """Return the calls of an answer that would call the other tool if it might, and the tokens of its prompt."""
+    answer = client.chat.completions.create(
+        model=model,
+        messages=ask("Does it rain?"),
+        tools=[TOOL, CLOCK],
+        tool_choice={
+            "type": "allowed_tools",
+            "allowed_tools": {"mode": mode, "tools": [{"type": "function", "function": {"name": name}}]},
+        },  # type: ignore[call-overload]
+        temperature=1,
+        seed=7,
+        logit_bias={"2": 50},
+        max_tokens=200,
+    )
+    calls = answer.choices[0].message.tool_calls or ()
+    return {"calls": [(one.function.name, one.function.arguments) for one in calls], "usage": answer.usage.model_dump()}
+
+
+FORM: Any = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "n",
+        "schema": {
+            "type": "object",
+            "properties": {"a": {"type": "boolean"}},
+            "required": ["a"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def either(client: openai.OpenAI, model: str, choice: Any) -> list[Any]:
+    """Return content and calls of answers that are calls or JSON."""
+    answers = [
+        client.chat.completions.create(
+            model=model,
+            messages=ask("Does it rain?"),
+            tools=[CLOCK],
+            tool_choice=choice,
+            response_format=FORM,
+            temperature=1,
+            seed=seed,
+            logit_bias={"2": 50},
+            max_tokens=200,
+        )
+        for seed in range(3)
+    ]
+    messages = [one.choices[0].message for one in answers]
+    return [(one.content, [call.function.name for call in one.tool_calls or ()]) for one in messages]
+
+
 def second_turn(client: openai.OpenAI, model: str) -> dict[str, Any]:
     """Answer a tool call, as agents do: with the message that came back."""
     first = client.chat.completions.create(model=model, messages=ask("Does it rain?"), tools=[TOOL])
@@ -120,18 +187,7 @@ def main() -> None:
         forced = create(
             model="embedded",
             messages=ask("Hello"),
-            response_format={
-                "type": "json_schema",
-                "json_schema": {
-                    "name": "n",
-                    "schema": {
-                        "type": "object",
-                        "properties": {"a": {"type": "boolean"}},
-                        "required": ["a"],
-                        "additionalProperties": False,
-                    },
-                },
-            },
+            response_format=FORM,
             max_tokens=40,
         )
         plain = client.completions.create(model="embedded", prompt=["One", "Two"], max_tokens=4, echo=True)
@@ -147,6 +203,11 @@ def main() -> None:
             "model": client.models.retrieve("embedded").id,
             "streamed": streamed(client, model),
             "second_turn": second_turn(client, model),
+            "allowed": {mode: allowed(client, model, mode) for mode in ("auto", "required")},
+            "others_allowed": allowed(client, model, "auto", "weather"),
+            "unknown_allowed": refused(lambda: allowed(client, model, "auto", "hammer")),
+            "either": either(client, model, "auto"),
+            "calls_alone": either(client, model, "required"),
             "both_calls": len(
                 create(model=model, messages=ask("Oslo too?"), tools=[TOOL]).choices[0].message.tool_calls or ()
             ),

@@ -43,6 +43,41 @@ def streamed(client: openai.OpenAI, model: str, **more: Any) -> dict[str, Any]:
     }
 
 
+CLOCK: Any = {
+    **TOOL,
+    "name": "clock",
+    "parameters": {
+        "type": "object",
+        "properties": {"zone": {"enum": ["utc"]}},
+        "required": ["zone"],
+        "additionalProperties": False,
+    },
+}
+
+
+def allowed(client: openai.OpenAI, model: str, name: str) -> dict[str, Any]:
+    """Return the calls of an answer that may call one tool, and its choice as the server gives it back."""
+    some: Any = [{"type": "function", "name": name}]
+    answer = client.responses.create(
+        model=model,
+        input="Does it rain?",
+        tools=[TOOL, CLOCK],
+        tool_choice={"type": "allowed_tools", "mode": "required", "tools": some},
+        max_output_tokens=200,
+    )
+    calls = [one.name for one in answer.output if one.type == "function_call"]
+    return {"calls": calls, "choice": answer.model_dump()["tool_choice"]}
+
+
+def either(client: openai.OpenAI, model: str) -> dict[str, Any]:
+    """Return text and calls of an answer that is calls or JSON."""
+    form: Any = {"format": {"type": "json_schema", "name": "n", "schema": Form.model_json_schema()}}
+    answer = client.responses.create(
+        model=model, input="Does it rain?", tools=[CLOCK], text=form, max_output_tokens=200
+    )
+    return {"text": answer.output_text, "calls": [one.name for one in answer.output if one.type == "function_call"]}
+
+
 def with_previous(client: openai.OpenAI, model: str) -> dict[str, Any]:
     """Answer a tool call, the conversation kept by the server."""
     first = client.responses.create(model=model, input=f"{LONG}Does it rain?", tools=[TOOL])
@@ -134,6 +169,9 @@ def main() -> None:
             ),
             "with_references": with_references(client, model),
             "parsed": parsed.output_parsed is not None and parsed.output_parsed.a in (True, False),
+            "allowed": allowed(client, model, "clock"),
+            "unknown_allowed": refused(lambda: allowed(client, model, "hammer")),
+            "either": either(client, model),
             "both_calls": [one.type for one in create(model=model, input="Oslo too?", tools=[TOOL]).output],
             "one_call": [
                 one.type

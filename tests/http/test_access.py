@@ -110,7 +110,10 @@ def test_configured_origin_may_call(
         access_control_request_headers="authorization",
     )
     assert (preflight.status, preflight.headers["access-control-allow-origin"]) == (200, origin)
-    assert raw.call(door, *MODELS, origin=origin).headers["access-control-allow-origin"] == origin
+    answer = raw.call(door, *MODELS, origin=origin)
+    assert answer.headers["access-control-allow-origin"] == origin
+    shown = answer.headers["access-control-expose-headers"]
+    assert {"x-request-id", "retry-after", "x-mlx-sidecar-note"} <= set(shown.split(", "))
     assert raw.call(door, *MODELS, origin=origin, authorization=None).status == 401
     assert raw.call(door, *MODELS, origin="http://localhost:3001").status == 403
 

@@ -58,9 +58,28 @@ def test_openai_sdk_can_ask_for_one_call(seen: dict[str, Any]) -> None:
     assert seen["one_call_usage"]["completion_tokens_details"]["reasoning_tokens"] == REASONED
 
 
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_openai_sdk_can_allow_some_tools(seen: dict[str, Any], mode: str) -> None:
+    """The scripted model would call the other tool. The prompt is the same whatever is allowed."""
+    found, others = seen["allowed"][mode], seen["others_allowed"]
+    assert {(name, json.loads(arguments)["zone"]) for name, arguments in found["calls"]} == {("clock", "utc")}
+    assert {name for name, _ in others["calls"]} == {"weather"}
+    assert found["usage"]["prompt_tokens"] == others["usage"]["prompt_tokens"]
+
+
 def test_openai_sdk_gets_json_of_a_schema(seen: dict[str, Any]) -> None:
     """Whatever the model would rather write."""
     assert type(json.loads(seen["json"])["a"]) is bool
+
+
+def test_openai_sdk_gets_calls_or_json(seen: dict[str, Any]) -> None:
+    """With tools beside a schema. Where calls are required, the schema has nothing to say."""
+    for content, calls in seen["either"]:
+        if calls:
+            assert (set(calls), (content or "").strip()) == ({"clock"}, "")
+        else:
+            assert type(json.loads(content)["a"]) is bool
+    assert all(calls for _, calls in seen["calls_alone"])
 
 
 def test_openai_sdk_completes_plain_prompts(seen: dict[str, Any]) -> None:
@@ -92,7 +111,12 @@ def test_answers_tell_their_id_and_what_was_left_out(seen: dict[str, Any]) -> No
 def test_openai_sdk_raises_the_errors_of_its_table(seen: dict[str, Any]) -> None:
     """Each with the parameter under the API's own name."""
     assert (seen["no_model"]["class"], seen["no_model"]["status"]) == ("NotFoundError", 404)
-    for name, param in (("too_hot", "temperature"), ("stored", "store"), ("wrong_type", "seed")):
+    for name, param in (
+        ("too_hot", "temperature"),
+        ("stored", "store"),
+        ("wrong_type", "seed"),
+        ("unknown_allowed", "tool_choice.allowed_tools.tools[0].function.name"),
+    ):
         assert (seen[name]["class"], seen[name]["status"]) == ("BadRequestError", 400)
         assert seen[name]["body"]["param"] == param
         assert param in seen[name]["body"]["message"]

@@ -92,6 +92,19 @@ def test_sdk_can_ask_for_one_call(seen: dict[str, Any]) -> None:
     assert seen["one_call_usage"]["output_tokens_details"]["reasoning_tokens"] == 4
 
 
+def test_sdk_can_allow_some_tools(seen: dict[str, Any]) -> None:
+    """The scripted model would call the other tool; the choice comes back as it was."""
+    assert set(seen["allowed"]["calls"]) == {"clock"}
+    some = [{"type": "function", "name": "clock"}]
+    assert seen["allowed"]["choice"] == {"type": "allowed_tools", "mode": "required", "tools": some}
+
+
+def test_sdk_gets_calls_or_json(seen: dict[str, Any]) -> None:
+    """With tools beside a schema."""
+    text, calls = seen["either"]["text"], seen["either"]["calls"]
+    assert set(calls) == {"clock"} if calls else type(json.loads(text)["a"]) is bool
+
+
 def test_short_answer_is_incomplete_with_scores(seen: dict[str, Any]) -> None:
     """With the reason."""
     short = seen["short"]
@@ -109,6 +122,7 @@ def test_sdk_raises_the_errors_of_its_table(seen: dict[str, Any]) -> None:
         ("background", "background"),
         ("image", "input[0].content[0].type"),
         ("too_hot", "temperature"),
+        ("unknown_allowed", "tool_choice.tools[0].name"),
     ):
         assert (seen[name]["status"], seen[name]["body"]["param"]) == (400, param)
     assert seen["cancel"]["status"] == 400

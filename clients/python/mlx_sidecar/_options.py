@@ -73,8 +73,8 @@ class GenerateOptions(TypedDict, total=False):
         request_id: Name of the request in the daemon's log. Default: one is made.
         require_loaded: True refuses a model that is not in memory instead of loading it. Default False.
         json_schema: The completion is JSON that this schema allows, a mapping or text. Of this and the next three, one
-            at most can be given; none of them goes with `ignore_eos`, or with `tools` unless their choice is "none".
-            Default: free text.
+            at most can be given, and none with `ignore_eos`. With `tools` and the choice "auto" the answer is calls or
+            JSON; `regex` and `grammar` cannot be had with them. Default: free text.
         json_object: True: the completion is a JSON object. Default False.
         regex: The completion as a whole matches this regular expression (Rust's syntax).
         grammar: The completion is of this context-free grammar (llguidance's variant of Lark's notation).
@@ -97,6 +97,8 @@ class GenerateOptions(TypedDict, total=False):
         tool_choice: "auto" (default), "none": the model is not told of the tools, or "required": the answer is calls,
             with arguments that the tools' schemas allow; chat prompts only.
         required_tool: The tool that is called, with "required"; chat prompts only. Default: any of them.
+        allowed_tools: Names of the tools that may be called; the prompt has all of them; chat prompts only. Default:
+            all of them.
         template_args: Further variables that the model's chat template reads, as values of JSON; chat prompts only.
             Default: none.
         reasoning_effort: How much a reasoning model reasons, in the words of its template, such as "low"; chat prompts
@@ -143,6 +145,7 @@ class GenerateOptions(TypedDict, total=False):
     enable_thinking: bool | None
     tool_choice: ToolChoice | None
     required_tool: str
+    allowed_tools: Sequence[str]
     template_args: Mapping[str, Any] | None
     reasoning_effort: str
     continue_final_message: bool

@@ -27,6 +27,7 @@ class TokenizeOptions(TypedDict, total=False):
         enable_thinking: Turns a reasoning model's thinking on or off. Default: as the template has it.
         tool_choice: "auto" (default), "none" or "required".
         required_tool: The tool that is called, with "required".
+        allowed_tools: Names of the tools that may be called; the prompt has all of them.
         template_args: Further variables that the model's chat template reads. Default: none.
         reasoning_effort: How much a reasoning model reasons, such as "low". Default: as the template has it.
         continue_final_message: True leaves the last message open, which is the assistant's. Default False.
@@ -37,6 +38,7 @@ class TokenizeOptions(TypedDict, total=False):
     enable_thinking: bool | None
     tool_choice: ToolChoice | None
     required_tool: str
+    allowed_tools: Sequence[str]
     template_args: Mapping[str, Any] | None
     reasoning_effort: str
     continue_final_message: bool

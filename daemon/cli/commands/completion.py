@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
+from daemon.cli.choice import Choice
 from daemon.cli.output.formatting import examples
 
 PROGRAM = "mlx-sidecar"
@@ -24,7 +25,7 @@ SHELLS = ("bash", "zsh", "fish")
         "mlx-sidecar completion fish > ~/.config/fish/completions/mlx-sidecar.fish",
     ),
 )
-@click.argument("shell", type=click.Choice(SHELLS), required=False)
+@click.argument("shell", type=Choice(SHELLS), required=False)
 @click.pass_context
 def command(ctx: click.Context, shell: str | None) -> None:
     """Print the script that makes SHELL complete commands, options and models. Without SHELL, the one of $SHELL."""

@@ -6,6 +6,7 @@ import json
 
 import click
 
+from daemon.cli.choice import Choice
 from daemon.cli.flags import config_flags, resolve
 from daemon.cli.output.formatting import examples, print_json, table
 from daemon.cli.session import Session, pass_session
@@ -21,7 +22,7 @@ from daemon.shared.config import FILE_NAME, KEYS
         "MLX_SIDECAR_MAX_MODELS=2 mlx-sidecar config",
     ),
 )
-@click.argument("key", type=click.Choice(tuple(KEYS)), metavar="[KEY]", required=False)
+@click.argument("key", type=Choice(tuple(KEYS)), metavar="[KEY]", required=False)
 @config_flags
 @click.option("--json", "as_json", is_flag=True, help="Print value, origin and description of each key as JSON.")
 @pass_session

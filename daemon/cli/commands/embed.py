@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from daemon.cli.choice import Choice
 from daemon.cli.commands.completion import complete_model
 from daemon.cli.input import read_stdin
 from daemon.cli.output.formatting import examples, print_json
@@ -34,7 +35,7 @@ BATCH = 256
 @click.option("--normalize/--no-normalize", default=None, help="Give vectors length 1 (default: as the model says).")
 @click.option(
     "--pooling",
-    type=click.Choice(["last_token", "mean", "cls"]),
+    type=Choice(["last_token", "mean", "cls"]),
     help="How hidden states become a vector (default: as the model says).",
 )
 @click.option("--adapter", default="", callback=absolute, help="Directory of a LoRA adapter.")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from daemon.cli.choice import Choice
 from daemon.cli.commands.completion import complete_model
 from daemon.cli.output.formatting import examples, stderr_is_terminal, stdin_is_terminal
 from daemon.cli.output.progress import follow
@@ -35,7 +36,7 @@ SHOWN = Place("http://127.0.0.1:PORT", "TOKEN", "", 0, Path("FOLDER"))
         'mlx-sidecar launch opencode -- run "Add a test."',
     ),
 )
-@click.argument("tool", type=click.Choice(list(TOOLS)))
+@click.argument("tool", type=Choice(list(TOOLS)))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.option(
     "--model",

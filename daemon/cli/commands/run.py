@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from daemon.cli.choice import Choice
 from daemon.cli.commands.completion import complete_model
 from daemon.cli.input import joined, piped, read_stdin
 from daemon.cli.output.answer import print_answer, print_samples, print_timings, print_warnings
@@ -57,7 +58,7 @@ _STDIN = Path("-")
 )
 @click.option("--samples", type=click.IntRange(1, 16), help="Print so many answers, each after a line with its seed.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text. Repeatable.")
-@click.option("--format", "form", type=click.Choice(["json"]), help="Answer with a JSON object.")
+@click.option("--format", "form", type=Choice(["json"]), help="Answer with a JSON object.")
 @click.option("--adapter", default="", callback=absolute, help="Directory of a LoRA adapter.")
 @click.option(
     "--draft-model",
@@ -68,7 +69,7 @@ _STDIN = Path("-")
 )
 @click.option(
     "--speculation",
-    type=click.Choice(["auto", "off", "ngram", "draft", "mtp"]),
+    type=Choice(["auto", "off", "ngram", "draft", "mtp"]),
     help="What may guess tokens ahead: same answer, other speed.",
 )
 @click.option("--schema", type=click.File(encoding="utf-8"), help="Answer with JSON that this JSON schema allows.")

@@ -77,6 +77,7 @@ class AnswerParser:
         opened: Whether the prompt ends within reasoning.
         bare: Whether the answer is text from its first token, because it has to be in a form.
         single: Whether the answer is over with its first call; calls behind it are dropped.
+        either: Whether an answer with text has no calls, so that a mark in its text begins none.
 
     Attributes:
         text_began: Whether the answer has text other than white space.
@@ -86,11 +87,12 @@ class AnswerParser:
     """
 
     def __init__(
-        self, markup: ChatMarkup, tools: Sequence[Tool], *, opened: bool, bare: bool = False, single: bool = False
-    ) -> None:
+        self, markup: ChatMarkup, tools: Sequence[Tool], *, opened: bool, bare: bool = False, single: bool = False,
+        either: bool = False,
+    ) -> None:  # fmt: skip
         self._markup = markup
-        self._begins = {"opened": opened, "bare": bare, "single": single}
-        self._single = single
+        self._begins = {"opened": opened, "bare": bare, "single": single, "either": either}
+        self._single, self._either = single, either
         self._tools = tools if markup.calls is not None else ()
         self._reader = Reader()
         self._writer = CallWriter(self._tools, self._reader.keep)
@@ -203,7 +205,7 @@ class AnswerParser:
     def _starts(self, part: str) -> tuple[str, ...]:
         """Return the marks that begin a call in a part."""
         notation = self._markup.calls
-        plain = part != TEXT or not self._tools or notation is None or self._tired()
+        plain = part != TEXT or not self._tools or self._tired() or (self._either and self.text_began)
         return () if plain or notation is None or CALL in self._markup.targets else notation.starts
 
     def _tired(self) -> bool:

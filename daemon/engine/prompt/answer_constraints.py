@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 from daemon.engine.output.answer_parser import AnswerParser
 from daemon.engine.output.chat_markup import ChatMarkup
@@ -13,33 +13,54 @@ from daemon.engine.structured_output.call_guard import call_guard
 from daemon.engine.structured_output.free_mask import FreeMask
 from daemon.engine.structured_output.grammar import ResponseFormat, of_response
 from daemon.engine.structured_output.matcher import GrammarMatcher
-from daemon.engine.structured_output.required_calls import required_calls
+from daemon.engine.structured_output.required_calls import calls_or_form, required_calls
 from daemon.shared.errors import invalid
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 
 def form_of(
-    request: pb.GenerateRequest, tokenizer: Tokenizer, markup: ChatMarkup | None, tools: Sequence[Tool]
+    request: pb.GenerateRequest,
+    tokenizer: Tokenizer,
+    markup: ChatMarkup | None,
+    tools: Mapping[str, Tool],
+    header: tuple[int, ...],
 ) -> GrammarMatcher | None:
     """
     Return the form that the whole answer has to keep to, at its beginning; None if it is free.
+
+    Args:
+        request: The request.
+        tokenizer: The model's tokenizer.
+        markup: The model's marks; None if it has none, or the prompt is no conversation.
+        tools: The tools that may be called, by the field of the request that has each.
+        header: Ids that a text in a form begins with. With tools they are a part of the form.
 
     Raises:
         SidecarError: INVALID_ARGUMENT if the form cannot be enforced.
     """
     if request.HasField("response_format"):
         wanted = response_format(request.response_format)
+        if tools:
+            return tokenizer.remembered(
+                ("either", wanted, header, *_key(tools)),
+                lambda: calls_or_form(tools, markup, tokenizer.vocabulary, wanted, header),
+            ).again()
         return tokenizer.remembered(
             wanted,
             lambda: GrammarMatcher(wanted.field, of_response(wanted), tokenizer.vocabulary("response_format")),
         ).again()
     if request.chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
-        only = request.chat.required_tool
+        once = bool(request.chat.required_tool)
         return tokenizer.remembered(
-            ("required", only, declared(tools)),
-            lambda: required_calls(tools, markup, tokenizer.vocabulary, only),
+            ("required", once, *_key(tools)),
+            lambda: required_calls(tools, markup, tokenizer.vocabulary, once=once),
         ).again()
     return None
+
+
+def _key(tools: Mapping[str, Tool]) -> tuple[tuple[str, ...], str]:
+    """Return all that a grammar of calls, and what is told about it, depends on."""
+    return tuple(tools), declared(tuple(tools.values()))
 
 
 def response_format(wanted: pb.ResponseFormat) -> ResponseFormat:
@@ -67,7 +88,7 @@ def free_mask(
     tokenizer: Tokenizer,
     channels: AnswerParser,
     decode: Decode,
-    tools: Sequence[Tool],
+    tools: Mapping[str, Tool],
     budget: int | None,
     end: tuple[int, ...],
 ) -> tuple[Callable[[int], FreeMask] | None, list[str]]:
@@ -78,7 +99,7 @@ def free_mask(
         tokenizer: The model's tokenizer.
         channels: A parser of such an answer.
         decode: Returns the text of ids, with all marks.
-        tools: Tools that the model may call.
+        tools: The tools that may be called, by the field of the request that has each.
         budget: Most tokens of the reasoning; None if there is no limit.
         end: Ids of the mark that ends the reasoning.
 
@@ -87,7 +108,7 @@ def free_mask(
         cannot be kept to.
     """
     guard, unkept = tokenizer.remembered(
-        ("calls", declared(tools)), lambda: call_guard(tools, tokenizer.markup, tokenizer.vocabulary)
+        ("calls", *_key(tools)), lambda: call_guard(tools, tokenizer.markup, tokenizer.vocabulary)
     )
     if guard is None and budget is None:
         return None, unkept

@@ -90,22 +90,24 @@ def prepare_request(
     check_effects(request, default_temperature(source.default_sampling))
     prompt = prepare_prompt(request, source, tokenizer, rendered)
     markup = tokenizer.markup if request.HasField("chat") else None
-    tools = offered_tools(request.chat)
-    form = form_of(request, tokenizer, markup, tools)
+    answer, continued = request.HasField("response_format"), request.chat.continue_final_message
+    # A continued prompt ends within the text of an answer: a form holds for the rest, and leaves no room for calls.
+    tools = {} if answer and continued else callable_tools(request.chat)
+    header = markup.answer_header(prompt.tokens) if markup is not None and answer and not continued else ()
+    form = form_of(request, tokenizer, markup, tools, header)
     stops = tuple(request.stop.strings)
     budget = budget_of(request, markup)
     if markup is None:
         return PreparedRequest(source, tokenizer, prompt, Output(tokenizer.decode, stops), None, form, None)
     if markup.calls is None:  # the template gets the tools, but no mark tells a call from text
-        tools = []
-    continued = request.chat.continue_final_message  # the prompt ends within the text of an answer
+        tools = {}
     wanted = request.chat.enable_thinking or not request.chat.HasField("enable_thinking")
     thinking = markup.thinking(prompt.tokens, wanted=wanted and not continued)
-    answer = request.HasField("response_format")
-    header = markup.answer_header(prompt.tokens) if answer and not continued else ()
     bare = continued or (answer and thinking is None and not header)
     opened = markup.opened(prompt.tokens)
-    channels = AnswerParser(markup, tools, opened=opened, bare=bare, single=request.stop.at_tool_call)
+    either = answer and bool(tools)
+    single = request.stop.at_tool_call
+    channels = AnswerParser(markup, tuple(tools.values()), opened=opened, bare=bare, single=single, either=either)
     decode = tokenizer.decoder(markup, calls=bool(tools))
     free = None
     if form is None:
@@ -113,7 +115,16 @@ def prepare_request(
         free, unkept = free_mask(tokenizer, channels, decode, tools, budget if end else None, end)
         prompt = replace(prompt, warnings=(*prompt.warnings, *unkept))
     return PreparedRequest(
-        source, tokenizer, prompt, Output(decode, stops), channels, form, thinking, header, budget, free
+        source,
+        tokenizer,
+        prompt,
+        Output(decode, stops),
+        channels,
+        form,
+        thinking,
+        () if either else header,
+        budget,
+        free,
     )
 
 
@@ -219,9 +230,21 @@ def render(request: pb.GenerateRequest, tokenizer: Tokenizer) -> Rendered:
     return Rendered(text, lost)
 
 
+def callable_tools(chat: pb.Chat) -> dict[str, Tool]:
+    """
+    Return the tools that may be called, by the field of the request that has each. The model is told of others as well.
+
+    Raises:
+        SidecarError: As `offered_tools`.
+    """
+    only = {chat.required_tool} if chat.required_tool else set(chat.allowed_tools)
+    tools = enumerate(offered_tools(chat))
+    return {f"chat.tools[{index}]": tool for index, tool in tools if not only or tool.name in only}
+
+
 def offered_tools(chat: pb.Chat) -> list[Tool]:
     """
-    Return the tools that the model may call: those of the conversation, or none if `tool_choice` is NONE.
+    Return the tools that the model is told of: those of the conversation, or none if `tool_choice` is NONE.
 
     Raises:
         SidecarError: INVALID_ARGUMENT if a schema is no JSON object.

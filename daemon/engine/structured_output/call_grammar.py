@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from daemon.engine.output.notations import syntax
 from daemon.engine.output.notations.syntax import CallSyntax, Part
@@ -29,13 +29,14 @@ class CallGrammar:
         self._notation = notation
         self._tokens = tokens
 
-    def required(self, tools: Mapping[str, Tool], *, once: bool) -> str:
+    def required(self, tools: Mapping[str, Tool], *, once: bool, instead: str = "") -> str:
         """
         Return the grammar of an answer that is calls and line ends.
 
         Args:
             tools: The tools, by the field of the request that has each.
             once: Whether there is exactly one call.
+            instead: What the answer may be instead, as the body of a rule; nothing if it is empty.
 
         Raises:
             SidecarError: INVALID_ARGUMENT if the schema of a tool cannot be enforced.
@@ -45,7 +46,9 @@ class CallGrammar:
         rules = _Rules(self._tokens)
         block = self._block(rules, tools, self._notation.start, once=once)
         more = "" if apart is None else f" ({rules.text(apart)} {block})*"
-        return rules.written(f"start: {lead}{block}{more}")
+        other = f" | {rules.add(instead)}" if instead else ""
+        # Line ends decide nothing: models write them before calls and before text.
+        return rules.written(f"start: {lead}({block}{more}{other})")
 
     def block(self, tools: Mapping[str, Tool], mark: str) -> str:
         """
@@ -140,8 +143,3 @@ class _Rules:
         if self._tokens.special_in(end):
             return self.add(f"/(?s:.*)/ {self.text(end)}")
         return self.add("/(?s:.*)/", f"[suffix={json.dumps(end, ensure_ascii=False)}]")
-
-
-def fields_of(tools: Sequence[Tool], only: str = "") -> dict[str, Tool]:
-    """Return the tools by the fields of the request that have them; only the tool of a name if one is given."""
-    return {f"chat.tools[{index}]": tool for index, tool in enumerate(tools) if only in ("", tool.name)}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from daemon.engine.output.chat_markup import ChatMarkup
 from daemon.engine.output.notations.notation import Notation
 from daemon.engine.output.tool_calls import Tool
-from daemon.engine.structured_output.call_grammar import CallGrammar, fields_of
+from daemon.engine.structured_output.call_grammar import CallGrammar
 from daemon.engine.structured_output.matcher import GrammarMatcher, Vocabulary
 from daemon.shared.errors import SidecarError
 
@@ -37,13 +37,13 @@ class CallGuard:
 
 
 def call_guard(
-    tools: Sequence[Tool], markup: ChatMarkup | None, vocabulary: Callable[[str], Vocabulary]
+    tools: Mapping[str, Tool], markup: ChatMarkup | None, vocabulary: Callable[[str], Vocabulary]
 ) -> tuple[CallGuard | None, list[str]]:
     """
     Return the guard of a request's calls, and what it cannot keep to.
 
     Args:
-        tools: The request's tools; none need no guard.
+        tools: The tools that may be called, by the field of the request that has each; none need no guard.
         markup: How the model writes calls.
         vocabulary: Returns the model's tokens, given the field of the request that needs them.
 
@@ -67,11 +67,11 @@ def call_guard(
 
 
 def _kept(
-    notation: Notation, grammar: CallGrammar, tools: Sequence[Tool], tokens: Vocabulary, warnings: list[str]
+    notation: Notation, grammar: CallGrammar, tools: Mapping[str, Tool], tokens: Vocabulary, warnings: list[str]
 ) -> dict[str, Tool]:
     """Return the tools with the schemas that can be kept to; none if calls of one of them have no grammar."""
     kept: dict[str, Tool] = {}
-    for field, tool in fields_of(tools).items():
+    for field, tool in tools.items():
         if not notation.can_hold(tool.name):
             warnings.append(f"{field}.name is a name that this model's notation of calls cannot hold")
             continue

@@ -68,6 +68,17 @@ def of_response(wanted: ResponseFormat) -> str:
         return LLMatcher.grammar_from_lark(_checked_lark(wanted.field, wanted.text))
 
 
+def json_of_response(wanted: ResponseFormat) -> str:
+    """
+    Return the part of a rule that is a response format of JSON.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT if the form cannot be enforced.
+    """
+    schema = {"type": "object"} if wanted.kind == "json_object" else _parsed(wanted.field, wanted.text)
+    return json_part(wanted.field, schema)
+
+
 def _checked_lark(field: str, grammar: str) -> str:
     """Return a grammar in the notation of Lark. Refuse what the library accepts there and this API does not."""
     if grammar.lstrip().startswith("{"):

@@ -18,7 +18,7 @@ from daemon.http.anthropic.request_types import (
     ToolChoice,
 )
 from daemon.http.errors import invalid
-from daemon.http.generation import Ask, tool_places
+from daemon.http.generation import Ask, tool_places, without_idle_form
 from daemon.http.parameters import objects
 from mlx_sidecar import GenerateOptions, Tool
 
@@ -71,7 +71,7 @@ def _asked(request: Conversation, options: GenerateOptions) -> Ask:
         if found.turns[-1].tool_calls:
             raise invalid(found.places[-1], "has calls of tools: a turn with their results comes next")
         options["continue_final_message"] = True
-    notes = [*_left_out(request), *found.notes]
+    notes = [*_left_out(request), *without_idle_form(options, "output_config.format"), *found.notes]
     told = [index for index, tool in enumerate(request.tools or ()) if isinstance(tool, CustomTool)]
     places = tool_places(told) | {f"chat.messages[{index}]": place for index, place in enumerate(found.places)}
     return Ask(request.model, found.turns, options, notes=notes, places=places)

@@ -8,18 +8,22 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from daemon.http.errors import invalid
-from daemon.http.generation import Answer, Ask, tool_places
+from daemon.http.generation import Answer, Ask, tool_places, without_idle_form
 from daemon.http.in_words import arguments
+from daemon.http.openai.allowed_tools import allowed_names
 from daemon.http.openai.chat_types import (
+    AllowedTools,
     AnsweredCall,
     AnsweredFunction,
     AnsweredMessage,
+    AnyTool,
     ChatChoice,
     ChatChunk,
     ChatCompletion,
     ChatRequest,
     ChunkChoice,
     Message,
+    OtherTool,
     Part,
     ResponseFormat,
     Tool,
@@ -50,14 +54,14 @@ def ask(request: ChatRequest) -> Ask:
     if request.parallel_tool_calls is False:
         options["stop_at_tool_call"] = True
     _add_format(options, request.response_format)
-    places = tool_places([index for index, one in enumerate(request.tools or ()) if one.type == "function"])
+    places = tool_places([index for index, one in enumerate(request.tools or ()) if isinstance(one, Tool)])
     places |= _add_limit(options, request) | _add_template(options, request)
     if request.prompt_cache_retention == "24h":
         options["keep"] = DAY_SECONDS
     _check(request)
     if request.logprobs:
         options["top_logprobs"] = request.top_logprobs or 0
-    notes = _left_out(request.tools or ())
+    notes = [*_left_out(request.tools or ()), *without_idle_form(options, "response_format")]
     turns = [_turn(message, f"messages[{index}]", notes) for index, message in enumerate(request.messages)]
     return Ask(request.model, turns, options, notes=notes, places=places)
 
@@ -99,23 +103,34 @@ def _text(parts: Sequence[Part]) -> str:
 def _add_tools(options: GenerateOptions, request: ChatRequest) -> None:
     tools = []
     for index, tool in enumerate(request.tools or ()):
-        if tool.type != "function":
+        if isinstance(tool, OtherTool):
             continue
         if tool.function is None:
             raise invalid(f"tools[{index}].function", "is missing; it names the tool and its parameters")
         tools.append(Offered(tool.function.name, tool.function.description or "", tool.function.parameters or ""))
     if tools:
         options["tools"] = tools
-    _add_choice(options, request.tool_choice)
+    _add_choice(options, request)
 
 
-def _add_choice(options: GenerateOptions, choice: ToolChoice | None) -> None:
-    match choice:
+def _add_choice(options: GenerateOptions, request: ChatRequest) -> None:
+    match request.tool_choice:
         case ToolChoice(type="function", function=None):
             raise invalid("tool_choice.function", "is missing; it names the tool to call")
         case ToolChoice(type="function", function=chosen) if chosen is not None:
             options["tool_choice"] = "required"
             options["required_tool"] = chosen.name
+        case ToolChoice(type="allowed_tools", allowed_tools=None):
+            raise invalid("tool_choice.allowed_tools", "is missing; it names the tools to choose from")
+        case ToolChoice(type="allowed_tools", allowed_tools=AllowedTools() as some):
+            options["tool_choice"] = some.mode
+            options["allowed_tools"] = allowed_names(
+                [(one.type, one.function.name if one.function is not None else None) for one in some.tools],
+                place="tool_choice.allowed_tools.tools",
+                named=".function.name",
+                told=[one.function.name for one in request.tools or () if isinstance(one, Tool) and one.function],
+                left_out={one.type for one in request.tools or () if isinstance(one, OtherTool)},
+            )
         case ToolChoice(type="none" | "auto" | "required" as mode) if mode == "required" or options.get("tools"):
             options["tool_choice"] = mode
 
@@ -163,9 +178,10 @@ def _argument(arguments: dict[str, Any], name: str, kind: type[ArgumentT]) -> Ar
     return given
 
 
-def _left_out(tools: Sequence[Tool]) -> list[str]:
+def _left_out(tools: Sequence[AnyTool]) -> list[str]:
     """Return a note for each tool that the model is not told of. Its kind is the caller's word: it is not repeated."""
-    return [f"tools[{index}] is left out: only functions" for index, one in enumerate(tools) if one.type != "function"]
+    others = [index for index, one in enumerate(tools) if isinstance(one, OtherTool)]
+    return [f"tools[{index}] is left out: only functions" for index in others]
 
 
 def _add_format(options: GenerateOptions, form: ResponseFormat | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationInfo
 
 from daemon.http.in_words import told
 from daemon.http.openai.logprobs import ChatScores
@@ -100,10 +100,27 @@ class Function(Parameters):
 
 
 class Tool(Parameters):
-    """A tool. A type other than `function` is left out, and named in the header `x-mlx-sidecar-note`."""
+    """A function that the model may call."""
 
-    type: str = Field(description="`function`; a tool of another type is left out, which `x-mlx-sidecar-note` tells")
+    type: Literal["function"] = Field(description="`function`")
     function: Function | None = Field(None, description="what can be called")
+
+
+class OtherTool(Parameters):
+    """A tool of another type: left out, whatever it has, and told in the header `x-mlx-sidecar-note`."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: str = Field(description="another type; the tool is left out, which `x-mlx-sidecar-note` tells")
+
+
+def _tool_tag(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return "<function>" if kind == "function" else "<other>"
+
+
+AnyTool = Annotated[Annotated[Tool, Tag("<function>")] | Annotated[OtherTool, Tag("<other>")], Discriminator(_tool_tag)]
+"""A tool. Its `type` decides which."""
 
 
 class ChosenFunction(Parameters):
@@ -112,13 +129,30 @@ class ChosenFunction(Parameters):
     name: str = Field(description="name of the tool")
 
 
+class AllowedTool(Parameters):
+    """A tool that may be called."""
+
+    type: str = Field(description="`function`; one of a type that is left out of `tools` is left out here")
+    function: ChosenFunction | None = Field(None, description="the tool")
+
+    harmless: ClassVar[Mapping[str, str]] = {"custom": "custom tools are left out"}
+
+
+class AllowedTools(Parameters):
+    """Some of the tools, and whether they are called."""
+
+    mode: Literal["auto", "required"] = Field(description="as the model likes, or nothing else")
+    tools: list[AllowedTool] = Field(description="the tools that may be called; the prompt has all of `tools`")
+
+
 class ToolChoice(Parameters):
     """Whether tools are called, and which."""
 
-    type: Literal["none", "auto", "required", "function"] = Field(
-        description="none, as the model likes, nothing else, or the one in `function`"
+    type: Literal["none", "auto", "required", "function", "allowed_tools"] = Field(
+        description="none, as the model likes, nothing else, the one in `function`, or those in `allowed_tools`"
     )
     function: ChosenFunction | None = Field(None, description="the tool to call, with `function`")
+    allowed_tools: AllowedTools | None = Field(None, description="the tools to choose from, with `allowed_tools`")
 
 
 def _choice(value: Any) -> Any:
@@ -156,9 +190,9 @@ class ChatRequest(Sampled):
     """The body of `POST /v1/chat/completions`."""
 
     messages: list[Message] = Field(min_length=1, description="the conversation")
-    tools: list[Tool] | None = Field(None, description="functions that the model may call")
+    tools: list[AnyTool] | None = Field(None, description="functions that the model may call")
     tool_choice: Annotated[ToolChoice | None, BeforeValidator(_choice)] = Field(
-        None, description="`none`, `auto`, `required`, or an object that names one function"
+        None, description="`none`, `auto`, `required`, or an object that names one function, or some"
     )
     parallel_tool_calls: bool | None = Field(None, description="false ends the answer with its first call")
     response_format: ResponseFormat | None = Field(None, description="text, any JSON object, or JSON of a schema")

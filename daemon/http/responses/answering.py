@@ -20,7 +20,7 @@ from daemon.http.responses.answer_types import (
 )
 from daemon.http.responses.offered import offered
 from daemon.http.responses.output import Made, Output
-from daemon.http.responses.request_types import OtherTool, ResponseRequest
+from daemon.http.responses.request_types import OtherTool, ResponseRequest, ToolChoice
 from mlx_sidecar import Delta, Finished, GenerateEvent, Started
 from mlx_sidecar import Usage as Counted
 
@@ -130,13 +130,19 @@ def _begun(request: ResponseRequest, asked: Ask, now: int) -> Response:
         store=request.store is not False,
         temperature=request.temperature,
         text=_text_options(request),
-        tool_choice="auto" if choice is None else choice.type if choice.name is None else choice.model_dump(),
+        tool_choice="auto" if choice is None else _tool_choice(choice),
         tools=[tool.model_dump(by_alias=True) for tool in told],
         top_logprobs=request.top_logprobs or 0,
         top_p=request.top_p,
         truncation="disabled",
         usage=None,
     )
+
+
+def _tool_choice(choice: ToolChoice) -> Any:
+    """Return a choice as requests have it: its type alone, or an object with more than its type."""
+    given = choice.model_dump(exclude_none=True)
+    return given if len(given) > 1 else choice.type
 
 
 def _text_options(request: ResponseRequest) -> dict[str, Any]:

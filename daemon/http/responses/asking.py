@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import cast
 
 from daemon.http.errors import invalid
-from daemon.http.generation import Ask
+from daemon.http.generation import Ask, without_idle_form
+from daemon.http.openai.allowed_tools import allowed_names
 from daemon.http.responses.item_types import Item
 from daemon.http.responses.offered import left_out, offered
 from daemon.http.responses.request_types import (
     Asked,
     CountRequest,
+    OtherTool,
     ReasoningOptions,
     ResponseRequest,
     TextFormat,
@@ -65,7 +67,7 @@ def _asked(request: Asked, before: Sequence[Item], given: Sequence[Item], option
         places |= dict.fromkeys(("chat.messages[0]", "chat.messages[0].content"), "instructions")
     if not prompt:
         raise invalid("input", "is empty, and so is the conversation before it")
-    notes = [*left_out(request.tools), *turns.notes]
+    notes = [*left_out(request.tools), *without_idle_form(options, "text.format"), *turns.notes]
     return Ask(request.model, prompt, options, notes=notes, places=places)
 
 
@@ -97,6 +99,17 @@ def _add_tools(options: GenerateOptions, request: Asked) -> None:
         case ToolChoice(type="function" | "custom", name=str(name)):
             options["tool_choice"] = "required"
             options["required_tool"] = name
+        case ToolChoice(type="allowed_tools", mode=None):
+            raise invalid("tool_choice.mode", "is missing; it is `auto` or `required`")
+        case ToolChoice(type="allowed_tools", mode="auto" | "required" as mode, tools=some):
+            options["tool_choice"] = mode
+            options["allowed_tools"] = allowed_names(
+                [(one.type, one.name) for one in some or ()],
+                place="tool_choice.tools",
+                named=".name",
+                told=[tool.name for tool in tools],
+                left_out={one.type for one in request.tools or () if isinstance(one, OtherTool)},
+            )
         case ToolChoice(type="required"):
             options["tool_choice"] = "required"
         case ToolChoice(type="none" | "auto" as mode) if tools:

@@ -274,3 +274,6 @@ _TAGS: Mapping[str, str] = {
     **dict.fromkeys(get_args(ClientOutputItem.model_fields["type"].annotation), "client_output"),
 }
 """The tag of each type of item."""
+
+TYPES = tuple(_TAGS)
+"""The types of items that are read."""

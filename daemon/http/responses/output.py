@@ -5,6 +5,7 @@ The output of an answer: the daemon's events become items, and the events of the
     call                an item of its own, from its first piece to its whole call; several may be open
     custom call         an item once it is whole: its text is inside JSON before
     white space         waits for the text after it: between calls it is no message
+    scores              wait for the text of their tokens; those of reasoning and of whole calls have no place
     withdrawn call      stays in its place as incomplete, as clients keep what was added; it is never announced as done,
                         so that no client makes the call. What the model wrote is in the text
 
@@ -61,17 +62,28 @@ class Output:
         self._calls: dict[int, int] = {}
         self._white = ""
         self._white_scores: list[Score] = []
+        self._unplaced: list[Score] = []
+        """Scores of tokens that came without text: it comes later, or they are a mark or a part of a call."""
 
     def add(self, delta: Delta) -> Iterator[Made]:
         """Take a delta and yield what it makes: reasoning, then text, then pieces of calls, as they come."""
+        scores = self._scores(delta)
         if delta.reasoning:
             yield from self._reasoning(delta.reasoning)
         if delta.text:
-            yield from self._some_text(delta.text, chat_scores(delta.logprobs).content)
+            yield from self._some_text(delta.text, scores)
         for piece in delta.tool_call_deltas:
             yield from self._piece(piece)
         for call in delta.tool_calls:
             yield from self._whole(call)
+
+    def _scores(self, delta: Delta) -> list[Score]:
+        """Return the scores that go with a delta's text; without text, keep those that may belong to later text."""
+        before = [] if delta.tool_calls else self._unplaced
+        scores = [*before, *chat_scores(delta.logprobs).content]
+        # A call that is being written may turn out to be text.
+        self._unplaced = [] if delta.text or delta.reasoning or delta.tool_calls else scores
+        return scores
 
     def end(self, status: Status) -> Iterator[Made]:
         """Complete the item that is open; `status` is that of the answer. White space alone is a message as well."""

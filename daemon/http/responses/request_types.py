@@ -102,13 +102,28 @@ AnyTool = Annotated[
 """A tool. Its `type` decides which."""
 
 
+class AllowedTool(Parameters):
+    """A tool that may be called."""
+
+    type: str = Field(description="`function` or `custom`; one of a type that is left out of `tools` is left out here")
+    name: str | None = Field(None, description="name of the tool")
+
+    harmless: ClassVar[Mapping[str, str]] = {"server_label": "built-in tools are left out"}
+
+
 class ToolChoice(Parameters):
     """Whether tools are called, and which."""
 
-    type: Literal["none", "auto", "required", "function", "custom"] = Field(
-        description="none, as the model likes, nothing else, or the one of that name"
+    type: Literal["none", "auto", "required", "function", "custom", "allowed_tools"] = Field(
+        description="none, as the model likes, nothing else, the one of that name, or those in `tools`"
     )
     name: str | None = Field(None, description="the tool to call, with `function` and `custom`")
+    mode: Literal["auto", "required"] | None = Field(
+        None, description="with `allowed_tools`: as the model likes, or nothing else"
+    )
+    tools: list[AllowedTool] | None = Field(
+        None, description="with `allowed_tools`: those that may be called; the prompt has all of the request's `tools`"
+    )
 
 
 def _choice(value: Any) -> Any:
@@ -190,7 +205,7 @@ class Asked(Parameters):
     previous_response_id: str | None = Field(None, description="the conversation so far, if that answer is kept")
     tools: list[AnyTool] | None = Field(None, description="functions and custom tools that the model may call")
     tool_choice: Annotated[ToolChoice | None, BeforeValidator(_choice)] = Field(
-        None, description="`none`, `auto`, `required`, or an object that names one tool"
+        None, description="`none`, `auto`, `required`, or an object that names one tool, or some"
     )
     text: TextOptions | None = Field(None, description="the form of the answer")
     reasoning: ReasoningOptions | None = Field(None, description="how much of it, and in which form it comes")

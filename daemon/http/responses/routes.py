@@ -31,6 +31,7 @@ ROUTES = Routes(
                 "`tools[]`: a namespace": request_types.Namespace,
                 "`tools[]`: others": request_types.OtherTool,
                 "`tool_choice`": request_types.ToolChoice,
+                "`tool_choice.tools[]`": request_types.AllowedTool,
                 "`text`": request_types.TextOptions,
                 "`text.format`": request_types.TextFormat,
                 "`reasoning`": request_types.ReasoningOptions,

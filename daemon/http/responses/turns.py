@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from daemon.http.errors import Problem, invalid
 from daemon.http.in_words import arguments, said, step
 from daemon.http.responses.item_types import (
+    TYPES,
     ClientCallItem,
     ClientOutputItem,
     CustomCallItem,
@@ -105,7 +106,7 @@ class Turns:
             case ReasoningItem():
                 self._reasoning(item, name)
             case _:
-                raise invalid(f"{name}.type", "is none of the types of items that are read; leave the item out")
+                raise invalid(f"{name}.type", f"is none of {', '.join(TYPES)}; leave the item out")
 
     def finished(self) -> list[Message]:
         """Return all turns."""

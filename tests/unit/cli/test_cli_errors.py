@@ -233,6 +233,22 @@ def test_config_typo_is_reported_in_one_sentence(client: FakeClient, broken: Pat
     assert result.stderr == f"mlx-sidecar: max_modles in {broken} is no setting; did you mean max_models?\n"
 
 
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["run", "m", "Hi", "--speculation", "MPT"], "'ngram', 'draft', 'mtp'. Did you mean mtp?\n"),
+        (["config", "max_modles"], "Did you mean max_models?\n"),
+        (["embed", "m", "Hi", "--pooling", "xyz"], "'last_token', 'mean', 'cls'.\n"),
+    ],
+)
+def test_value_that_is_none_of_several_is_told_with_all_of_them(client: FakeClient, args: list[str], told: str) -> None:
+    """And with the nearest one, if any is near."""
+    result = run_cli(client, *args)
+
+    assert (result.exit_code, result.stdout) == (exit_codes.USAGE, "")
+    assert result.stderr.endswith(told)
+
+
 def test_invalid_socket_option_is_refused_by_name(client: FakeClient) -> None:
     result = run_cli(client, "ps", "--socket", "run/s")
 

@@ -88,6 +88,7 @@ IN_PROGRAMS = {
     "tools",
     "tool_choice",
     "required_tool",
+    "allowed_tools",
     "stop_at_tool_call",
 }
 IN_PROGRAMS |= {"logit_bias", "stop_token_ids", "ignore_eos", "top_logprobs", "prompt_logprobs", "draft_tokens"}

@@ -113,6 +113,28 @@ def test_begun_calls_are_whole_and_valid(harness: Harness, model: Callable[..., 
     assert answer.text.count(marks[0]) <= 1, "only the last call may be cut short"
 
 
+@pytest.mark.parametrize(
+    ("name", "only"), [("Hermes", "paint"), ("Hermes", "go_home"), ("Qwen 3 Coder", "go_home"), ("Kimi K2", "paint")]
+)
+def test_only_allowed_tools_are_called(harness: Harness, model: Callable[..., str], name: str, only: str) -> None:
+    path = model(*MARKS[name])
+    answer = harness.run(request(path, sampling={"logit_bias": {FIRST: 80.0}}, chat={"allowed_tools": [only]}))
+    calls = calls_of(answer)
+    assert {tool for tool, _ in calls} == {only}, answer.text
+    for _, arguments in calls:
+        jsonschema.validate(arguments, SCHEMA_OF[only])
+
+
+def test_warnings_name_an_allowed_tool_by_its_place(harness: Harness, model: Callable[..., str]) -> None:
+    """Its place among all tools of the request, also if the same tool stood elsewhere in a request before."""
+    loose = pb.Tool(name="mix", parameters_json='{"properties": {"a": {"type": "array", "uniqueItems": true}}}')
+    path = model(*MARKS["Hermes"])
+    for tools, place in (([loose, *TOOLS], 0), ([*TOOLS, loose], 2)):
+        answer = harness.run(request(path, chat={"tools": tools, "allowed_tools": ["mix"]}, max_tokens=1))
+        (warning,) = answer.started.warnings
+        assert warning.startswith(f"chat.tools[{place}].parameters_json is not kept to: ")
+
+
 def test_rows_beside_guarded_calls_are_unchanged(harness: Harness, model: Callable[..., str]) -> None:
     path = model(*MARKS["Hermes"])
     plain = request(path, chat={"tools": []})

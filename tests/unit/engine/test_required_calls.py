@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from daemon.cache.resolver import Resolver, Wanted
 from daemon.engine.output.notations.detection import HARMONY_MARKS as MARKS
 from daemon.engine.prompt.chat_templates import Templates
-from daemon.engine.prompt.preparation import offered_tools
+from daemon.engine.prompt.preparation import callable_tools
 from daemon.engine.prompt.tokenizers import Tokenizers
 from daemon.engine.structured_output.required_calls import required_calls
 from daemon.shared.errors import SidecarError
@@ -109,6 +109,14 @@ def test_a_required_tool_is_called_once(harness: Harness, model: Callable[..., s
     jsonschema.validate(arguments, PAINT)
 
 
+def test_only_allowed_tools_are_required(harness: Harness, model: Callable[..., str]) -> None:
+    """Any number of calls of them."""
+    path = model(*HERMES)
+    for only in ("paint", "go_home"):
+        answer = ask(harness, path, allowed_tools=[only], sampling={"temperature": 2.0, "seed": 1})
+        assert {tool for tool, _ in calls_of(answer)} == {only}
+
+
 @pytest.fixture(name="shared", scope="module")
 def _shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Harness, str]]:
     """Return one engine and one model for all examples."""
@@ -182,7 +190,7 @@ def test_unsupported_tool_schema_names_its_field(model: Callable[..., str], name
     source = Resolver([]).resolve(Wanted(model(*NOTATIONS["headers"])))
     tokenizer = Tokenizers(Templates(time.monotonic)).get(source)  # without a template, its worker is not started
     with pytest.raises(SidecarError) as caught:
-        required_calls(offered_tools(pb.Chat(tools=tools)), tokenizer.markup, tokenizer.vocabulary)
+        required_calls(callable_tools(pb.Chat(tools=tools)), tokenizer.markup, tokenizer.vocabulary)
     assert (caught.value.reason, caught.value.field) == ("INVALID_ARGUMENT", field), caught.value.message
 
 

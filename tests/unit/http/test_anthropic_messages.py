@@ -160,6 +160,15 @@ def test_tools_and_their_choice_are_passed_on() -> None:
     ]
 
 
+def test_form_beside_required_calls_is_left_out_and_noted() -> None:
+    """The answer is no text."""
+    form = {"format": {"type": "json_schema", "schema": {"type": "object"}}}
+    assert "json_schema" in options(tools=[TOOL], output_config=form)
+    asked = ask(tools=[TOOL], tool_choice={"type": "any"}, output_config=form)
+    assert "json_schema" not in asked.options
+    assert asked.notes == ["output_config.format is left out: the answer is calls"]
+
+
 def test_tools_of_the_server_are_left_out_and_noted() -> None:
     """With all their parameters: they are Anthropic's own."""
     search = {"type": "web_search_20250305", "name": "web_search", "max_uses": 3, "user_location": {"city": "Oslo"}}

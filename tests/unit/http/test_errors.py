@@ -240,6 +240,35 @@ def test_fault_of_a_body_is_told_with_its_kind_and_place(body: str, message: str
     assert found.code == code
 
 
+HELLO: dict[type[Parameters], dict[str, object]] = {
+    ChatRequest: {"messages": [{"role": "user", "content": "x"}]},
+    ResponseRequest: {"input": "x"},
+    MessagesRequest: {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "told"),
+    [
+        (ChatRequest, {"tool_choice": "AUTO"}, "'required', 'function' or 'allowed_tools'; did you mean auto?"),
+        (ChatRequest, {"response_format": {"type": "jsonschema"}}, "or 'json_schema'; did you mean json_schema?"),
+        (ChatRequest, {"response_format": {"type": "xyz"}}, "or 'json_schema'"),
+        (ResponseRequest, {"reasoning": {"summary": "consise"}}, "or 'detailed'; did you mean concise?"),
+        (ResponseRequest, {"include": ["web_search_call.result"]}, "; did you mean web_search_call.results?"),
+        (MessagesRequest, {"tool_choice": {"type": "ani"}}, "or 'none'; did you mean any?"),
+    ],
+)
+def test_value_that_is_none_of_several_is_told_with_all_of_them(
+    kind: type[Parameters], fields: dict[str, object], told: str
+) -> None:
+    """And with the nearest one."""
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate_json(json.dumps({"model": "m", **HELLO[kind], **fields}))
+    found = problem(caught.value)
+    assert found is not None
+    assert found.message.endswith(told)
+
+
 @pytest.mark.parametrize(
     ("headers", "reason"),
     [
@@ -283,6 +312,18 @@ async def test_token_is_taken_in_any_spelling_of_its_scheme(header: str, value: 
     ("method", "path", "status", "text"),
     [
         ("POST", "/v1/none", 404, "there is no such path here; docs/http.md lists them"),
+        (
+            "POST",
+            "/v1/v1/chat/completions",
+            404,
+            "there is no such path here: it has /v1 twice, so leave it out of the base URL",
+        ),
+        (
+            "POST",
+            "/chat/completions",
+            404,
+            "there is no such path here: a base URL for OpenAI's SDKs ends with /v1; docs/http.md lists all paths",
+        ),
         ("GET", "/v1/chat/completions", 405, "this path is not served with this method, but with POST"),
     ],
 )

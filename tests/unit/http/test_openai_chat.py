@@ -168,11 +168,29 @@ def test_tools_and_their_choice_are_passed_on() -> None:
     assert ask(request(tools=[TOOL], parallel_tool_calls=False)).options["stop_at_tool_call"]
 
 
+def allowed(*names: str, mode: str = "auto", kind: str = "function") -> dict[str, Any]:
+    """Return a choice of tools that may be called."""
+    tools = [{"type": kind, **({"function": {"name": name}} if name else {})} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+def test_allowed_tools_are_passed_on() -> None:
+    """The model is told of all tools. What is left out of these is left out of the choice."""
+    clock = {"type": "function", "function": {"name": "clock"}}
+    for mode in ("auto", "required"):
+        found = options(tools=[TOOL, clock], tool_choice=allowed("clock", mode=mode))
+        assert (len(found["tools"]), found["tool_choice"], found["allowed_tools"]) == (2, mode, ["clock"])
+    some = allowed("", "weather")
+    some["allowed_tools"]["tools"][0] = {"type": "web_search"}
+    assert options(tools=[{"type": "web_search"}, TOOL], tool_choice=some)["allowed_tools"] == ["weather"]
+
+
 def test_tools_of_other_kinds_are_left_out_and_noted() -> None:
-    """Codex brings some of its own; without them it works."""
-    asked = ask(request(tools=[{"type": "web_search", "filters": None}, TOOL]))
+    """Whatever parameters they have: Codex brings some of its own, and without them it works."""
+    others = [{"type": "web_search", "filters": {"a": 1}}, {"type": "custom", "custom": {"name": "patch"}}]
+    asked = ask(request(tools=[*others, TOOL]))
     assert len(asked.options["tools"]) == 1
-    assert asked.notes == ["tools[0] is left out: only functions"]
+    assert asked.notes == [f"tools[{index}] is left out: only functions" for index in range(2)]
 
 
 def test_forms_of_an_answer_are_passed_on() -> None:
@@ -182,6 +200,15 @@ def test_forms_of_an_answer_are_passed_on() -> None:
     assert options(response_format=form) == {"json_schema": {"type": "object"}}
     with pytest.raises(Problem, match="schema is missing"):
         options(response_format={"type": "json_schema"})
+
+
+def test_form_beside_required_calls_is_left_out_and_noted() -> None:
+    """The answer is no text. Beside calls that the model may make, the form stays."""
+    form = {"type": "json_object"}
+    assert options(tools=[TOOL], response_format=form)["json_object"]
+    asked = ask(request(tools=[TOOL], tool_choice="required", response_format=form))
+    assert "json_object" not in asked.options
+    assert asked.notes == ["response_format is left out: the answer is calls"]
 
 
 @pytest.mark.parametrize(
@@ -196,6 +223,18 @@ def test_forms_of_an_answer_are_passed_on() -> None:
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"tool_choice": {"type": "function"}}, "tool_choice.function"),
+        ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools"),
+        ({"tool_choice": allowed("w")}, "tool_choice.allowed_tools.tools[0].function.name"),
+        (
+            {"tools": [TOOL], "tool_choice": allowed("weather", "whether")},
+            "tool_choice.allowed_tools.tools[1].function.name",
+        ),
+        ({"tools": [TOOL], "tool_choice": allowed("")}, "tool_choice.allowed_tools.tools[0].function.name"),
+        (
+            {"tools": [TOOL], "tool_choice": allowed("", kind="web_search")},
+            "tool_choice.allowed_tools.tools[0].function.name",
+        ),
+        ({"tools": [TOOL], "tool_choice": allowed()}, "tool_choice.allowed_tools.tools"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"chat_template_kwargs": {"enable_thinking": 1}}, "chat_template_kwargs.enable_thinking"),
         ({"chat_template_kwargs": {"reasoning_effort": 1}}, "chat_template_kwargs.reasoning_effort"),

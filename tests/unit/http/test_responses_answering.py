@@ -211,6 +211,50 @@ def test_scores_are_those_of_the_text() -> None:
     assert seen[-1]["response"]["output"][0]["content"][0]["logprobs"] == delta["logprobs"]
 
 
+def token(text: str) -> TokenLogprob:
+    """Return a token with a score."""
+    return TokenLogprob(7, -0.5, (), text)
+
+
+def scored(*deltas: Delta) -> tuple[list[str], list[str]]:
+    """Return the tokens whose scores come in a stream of deltas, and those of the whole messages."""
+    seen = stream([EVENTS[0], *deltas, END], tools=[TOOL])
+    pieces = [one["logprobs"] for one in seen if one["type"] == "response.output_text.delta"]
+    messages = [item for item in seen[-1]["response"]["output"] if item["type"] == "message"]
+    whole = [score for item in messages for score in item["content"][0]["logprobs"]]
+    return [score["token"] for piece in pieces for score in piece], [score["token"] for score in whole]
+
+
+def test_scores_wait_for_the_text_of_their_tokens() -> None:
+    """A sign that may begin a mark is held back, and so is the text of what looks like a call and is none."""
+    held = [Delta("a", (1,), (token("a"),)), Delta("", (2,), (token(" <"),)), Delta(" <b", (3,), (token("b"),))]
+    assert scored(*held) == (["a", " <", "b"],) * 2
+    call = ToolCallDelta(0, "a0", "weather", '{"city', False)
+    void = ToolCallDelta(0, "", "", "", True)
+    none = [
+        Delta("", (1,), (token("<call>"),)),
+        Delta("", (2,), (token("x"),), tool_call_deltas=(call,)),
+        Delta("<call>xy", (3,), (token("y"),), tool_call_deltas=(void,)),
+    ]
+    assert scored(*none) == (["<call>", "x", "y"],) * 2
+
+
+def test_scores_of_reasoning_and_calls_are_none_of_the_text() -> None:
+    """They have no place in this API."""
+    first = ToolCallDelta(0, "a1", "weather", '{"city": ', False)
+    last = ToolCallDelta(0, "", "", '"Bergen"}', False)
+    deltas = [
+        Delta("", (1,), (token("<think>"),)),
+        Delta("", (2,), (token("Hm."),), "Hm."),
+        Delta("a", (3,), (token("a"),)),
+        Delta("", (4,), (token("<call>"),)),
+        Delta("", (5,), (token("{"),), tool_call_deltas=(first,)),
+        Delta("", (6,), (token("}"),), "", (BERGEN,), tool_call_deltas=(last,)),
+        Delta("b", (7,), (token("b"),)),
+    ]
+    assert scored(*deltas) == (["a", "b"],) * 2
+
+
 @pytest.mark.parametrize("begun", [True, False])
 def test_failed_stream_has_one_end(begun: bool) -> None:
     """With its beginning, if that was not sent before."""

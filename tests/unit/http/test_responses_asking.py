@@ -228,6 +228,23 @@ def test_choice_of_tools_is_passed_on() -> None:
     assert asked(parallel_tool_calls=False).options["stop_at_tool_call"]
 
 
+def test_form_beside_required_calls_is_left_out_and_told() -> None:
+    """The answer is no text."""
+    form = {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}}}
+    assert "json_schema" in options(tools=[TOOL], text=form)
+    found = asked(tools=[TOOL], tool_choice="required", text=form)
+    assert ("json_schema" in found.options, found.notes) == (False, ["text.format is left out: the answer is calls"])
+
+
+def test_allowed_tools_are_passed_on() -> None:
+    """By the names that the model knows. What is left out of the tools is left out of the choice."""
+    group = {"type": "namespace", "name": "mcp__met", "tools": [TOOL, PATCH]}
+    some = [{"type": "mcp", "server_label": "x"}, {"type": "custom", "name": "mcp__met__patch"}]
+    choice = {"type": "allowed_tools", "mode": "required", "tools": some}
+    found = options(tools=[TOOL, {"type": "mcp", "server_label": "x"}, group], tool_choice=choice)
+    assert (len(found["tools"]), found["tool_choice"], found["allowed_tools"]) == (3, "required", ["mcp__met__patch"])
+
+
 def test_options_of_the_answer_are_passed_on() -> None:
     """Values that ask for nothing are left out."""
     assert options(temperature=0.5, top_p=0.9, max_output_tokens=7) == {
@@ -259,6 +276,19 @@ def test_effort_is_passed_on_and_can_be_left_out() -> None:
         ({"temprature": 1}, "temprature"),
         ({"stream_options": {}}, "stream_options"),
         ({"tool_choice": {"type": "function"}}, "tool_choice.name"),
+        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "tools": []}}, "tool_choice.mode"),
+        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "mode": "auto"}}, "tool_choice.tools"),
+        (
+            {
+                "tools": [TOOL],
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "mode": "auto",
+                    "tools": [{"type": "function", "name": "whether"}],
+                },
+            },
+            "tool_choice.tools[0].name",
+        ),
         (
             {"tools": [{"type": "namespace", "name": "n", "tools": [{**TOOL, "colour": "red"}]}]},
             "tools[0].tools[0].colour",

@@ -11,6 +11,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
+from daemon.shared.errors import SidecarError
 from daemon.shared.sampling_options import RANGES
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.server.requests import (
@@ -34,7 +35,7 @@ CHECKED = {
     | {"reasoning_budget", "samples", "prompt_logprobs", "speculation"},
     "ResponseFormat": {"json_schema", "json_object", "regex", "grammar"},
     "TokenIds": {"ids"},
-    "Chat": {"messages", "tools", "tool_choice", "required_tool"}
+    "Chat": {"messages", "tools", "tool_choice", "required_tool", "allowed_tools"}
     | {"template_args", "reasoning_effort", "continue_final_message"},
     "ChatMessage": {"role"},
     "Tool": {"name", "parameters_json"},
@@ -68,6 +69,14 @@ FREE = {
 parses."""
 
 
+CALLABLE = pb.Chat(messages=[pb.ChatMessage(role="user")], tools=[pb.Tool(name="t")])
+BESIDE_TOOLS: dict[str, Any] = {
+    "text": None,
+    "chat": CALLABLE,
+    "response_format": pb.ResponseFormat(json_object=pb.JsonObject()),
+}
+"""An answer that is calls or JSON."""
+
 GOOD = [
     load(),
     load(revision="main", adapter="/a", pin=True, ttl={"seconds": 0}),
@@ -100,8 +109,11 @@ GOOD = [
     chat(tools=[pb.Tool(name="t", parameters_json="x" * 65_537)], tool_choice=pb.TOOL_CHOICE_AUTO),
     chat(tools=[pb.Tool(name="t", parameters_json="x" * 65_536)], tool_choice=pb.TOOL_CHOICE_REQUIRED),
     chat_in_a_form(tools=[pb.Tool(name="t")], tool_choice=pb.TOOL_CHOICE_NONE),
+    generate(**BESIDE_TOOLS),
     must_call(),
     must_call(chat=pb.Chat(required_tool="t")),
+    must_call(chat=pb.Chat(allowed_tools=["t"])),
+    chat(tools=[pb.Tool(name="t"), pb.Tool(name="u")], allowed_tools=["u"]),
     form(json_schema="x" * 65_536),
     form(json_object=pb.JsonObject()),
     form(regex="x" * 8192),
@@ -120,6 +132,7 @@ GOOD = [
 ]
 
 LEFT_OPEN: dict[str, Any] = {"messages": [pb.ChatMessage(role="assistant")], "continue_final_message": True}
+LARGE = pb.Tool(name="t", parameters_json="x" * 65_537)
 CALLED = [pb.ChatMessage(role="assistant", tool_calls=[pb.ToolCall(name="t")])]
 
 BAD: list[tuple[str, Message]] = [
@@ -161,10 +174,18 @@ BAD: list[tuple[str, Message]] = [
     ("chat.continue_final_message", chat(**LEFT_OPEN, add_generation_prompt=True)),
     ("chat.continue_final_message", chat(continue_final_message=True, messages=CALLED)),
     ("chat.tools", chat_in_a_form(tools=[pb.Tool(name="t")])),
+    ("response_format", must_call(response_format=pb.ResponseFormat(json_schema="{}"))),
+    (
+        "chat.tools[0].parameters_json",
+        generate(**BESIDE_TOOLS | {"chat": pb.Chat(messages=CALLABLE.messages, tools=[LARGE])}),
+    ),
     ("chat.tool_choice", chat(tool_choice=9)),
     ("chat.tool_choice", chat(tool_choice=pb.TOOL_CHOICE_REQUIRED)),
     ("chat.required_tool", chat(tools=[pb.Tool(name="t")], required_tool="t")),
     ("chat.required_tool", chat(tools=[pb.Tool(name="t")], required_tool="u", tool_choice=pb.TOOL_CHOICE_REQUIRED)),
+    ("chat.allowed_tools[1]", chat(tools=[pb.Tool(name="t")], allowed_tools=["t", "u"])),
+    ("chat.allowed_tools", chat(tools=[pb.Tool(name="t")], allowed_tools=["t"], tool_choice=pb.TOOL_CHOICE_NONE)),
+    ("chat.allowed_tools", must_call(chat=pb.Chat(allowed_tools=["t"], required_tool="t"))),
     (
         "chat.tools[0].parameters_json",
         chat(tools=[pb.Tool(name="t", parameters_json="x" * 65_537)], tool_choice=pb.TOOL_CHOICE_REQUIRED),
@@ -285,6 +306,24 @@ def test_request_beyond_a_limit_names_its_field(field: str, request_: Message) -
 def test_nan_and_infinity_are_refused(name: str, value: float) -> None:
     """Everywhere."""
     assert refused(sampling(**{name: value})) == f"sampling.{name}"
+
+
+@pytest.mark.parametrize(
+    ("message", "values"),
+    [
+        (chat(tool_choice=9), "TOOL_CHOICE_AUTO (1), TOOL_CHOICE_NONE (2) or TOOL_CHOICE_REQUIRED (3)"),
+        (generate(cache={"mode": 9}), "CACHE_MODE_READ_WRITE (1), CACHE_MODE_READ_ONLY (2) or CACHE_MODE_BYPASS (3)"),
+        (embed(pooling=9), "POOLING_LAST_TOKEN (1), POOLING_MEAN (2) or POOLING_CLS (3)"),
+        (
+            generate(speculation=9),
+            "SPECULATION_NGRAM (3), SPECULATION_DRAFT (4) or SPECULATION_MTP (5)",
+        ),
+    ],
+)
+def test_number_that_is_no_choice_is_told_with_those_that_are(message: Message, values: str) -> None:
+    """With names and numbers, as languages have the one or the other."""
+    with pytest.raises(SidecarError, match=f"is 9; it must be .*{re.escape(values)}, or unset"):
+        CHECKS[type(message)](message)
 
 
 @pytest.mark.parametrize("message", [load(), generate(), chat(), prefix()], ids=["load", "generate", "chat", "prefix"])

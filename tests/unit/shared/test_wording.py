@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import daemon
-from daemon.shared.wording import count, sizes_apart
+from daemon.shared.wording import count, did_you_mean, sizes_apart
 
 ROOT = Path(daemon.__file__).parent
 
@@ -24,6 +24,13 @@ def test_compared_sizes_never_read_alike() -> None:
     assert sizes_apart(3 << 30, 1 << 30) == ("3.0 GiB", "1.0 GiB")
     assert sizes_apart((1 << 30) + 1, 1 << 30) == ("1,073,741,825 B", "1,073,741,824 B")
     assert sizes_apart(1 << 30, 1 << 30) == ("1.0 GiB", "1.0 GiB")
+
+
+def test_nearest_name_is_asked_for() -> None:
+    """Whatever its case; a long word is compared by its beginning, which takes no time."""
+    assert did_you_mean("AUT", ["auto", "none"]) == "did you mean auto?"
+    assert did_you_mean("max_modles", ["MAX_MODELS"]) == "did you mean MAX_MODELS?"
+    assert did_you_mean("auto" * 10**6, ["auto", "none"]) == did_you_mean("xyz", ["auto"]) == ""
 
 
 def texts(path: Path) -> list[str]:

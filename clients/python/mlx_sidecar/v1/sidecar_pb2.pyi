@@ -335,7 +335,7 @@ class TokenIds(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Chat(_message.Message):
-    __slots__ = ("messages", "tools", "add_generation_prompt", "enable_thinking", "tool_choice", "required_tool", "template_args", "reasoning_effort", "continue_final_message")
+    __slots__ = ("messages", "tools", "add_generation_prompt", "enable_thinking", "tool_choice", "required_tool", "template_args", "reasoning_effort", "continue_final_message", "allowed_tools")
     class TemplateArgsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -352,6 +352,7 @@ class Chat(_message.Message):
     TEMPLATE_ARGS_FIELD_NUMBER: _ClassVar[int]
     REASONING_EFFORT_FIELD_NUMBER: _ClassVar[int]
     CONTINUE_FINAL_MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    ALLOWED_TOOLS_FIELD_NUMBER: _ClassVar[int]
     messages: _containers.RepeatedCompositeFieldContainer[ChatMessage]
     tools: _containers.RepeatedCompositeFieldContainer[Tool]
     add_generation_prompt: bool
@@ -361,7 +362,8 @@ class Chat(_message.Message):
     template_args: _containers.ScalarMap[str, str]
     reasoning_effort: str
     continue_final_message: bool
-    def __init__(self, messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., add_generation_prompt: bool = ..., enable_thinking: bool = ..., tool_choice: _Optional[_Union[ToolChoice, str]] = ..., required_tool: _Optional[str] = ..., template_args: _Optional[_Mapping[str, str]] = ..., reasoning_effort: _Optional[str] = ..., continue_final_message: bool = ...) -> None: ...
+    allowed_tools: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., add_generation_prompt: bool = ..., enable_thinking: bool = ..., tool_choice: _Optional[_Union[ToolChoice, str]] = ..., required_tool: _Optional[str] = ..., template_args: _Optional[_Mapping[str, str]] = ..., reasoning_effort: _Optional[str] = ..., continue_final_message: bool = ..., allowed_tools: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ChatMessage(_message.Message):
     __slots__ = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id")
