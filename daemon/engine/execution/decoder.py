@@ -143,10 +143,10 @@ class Decoder:
         """
         Iterate over the first tokens of sequences that have reported none.
 
-        Call it before `step`: reading a token from a busy device can take a whole step, and that would be part of the
-        time to first token.
+        They are waited for. So it is called as soon as they are being computed: when prefill has left their logits, and
+        behind the step that feeds the last tokens of prompts.
         """
-        return self._read([first for batch in self._batches for first in batch.firsts()])
+        yield from self._read([first for batch in self._batches for first in batch.firsts()])
 
     def step(self) -> Iterator[Read]:
         """

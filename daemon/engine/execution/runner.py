@@ -18,7 +18,7 @@ from typing import Any
 from daemon.cache.identity import ModelKey
 from daemon.engine.background.background import as_sidecar_error
 from daemon.engine.execution.bill import bill
-from daemon.engine.execution.decoder import Decoder
+from daemon.engine.execution.decoder import Decoder, Read
 from daemon.engine.execution.events import Delta, FinishReason
 from daemon.engine.execution.prefill_queue import Begun, Computed, Failed, Postponed, Prefilled, PrefillQueue, Ready
 from daemon.engine.execution.readers import Readers
@@ -185,7 +185,7 @@ class Runner:
             self.gauges.rows.observe(rows)
         for model, decoder in list(self._decoders.items()):
             began, active = self._clock(), decoder.active
-            self._decode(decoder)
+            self._take(decoder, decoder.step(), decoder.firsts())
             if active:
                 self._times.stepped(model, self._clock() - began, after_prefill=self._prefills.computed)
         self._prefills.bound(self._spare)
@@ -254,6 +254,7 @@ class Runner:
         decoder.join_together(sequences, caches)
         for call_id in {sequence.call_id for sequence in sequences if sequence.held}:
             self.hold(call_id, held=True)
+        self._take(decoder, decoder.firsts())
 
     def _calls(self) -> list[int]:
         """Return the calls of all sequences. Ids alone: a sequence would keep its model in memory."""
@@ -268,10 +269,10 @@ class Runner:
     def _running(self, model: Hashable) -> int:
         return self._prefills.of(model) + sum(len(decoder) for key, decoder in self._decoders.items() if key == model)
 
-    def _decode(self, decoder: Decoder) -> None:
-        """Send the next token of each running sequence of a model, and end the sequences that are complete."""
+    def _take(self, decoder: Decoder, *reads: Iterable[Read]) -> None:
+        """Send tokens of a model's sequences, and end the sequences that are complete."""
         ended: dict[Sequence, FinishReason | SidecarError] = {}
-        for tokens in (decoder.firsts(), decoder.step()):
+        for tokens in reads:
             for sequence, token, now in tokens:
                 if sequence in ended:
                     continue  # tokens that were guessed beyond the end

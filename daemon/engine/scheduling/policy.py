@@ -12,7 +12,7 @@ once. Then the highest priority, then the program with the oldest last turn, the
 turn, then the order of arrival. The same rule picks the request that gets a slot and the prompt that is computed next.
 
 *What a turn may take* (`Allowance`). Beside streams: one chunk of `AIM_SECONDS`, or two decode steps where those take
-longer. Without streams: two chunks of one long prompt, or sixteen chunks' time for several short ones.
+longer. Without streams: two chunks of one long prompt, or sixteen chunks' time for several short ones of a slow model.
 
 *How chunks are sized* (`StepTimes`). A forward pass takes `seconds = fixed + per_token * tokens`: `fixed` reads the
 weights, `per_token` computes. A chunk is the number of tokens that took `AIM_SECONDS` at the last measurement. It at
@@ -196,8 +196,15 @@ class ChunkSizer:
         return max(self.size(model, IDLE_CHUNKS * AIM_SECONDS, MIN_IDLE_CHUNK), min(together, MAX_CHUNK))
 
     def most_together(self, model: Hashable, seconds: float) -> int:
-        """Return the most tokens of short prompts that may share a pass of so many seconds."""
-        return min(self._limit(model), self._of(model).tokens_within(seconds))
+        """
+        Return the most tokens of short prompts that may share a pass of so many seconds.
+
+        A pass as it would be beside a stream is enough where it is worth reading the weights for: the first prompts
+        have their first token earlier then, and the others follow as fast.
+        """
+        times = self._of(model)
+        enough = times.tokens_within(min(seconds, Allowance.beside(times.decode).short))
+        return min(self._limit(model), enough if enough >= MIN_IDLE_CHUNK else times.tokens_within(seconds))
 
     def usual_step(self, model: Hashable) -> float:
         """Return the seconds that a decode step of a model usually takes; 0 before the first."""

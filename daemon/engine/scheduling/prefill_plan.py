@@ -13,17 +13,22 @@ A prefill turn goes through these states. `PrefillTurn` decides, and `execution/
 
     state      event                               effect                                      next
     PICK       a prefill is left                   its leader, if it has one, takes its place  CANDIDATE
-    PICK       all are in the group                the group is computed                       PICK
+    PICK       all are in the group, of one        it is computed                              PICK
+    PICK       all are in the group, of several                                                END
     PICK       no prefill, no group                                                            END
-    CANDIDATE  is in the group (it is a leader)    the group is computed; its follower waits   PICK
+    CANDIDATE  is in the group (it is a leader)    the same as if all were in the group
     CANDIDATE  has not begun                       it begins; an error drops it, and it waits  CANDIDATE, or PICK
                                                    for a slot again if it does not fit
     CANDIDATE  costs more than is left             it keeps its place for the next turn        END
-    CANDIDATE  cannot share the group's pass       the group is computed; it starts a new one  PICK
+    CANDIDATE  cannot share a pass of several      it keeps its place for the next turn        END
+    CANDIDATE  cannot share the pass of one        that is computed; it starts a new group     PICK
     CANDIDATE  can share the pass                  it joins the group                          PICK
 
 Why the group waits. A short prompt reads all weights for a few tokens, so several short prompts are collected and
 computed in one pass. A long prompt fills a pass on its own: it is a group of one, and flushes the group before it.
+
+Why a shared pass ends the turn. The decode step that comes next feeds its rows their last tokens, so they have their
+first tokens before other prompts are computed.
 
 Why costs. Each prefill is billed the seconds of its pass before the pass, by the measured speed of its model
 (`Allowance.cost`). The turn ends when the next prefill costs more than is left.
@@ -194,19 +199,21 @@ class PrefillTurn(Generic[P]):
             The group before it, which has to be computed now because the two cannot share a pass; often empty.
         """
         cost = prefill.cost(self.allowance)
-        if not self._budget.covers(cost):
+        most = self._most_together(prefill.model_key, self.allowance.short)
+        shares = can_share([*self.group, prefill], most)
+        if not self._budget.covers(cost) or not (shares or len(self.group) <= 1):
             self._over = True
             return []
         self._budget.spend(cost)
         self._turns.took(prefill, self._candidates)
-        most = self._most_together(prefill.model_key, self.allowance.short)
-        before = [] if can_share([*self.group, prefill], most) else self.flush()
+        before = [] if shares else self.flush()
         self.group.append(prefill)
         return before
 
     def flush(self) -> list[P]:
-        """Return the group, and begin a new one."""
+        """Return the group, which is computed now, and begin a new one. A pass that prompts share ends the turn."""
         group, self.group = self.group, []
+        self._over = self._over or len(group) > 1
         return group
 
 

@@ -15,9 +15,12 @@ from daemon.engine.calls import generate as generate_module
 from daemon.engine.engine import Engine
 from daemon.engine.execution import prefill
 from daemon.engine.execution.batched_prefill import PrefillBatch
+from daemon.engine.execution.decoder import Decoder
+from daemon.engine.execution.prefill import Prefill
 from daemon.engine.execution.prefill_queue import PrefillQueue
 from daemon.engine.prompt.preparation import prepare_request
 from daemon.engine.scheduling.batching_window import LINGER_SECONDS, MOST_SECONDS, most_seconds
+from daemon.engine.scheduling.policy import AIM_SECONDS, Allowance, StepTimes
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import random_model
 from tests.unit.engine.harness import PATIENCE, Answer, Harness, generate
@@ -118,6 +121,64 @@ def test_short_prompts_share_one_prefill_pass(harness: Harness, passes: list[int
     answers = run(harness, requests)
     assert passes == [len(lengths)]
     assert [answer.content for answer in answers] == [alone(harness, asked).content for asked in requests]
+    harness.settle()
+
+
+def answered(harness: Harness) -> int:
+    """Return how many answers have begun."""
+    return len({event.call_id for event in harness.events if event.generate.HasField("delta")})
+
+
+def test_first_tokens_leave_before_other_prompts_are_computed(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quick model's prompts share passes no longer than beside streams. Those of a pass decode before the next."""
+    monkeypatch.setattr(harness.engine._runner._times, "_of", lambda _: StepTimes(_last=(64, AIM_SECONDS)))
+    begun: list[int] = []
+    compute = PrefillBatch.compute
+
+    def noted(together: PrefillBatch) -> list[Any]:
+        begun.append(answered(harness))
+        return compute(together)
+
+    monkeypatch.setattr(PrefillBatch, "compute", noted)
+    requests = [request(ids(33, seed)) for seed in range(6)]
+    answers = run(harness, requests)
+    assert begun == [0, 2, 4]
+    assert [answer.content for answer in answers] == [alone(harness, asked).content for asked in requests]
+    harness.settle()
+
+
+def test_first_token_of_a_prompt_alone_leaves_at_once(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Windows share no pass: the turn goes on with the next prompt, but not before the answer has begun."""
+    window = str(random_model(tmp_path, "gemma3_text"))
+    harness.run(request(ids(20, 0), model=window))
+    harness.events.clear()
+    begun: list[int] = []
+    step = Prefill.step
+
+    def noted(computed: Prefill, allowance: Allowance) -> int:
+        begun.append(answered(harness))
+        return step(computed, allowance)
+
+    monkeypatch.setattr(Prefill, "step", noted)
+    requests = [request(ids(20, seed), model=window) for seed in range(1, 4)]
+    answers = run(harness, requests)
+    assert begun == [0, 1, 2]
+    assert [answer.ids for answer in answers] == [alone(harness, asked).ids for asked in requests]
+    harness.settle()
+
+
+def test_an_answer_of_one_token_ends_with_its_prompt(harness: Harness) -> None:
+    """Its only token is known when its prompt is computed: no step of the decoder comes first."""
+    asked = request(ids(20, 1), max_tokens=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Decoder, "step", lambda decoder: ())
+        answer = harness.run(asked)
+    assert answer.finished.reason == pb.FINISH_REASON_LENGTH
+    assert answer.content == alone(harness, asked).content
     harness.settle()
 
 

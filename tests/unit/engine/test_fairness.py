@@ -90,8 +90,9 @@ def test_request_for_another_model_stops_no_stream(harness: Harness, tmp_path: P
     """It gets a token in each turn of the loop while the other model is found, loaded, warmed up and run."""
     stream = harness.begin(generate("The", max_tokens=3000, stop=ENDLESS))
     harness.until(lambda: harness.decoding(stream))
-    other = harness.begin(generate("The", max_tokens=20, stop=ENDLESS, model=str(random_model(tmp_path, "qwen3"))))
     resident = next(one for one in harness.engine._runner.sequences() if one.call_id == stream)
+    harness.until(lambda: len(resident.generated) > 1)  # the first step only begins the next token
+    other = harness.begin(generate("The", max_tokens=20, stop=ENDLESS, model=str(random_model(tmp_path, "qwen3"))))
     seen = [len(resident.generated)]
     while not (harness.of(other) and harness.of(other)[-1].generate.HasField("finished")):
         harness.step()

@@ -196,6 +196,15 @@ def test_short_prompts_share_a_pass_within_its_time() -> None:
     assert sizer.most_together("m", AIM_SECONDS) == MIN_CHUNK
 
 
+def test_prompts_of_a_quick_model_share_passes_no_longer_than_beside_streams() -> None:
+    """The first of them decode while the others are computed. A slow model's would hardly go on beside streams."""
+    sizer = ChunkSizer()
+    sizer.measured("quick", 256, AIM_SECONDS)
+    assert sizer.most_together("quick", 10 * AIM_SECONDS) == 256
+    sizer.measured("slow", 2 * (MIN_IDLE_CHUNK - 1), 2 * AIM_SECONDS)
+    assert sizer.most_together("slow", 10 * AIM_SECONDS) == 10 * (MIN_IDLE_CHUNK - 1)
+
+
 def test_partial_prefill_chunk_keeps_the_size() -> None:
     """Nor does one model teach another."""
     sizer = ChunkSizer()

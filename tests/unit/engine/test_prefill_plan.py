@@ -69,8 +69,15 @@ def test_a_long_prompt_is_a_group_of_its_own() -> None:
 
 
 def test_a_group_holds_no_more_tokens_than_its_pass_has_time_for() -> None:
+    """And its rows have their first tokens before others are computed: the turn ends."""
     prefills = [Prefill(31) for _ in range(4)]
-    assert run(prefills, IDLE, most=60) == [prefills[:2], prefills[2:]]
+    assert run(prefills, IDLE, most=60) == [prefills[:2]]
+
+
+def test_a_turn_ends_behind_a_pass_that_prompts_share() -> None:
+    short, long = [Prefill(30), Prefill(30)], Prefill(200)
+    assert run([*short, long], IDLE) == [short]
+    assert run([long, *short], IDLE) == [[long], short]
 
 
 def test_eight_prompts_of_least_cost_fill_a_chunk_beside_streams() -> None:

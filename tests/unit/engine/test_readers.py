@@ -11,7 +11,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from daemon.engine.execution.runner import Runner
+from daemon.engine.execution.decoder import Decoder
 from daemon.kv.mlx import sharing
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -57,7 +57,8 @@ STEPS = 3
 def frozen() -> Iterator[None]:
     """Let no answer go on: how long a request takes to come is not known."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Runner, "_decode", lambda runner, decoder: None)
+        patch.setattr(Decoder, "firsts", lambda decoder: ())
+        patch.setattr(Decoder, "step", lambda decoder: ())
         yield
 
 
