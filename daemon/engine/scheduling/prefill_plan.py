@@ -190,18 +190,20 @@ class PrefillTurn(Generic[P]):
 
     def place(self, prefill: P) -> list[P]:
         """
-        Give a prefill that has begun its turn: it joins the group. The turn is over instead if it costs too much.
+        Give a prefill that has begun its turn: it joins the group.
+
+        The turn is over instead if it costs too much, or if the group has several and it cannot share their pass.
 
         Args:
             prefill: The prefill that `first` returned, or the leader that computes its beginning.
 
         Returns:
-            The group before it, which has to be computed now because the two cannot share a pass; often empty.
+            The prefill before it, which has to be computed now because the two cannot share a pass; often none.
         """
         cost = prefill.cost(self.allowance)
         most = self._most_together(prefill.model_key, self.allowance.short)
         shares = can_share([*self.group, prefill], most)
-        if not self._budget.covers(cost) or not (shares or len(self.group) <= 1):
+        if not self._budget.covers(cost) or (len(self.group) > 1 and not shares):
             self._over = True
             return []
         self._budget.spend(cost)
