@@ -88,7 +88,7 @@ def test_daemon_that_ended_is_not_told(path: Path) -> None:
 @pytest.mark.parametrize("end", ["pass", "os.kill(os.getpid(), signal.SIGKILL)"])
 def test_engine_that_hangs_is_killed_however_its_daemon_ended(path: Path, end: str) -> None:
     """It holds the lock: without its process id, no daemon could start before it exits."""
-    daemon = subprocess.run([sys.executable, "-c", LEFT_ENGINE.format(end=end), path], stdout=subprocess.PIPE)  # noqa: PLW1510
+    daemon = subprocess.run([sys.executable, "-c", LEFT_ENGINE.format(end=end), path], stdout=subprocess.PIPE)
     engine = int(daemon.stdout)
     with InstanceLock.acquire(path, wait=1) as lock:
         assert lock.orphan == engine
