@@ -21,3 +21,12 @@ def test_unknown_parameter_is_refused_with_the_likely_one() -> None:
         with pytest.raises(Problem) as caught:
             check(ChatRequest.model_validate(whole))
         assert (caught.value.field, caught.value.message) == (field, f"{field} is no known parameter{hint}")
+
+
+def test_error_has_only_the_beginning_of_a_long_name() -> None:
+    """It may be megabytes of a prompt whose quotes went wrong."""
+    turn = {"role": "user", "content": "Hi", "x" * 1_000_000: 1}
+    with pytest.raises(Problem) as caught:
+        check(ChatRequest.model_validate({"model": "m", "messages": [turn]}))
+    field = f"messages[0].{'x' * 64}…"
+    assert (caught.value.field, caught.value.message) == (field, f"{field} is no known parameter")
