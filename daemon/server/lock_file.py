@@ -7,9 +7,9 @@ The content of a lock file: which daemon holds it, with which engine and since w
 
 What is not known is a -. The file's time of modification is the daemon's last sign of life.
 
-A daemon that ends leaves its engine's process id alone: an engine that hangs still holds the lock, and the next daemon
-kills it. So a daemon that takes the lock and finds another one's process id and time knows that it was killed, or died
-with the machine.
+A daemon that ends leaves nothing but its engine's process id: an engine that hangs still holds the lock, and the next
+daemon kills it. A daemon that takes the lock and finds another one's process id and time knows that it was killed, or
+died with the machine.
 """
 
 from __future__ import annotations
