@@ -80,10 +80,12 @@ class Output:
 
     def _scores(self, delta: Delta) -> list[Score]:
         """Return the scores that go with a delta's text; without text, keep those that may belong to later text."""
-        before = [] if delta.tool_calls else self._unplaced
-        scores = [*before, *chat_scores(delta.logprobs).content]
-        # A call that is being written may turn out to be text.
-        self._unplaced = [] if delta.text or delta.reasoning or delta.tool_calls else scores
+        if delta.tool_calls:
+            self._unplaced = []
+        self._unplaced += chat_scores(delta.logprobs).content
+        if not (delta.text or delta.reasoning or delta.tool_calls):
+            return []  # a call that is being written may turn out to be text
+        scores, self._unplaced = self._unplaced, []
         return _of_text(delta.text, scores)
 
     def end(self, status: Status) -> Iterator[Made]:
