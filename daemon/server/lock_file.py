@@ -60,8 +60,8 @@ def read(fd: int) -> Holder:
     return Holder(*(int(line) if line.isdigit() else None for line in lines[: len(Holder._fields)]))
 
 
-def write(fd: int, holder: Holder) -> None:
-    """Write a daemon into a file."""
+def note(fd: int, holder: Holder) -> None:
+    """Note a daemon in a file."""
     text = "".join(f"{'-' if part is None else part}\n" for part in holder).encode("ascii")
     os.pwrite(fd, text, 0)
     os.ftruncate(fd, len(text))
@@ -75,7 +75,7 @@ def touch(fd: int) -> None:
 
 def end(fd: int) -> None:
     """Note that the daemon has ended. Its engine may not have."""
-    write(fd, Holder(engine=read(fd).engine))
+    note(fd, Holder(engine=read(fd).engine))
 
 
 def unclean_end(fd: int) -> UncleanEnd | None:

@@ -86,7 +86,7 @@ class InstanceLock:
                 if not _lock(fd, socket, wait):
                     raise AlreadyRunning(lock_file.read(fd).pid)
             unclean_end, holder = lock_file.unclean_end(fd), Holder(os.getpid(), began=int(time.time()))
-            lock_file.write(fd, holder)
+            lock_file.note(fd, holder)
         except BaseException:
             os.close(fd)
             raise
@@ -104,7 +104,7 @@ class InstanceLock:
 
     def note_engine(self, pid: int) -> None:
         """Write the engine's process id into the file, so that the next daemon can kill an engine that hangs."""
-        lock_file.write(self._fd, self._holder._replace(engine=pid))
+        lock_file.note(self._fd, self._holder._replace(engine=pid))
 
     def note_life(self) -> None:
         """Note a sign of life, so that the next daemon knows when this one was killed, if it is."""
