@@ -16,6 +16,7 @@ def test_unknown_parameter_is_refused_with_the_likely_one() -> None:
         ({"temprature": 1}, "temprature", "; did you mean temperature?"),
         ({"messages": [turn]}, "messages[0].contnt", "; did you mean content?"),
         ({"zzz": 1}, "zzz", ""),
+        ({"<zzz>": 1}, "<zzz>", ""),
     ):
         whole = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], **given}
         with pytest.raises(Problem) as caught:
