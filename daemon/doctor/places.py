@@ -33,7 +33,8 @@ def socket(path: Path) -> Finding:
     found += f"mode {_mode(directory):04o}"
     if (end := unclean_end(path)) is not None:
         found = f"the last daemon (pid {end.pid}, since {end.began}) ended without a shutdown after {end.last_seen}"
-        return warning("socket", found, "see the end of its log, and the system's log: it was killed, or crashed")
+        hint = "see the end of its log, and the system's log: it was killed, it crashed, or the machine did"
+        return warning("socket", found, hint)
     if not path.exists():
         return ok("socket", found)
     if _mode(path) != 0o600:

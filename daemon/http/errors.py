@@ -50,6 +50,8 @@ WHOLE_REQUEST = "request"
 """The field that the daemon names if a request is too large as a whole."""
 RETRY_SECONDS = 1.0
 """Time to retry while no daemon answers."""
+_LONGEST_NAME = 64
+"""Characters of a parameter's name in errors: no known one is longer."""
 _INDEX = re.compile(r"\[[^]]*\]")
 _DOTTED = r"(?:sampling|chat)\.\w+"
 """Pattern of fields that have no prefix in any API."""
@@ -132,7 +134,8 @@ def error_response(status: int, body: bytes, found: Problem) -> Response:
 
 def _wrong_type(error: ValidationError) -> Problem:
     first = error.errors(include_url=False)[0]
-    field = path(first["loc"])
+    # A step in angle brackets tells which type of several an object was read as.
+    field = path(tuple(step for step in first["loc"] if not str(step).startswith("<")))
     # Text of pydantic's own: our validators raise `Problem`. It has types, limits and values, and no part of the body.
     text = first["msg"].removeprefix("Value error, ").replace(" after validation", "")
     text = text[:1].lower() + text[1:]
@@ -158,13 +161,15 @@ def path(steps: tuple[int | str, ...]) -> str:
     """
     Return the path of a parameter, such as "messages[0].content".
 
-    A step in angle brackets tells which type of several an object was read as, and is left out.
+    A name of the caller's own may have any length, so no more than its beginning is in the path.
     """
     text = ""
     for step in steps:
-        if isinstance(step, str) and step.startswith("<"):
-            continue
-        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+        if isinstance(step, int):
+            text += f"[{step}]"
+        else:
+            name = step if len(step) <= _LONGEST_NAME else f"{step[:_LONGEST_NAME]}…"
+            text += f".{name}" if text else name
     return text
 
 

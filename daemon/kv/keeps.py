@@ -112,8 +112,9 @@ class Keeps:
 
     @property
     def free_bytes(self) -> int:
-        """Bytes of all of them that no lease holds, at most: what they share counts for each."""
-        return min(self.nbytes, sum(keep.nbytes for keep in self if not keep.end.locks))
+        """Bytes of those that have time left and no lease, at most: what they share counts for each."""
+        now = self._clock()
+        return min(self.nbytes, sum(keep.nbytes for keep in self if keep.expires > now and not keep.end.locks))
 
     def keep(self, namespace: str, path: Sequence[Node], spec: PrefixSpec, seconds: float) -> bool:
         """

@@ -2,11 +2,14 @@
 The content of a lock file: which daemon holds it, with which engine and since when.
 
     the daemon's process id
-    its engine's process id, or - before it has one
+    its engine's process id
     when the daemon began, in seconds since 1970
 
-The file's time of modification is the daemon's last sign of life. A daemon that ends empties the file. So a daemon that
-takes the lock and finds content knows that the one before it was killed, or died with the machine.
+What is not known is a -. The file's time of modification is the daemon's last sign of life.
+
+A daemon that ends leaves nothing but its engine's process id: an engine that hangs still holds the lock, and the next
+daemon kills it. A daemon that takes the lock and finds another one's process id and time knows that it was killed, or
+died with the machine.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ class Holder(NamedTuple):
 
 class UncleanEnd(NamedTuple):
     """
-    The end of a daemon that could not empty its file; times as the log writes them.
+    The end of a daemon that could not note it; times as the log writes them.
 
     Attributes:
         pid: Its process id.
@@ -57,10 +60,9 @@ def read(fd: int) -> Holder:
     return Holder(*(int(line) if line.isdigit() else None for line in lines[: len(Holder._fields)]))
 
 
-def write(fd: int, began: float, engine: int | None = None) -> None:
-    """Write this process, when it began and its engine."""
-    lines = (os.getpid(), "-" if engine is None else engine, int(began))
-    text = "".join(f"{line}\n" for line in lines).encode("ascii")
+def note(fd: int, holder: Holder) -> None:
+    """Note a daemon in a file."""
+    text = "".join(f"{'-' if part is None else part}\n" for part in holder).encode("ascii")
     os.pwrite(fd, text, 0)
     os.ftruncate(fd, len(text))
 
@@ -71,13 +73,13 @@ def touch(fd: int) -> None:
         os.utime(fd)
 
 
-def clear(fd: int) -> None:
-    """Note that the daemon has ended."""
-    os.ftruncate(fd, 0)
+def end(fd: int) -> None:
+    """Note that the daemon has ended. Its engine may not have."""
+    note(fd, Holder(engine=read(fd).engine))
 
 
 def unclean_end(fd: int) -> UncleanEnd | None:
-    """Return what is known of a daemon that left content; None if there is none, or not of this form."""
+    """Return what is known of a daemon that did not note its end; None if there is none, or not of this form."""
     pid, _, began = read(fd)
     if pid is None or began is None:
         return None

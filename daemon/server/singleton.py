@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from daemon.server import lock_file
-from daemon.server.lock_file import UncleanEnd
+from daemon.server.lock_file import Holder, UncleanEnd
 from daemon.server.socket_path import SocketPathError, check_name, check_vacant
 from daemon.shared.observed_time import polls
 
@@ -56,9 +56,9 @@ class InstanceLock:
         unclean_end: The end of the daemon before, if it was none of its own will; None if it was.
     """
 
-    def __init__(self, fd: int, began: float, orphan: int | None, unclean_end: UncleanEnd | None) -> None:
+    def __init__(self, fd: int, holder: Holder, orphan: int | None, unclean_end: UncleanEnd | None) -> None:
         self._fd = fd
-        self._began = began
+        self._holder = holder
         self.orphan = orphan
         self.unclean_end = unclean_end
 
@@ -85,12 +85,12 @@ class InstanceLock:
                 orphan = _kill_orphan(fd)
                 if not _lock(fd, socket, wait):
                     raise AlreadyRunning(lock_file.read(fd).pid)
-            unclean_end, began = lock_file.unclean_end(fd), time.time()
-            lock_file.write(fd, began)
+            unclean_end, holder = lock_file.unclean_end(fd), Holder(os.getpid(), began=int(time.time()))
+            lock_file.note(fd, holder)
         except BaseException:
             os.close(fd)
             raise
-        return cls(fd, began, orphan, unclean_end)
+        return cls(fd, holder, orphan, unclean_end)
 
     def fileno(self) -> int:
         """Return the descriptor. It closes on exec, unless `subprocess` hands it on by `pass_fds`."""
@@ -104,18 +104,18 @@ class InstanceLock:
 
     def note_engine(self, pid: int) -> None:
         """Write the engine's process id into the file, so that the next daemon can kill an engine that hangs."""
-        lock_file.write(self._fd, self._began, pid)
+        lock_file.note(self._fd, self._holder._replace(engine=pid))
 
     def note_life(self) -> None:
         """Note a sign of life, so that the next daemon knows when this one was killed, if it is."""
         lock_file.touch(self._fd)
 
     def release(self) -> None:
-        """Empty the file and close our descriptor; other processes' copies still hold the lock. Harmless twice."""
+        """Note our end and close our descriptor; other processes' copies still hold the lock. Harmless twice."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             try:
-                lock_file.clear(fd)
+                lock_file.end(fd)
             finally:
                 os.close(fd)
 

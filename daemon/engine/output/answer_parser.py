@@ -77,7 +77,7 @@ class AnswerParser:
         opened: Whether the prompt ends within reasoning.
         bare: Whether the answer is text from its first token, because it has to be in a form.
         single: Whether the answer is over with its first call; calls behind it are dropped.
-        either: Whether an answer with text has no calls, so that a mark in its text begins none.
+        in_form: Whether the answer has to be in a form: once its text has begun, a mark is a part of the text.
 
     Attributes:
         text_began: Whether the answer has text other than white space.
@@ -88,11 +88,11 @@ class AnswerParser:
 
     def __init__(
         self, markup: ChatMarkup, tools: Sequence[Tool], *, opened: bool, bare: bool = False, single: bool = False,
-        either: bool = False,
+        in_form: bool = False,
     ) -> None:  # fmt: skip
         self._markup = markup
-        self._begins = {"opened": opened, "bare": bare, "single": single, "either": either}
-        self._single, self._either = single, either
+        self._begins = {"opened": opened, "bare": bare, "single": single, "in_form": in_form}
+        self._single, self._in_form = single, in_form
         self._tools = tools if markup.calls is not None else ()
         self._reader = Reader()
         self._writer = CallWriter(self._tools, self._reader.keep)
@@ -205,7 +205,7 @@ class AnswerParser:
     def _starts(self, part: str) -> tuple[str, ...]:
         """Return the marks that begin a call in a part."""
         notation = self._markup.calls
-        plain = part != TEXT or not self._tools or self._tired() or (self._either and self.text_began)
+        plain = part != TEXT or not self._tools or self._tired()
         return () if plain or notation is None or CALL in self._markup.targets else notation.starts
 
     def _tired(self) -> bool:
@@ -214,8 +214,10 @@ class AnswerParser:
 
     def _marks(self, part: str) -> tuple[str, ...]:
         """Return the marks that end a part."""
-        edges = self._markup.edges.get(part, {})
         begun = part == TEXT and self.text_began
+        if begun and self._in_form:
+            return ()
+        edges = self._markup.edges.get(part, {})
         led = [mark for mark, to in edges.items() if not (begun and to == REASONING) and (to != CALL or self._tools)]
         framed = self._markup.frame[1:] if part == TEXT and self._framed else ()
         return (*led, *framed, *self._markup.dropped, *self._starts(part))

@@ -105,9 +105,8 @@ def prepare_request(
     thinking = markup.thinking(prompt.tokens, wanted=wanted and not continued)
     bare = continued or (answer and thinking is None and not header)
     opened = markup.opened(prompt.tokens)
-    either = answer and bool(tools)
     single = request.stop.at_tool_call
-    channels = AnswerParser(markup, tuple(tools.values()), opened=opened, bare=bare, single=single, either=either)
+    channels = AnswerParser(markup, tuple(tools.values()), opened=opened, bare=bare, single=single, in_form=answer)
     decode = tokenizer.decoder(markup, calls=bool(tools))
     free = None
     if form is None:
@@ -122,7 +121,7 @@ def prepare_request(
         channels,
         form,
         thinking,
-        () if either else header,
+        () if tools else header,
         budget,
         free,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Set
 
 from daemon.http.errors import invalid
 
@@ -12,8 +12,8 @@ def allowed_names(
     *,
     place: str,
     named: str,
-    told: Collection[str],
-    left_out: Collection[str],
+    told: Set[str],
+    left_out: Set[str],
 ) -> list[str]:
     """
     Return the names of the tools that may be called.

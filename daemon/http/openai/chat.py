@@ -128,7 +128,7 @@ def _add_choice(options: GenerateOptions, request: ChatRequest) -> None:
                 [(one.type, one.function.name if one.function is not None else None) for one in some.tools],
                 place="tool_choice.allowed_tools.tools",
                 named=".function.name",
-                told=[one.function.name for one in request.tools or () if isinstance(one, Tool) and one.function],
+                told={one.function.name for one in request.tools or () if isinstance(one, Tool) and one.function},
                 left_out={one.type for one in request.tools or () if isinstance(one, OtherTool)},
             )
         case ToolChoice(type="none" | "auto" | "required" as mode) if mode == "required" or options.get("tools"):

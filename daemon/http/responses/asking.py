@@ -107,7 +107,7 @@ def _add_tools(options: GenerateOptions, request: Asked) -> None:
                 [(one.type, one.name) for one in some or ()],
                 place="tool_choice.tools",
                 named=".name",
-                told=[tool.name for tool in tools],
+                told={tool.name for tool in tools},
                 left_out={one.type for one in request.tools or () if isinstance(one, OtherTool)},
             )
         case ToolChoice(type="required"):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 from daemon.http.openai.logprobs import Score, chat_scores
@@ -79,11 +80,13 @@ class Output:
 
     def _scores(self, delta: Delta) -> list[Score]:
         """Return the scores that go with a delta's text; without text, keep those that may belong to later text."""
-        before = [] if delta.tool_calls else self._unplaced
-        scores = [*before, *chat_scores(delta.logprobs).content]
-        # A call that is being written may turn out to be text.
-        self._unplaced = [] if delta.text or delta.reasoning or delta.tool_calls else scores
-        return scores
+        if delta.tool_calls:
+            self._unplaced = []
+        self._unplaced += chat_scores(delta.logprobs).content
+        if not (delta.text or delta.reasoning or delta.tool_calls):
+            return []  # a call that is being written may turn out to be text
+        scores, self._unplaced = self._unplaced, []
+        return _of_text(delta.text, scores)
 
     def end(self, status: Status) -> Iterator[Made]:
         """Complete the item that is open; `status` is that of the answer. White space alone is a message as well."""
@@ -258,3 +261,10 @@ def _custom_input(arguments: str) -> str:
     given = json.loads(arguments)
     text = given.get(CUSTOM_PARAMETER) if len(given) == 1 else None
     return text if isinstance(text, str) else arguments
+
+
+def _of_text(text: str, scores: list[Score]) -> list[Score]:
+    """Leave out tokens before those of a text, such as the mark that ends reasoning; none if they do not spell it."""
+    begin = "".join(score.token for score in scores).rfind(text)
+    ends = accumulate(len(score.token) for score in scores)
+    return [score for score, end in zip(scores, ends, strict=True) if end > begin]

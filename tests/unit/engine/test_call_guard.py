@@ -30,6 +30,7 @@ PAINT = {
 }
 TOOLS = [pb.Tool(name="paint", parameters_json=json.dumps(PAINT)), pb.Tool(name="go_home")]
 SCHEMA_OF = {"paint": PAINT, "go_home": {"const": {}}}
+AUTO, REQUIRED = pb.TOOL_CHOICE_AUTO, pb.TOOL_CHOICE_REQUIRED
 FIRST = 737
 """The id of the first mark."""
 
@@ -123,6 +124,26 @@ def test_only_allowed_tools_are_called(harness: Harness, model: Callable[..., st
     assert {tool for tool, _ in calls} == {only}, answer.text
     for _, arguments in calls:
         jsonschema.validate(arguments, SCHEMA_OF[only])
+
+
+def test_prompts_that_allow_other_tools_share_their_prefix(harness: Harness, model: Callable[..., str]) -> None:
+    """Of free answers, of calls alone, and of calls or JSON; each answer is that of a prompt that reuses nothing."""
+    marks, known_by = MARKS["Hermes"]
+    path = model(marks, known_by, opened="{% for tool in tools %}{{ tool.function }}{% endfor %}")
+    form = {"response_format": pb.ResponseFormat(json_object=pb.JsonObject())}
+    told = []
+    for only, choice, fields in ((["paint"], AUTO, {}), (["go_home"] * 2, REQUIRED, {}), (["go_home"], AUTO, form)):
+        chat = {"allowed_tools": only, "tool_choice": choice, "enable_thinking": False}
+        wanted = request(path, chat=chat, sampling={"logit_bias": {FIRST: 80.0}}, max_tokens=60, **fields)
+        warm = harness.run(wanted)
+        wanted.cache.mode = pb.CACHE_MODE_BYPASS
+        cold = harness.run(wanted)
+        assert (warm.content, calls_of(warm)) == (cold.content, calls_of(cold))
+        assert {tool for tool, _ in calls_of(warm)} <= set(only)
+        told.append(warm.finished.usage)
+    assert not told[0].cached_tokens
+    assert {one.prompt_tokens for one in told} == {told[0].prompt_tokens}
+    assert all(one.prompt_tokens - one.cached_tokens <= 16 for one in told[1:]), "a block at most"
 
 
 def test_warnings_name_an_allowed_tool_by_its_place(harness: Harness, model: Callable[..., str]) -> None:

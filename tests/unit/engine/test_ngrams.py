@@ -56,3 +56,13 @@ def test_longer_match_wins_over_the_later_one() -> None:
 def test_ids_that_share_low_bits_are_told_apart() -> None:
     large = (1 << 20) + 5
     assert index_of([5, 6, 7, 1, large, 6, 7]).match() == (0, 0)
+
+
+@given(st.lists(st.lists(st.integers(0, 2), max_size=12), max_size=12))
+def test_match_follows_each_extension(parts: list[list[int]]) -> None:
+    """It is asked for between them, and kept until the next."""
+    index, tokens = NgramIndex(), list[int]()
+    for part in parts:
+        index.extend(part)
+        tokens += part
+        assert index.match() == index.match() == searched(tokens)

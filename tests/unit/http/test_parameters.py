@@ -16,8 +16,18 @@ def test_unknown_parameter_is_refused_with_the_likely_one() -> None:
         ({"temprature": 1}, "temprature", "; did you mean temperature?"),
         ({"messages": [turn]}, "messages[0].contnt", "; did you mean content?"),
         ({"zzz": 1}, "zzz", ""),
+        ({"<zzz>": 1}, "<zzz>", ""),
     ):
         whole = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], **given}
         with pytest.raises(Problem) as caught:
             check(ChatRequest.model_validate(whole))
         assert (caught.value.field, caught.value.message) == (field, f"{field} is no known parameter{hint}")
+
+
+def test_error_has_only_the_beginning_of_a_long_name() -> None:
+    """It may be megabytes of a prompt whose quotes went wrong."""
+    turn = {"role": "user", "content": "Hi", "x" * 1_000_000: 1}
+    with pytest.raises(Problem) as caught:
+        check(ChatRequest.model_validate({"model": "m", "messages": [turn]}))
+    field = f"messages[0].{'x' * 64}…"
+    assert (caught.value.field, caught.value.message) == (field, f"{field} is no known parameter")

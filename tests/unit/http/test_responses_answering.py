@@ -237,6 +237,8 @@ def test_scores_wait_for_the_text_of_their_tokens() -> None:
         Delta("<call>xy", (3,), (token("y"),), tool_call_deltas=(void,)),
     ]
     assert scored(*none) == (["<call>", "x", "y"],) * 2
+    parts = [Delta("", (number,), (token("\ufffd"),)) for number in (1, 2)]
+    assert scored(*parts, Delta("é", (3,), (token("\ufffd"),))) == (["\ufffd"] * 3,) * 2, "of one character"
 
 
 def test_scores_of_reasoning_and_calls_are_none_of_the_text() -> None:
@@ -246,6 +248,7 @@ def test_scores_of_reasoning_and_calls_are_none_of_the_text() -> None:
     deltas = [
         Delta("", (1,), (token("<think>"),)),
         Delta("", (2,), (token("Hm."),), "Hm."),
+        Delta("", (3,), (token("</think>"),)),
         Delta("a", (3,), (token("a"),)),
         Delta("", (4,), (token("<call>"),)),
         Delta("", (5,), (token("{"),), tool_call_deltas=(first,)),
@@ -253,6 +256,8 @@ def test_scores_of_reasoning_and_calls_are_none_of_the_text() -> None:
         Delta("b", (7,), (token("b"),)),
     ]
     assert scored(*deltas) == (["a", "b"],) * 2
+    together = Delta("a", (1, 2, 3), (token("."), token("</think>"), token("a")), ".")
+    assert scored(together) == (["a"],) * 2
 
 
 @pytest.mark.parametrize("begun", [True, False])

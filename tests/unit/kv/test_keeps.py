@@ -87,7 +87,9 @@ def test_kept_prefix_is_ordinary_after_its_time() -> None:
     clock = Clock()
     prefixes = FakePrefixes(blocks=8, clock=clock)
     kept(prefixes, prompt(1, 2, 3), 10.0)
+    assert prefixes.cache.keeps.free_bytes == 3 * BLOCK_BYTES
     clock.now = 10.0
+    assert prefixes.cache.keeps.free_bytes == 0
 
     prefixes.store("n", prompt(*range(20, 28)))
 

@@ -31,6 +31,21 @@ lock.note_engine(4711)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
+LEFT_ENGINE = """
+import os, signal, subprocess, sys
+from pathlib import Path
+from daemon.server.singleton import InstanceLock
+hang = "import signal; signal.pause()"
+with InstanceLock.acquire(Path(sys.argv[1]), wait=0) as lock:
+    copy = lock.inheritable_copy()
+    engine = subprocess.Popen(
+        [sys.executable, "-c", hang, "engine", "--fd", "0"], stdout=subprocess.DEVNULL, pass_fds=[copy]
+    )
+    lock.note_engine(engine.pid)
+    print(engine.pid, flush=True)
+    {end}
+"""
+
 
 @pytest.fixture(name="path")
 def _path() -> Iterator[Path]:
@@ -67,8 +82,17 @@ def test_killed_daemon_is_told_to_the_next_one_once(path: Path) -> None:
 def test_daemon_that_ended_is_not_told(path: Path) -> None:
     with InstanceLock.acquire(path, wait=0) as lock:
         lock.note_engine(4711)
-    assert file_of(path).read_text() == ""
     assert unclean_end(path) is None
+
+
+@pytest.mark.parametrize("end", ["pass", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_engine_that_hangs_is_killed_however_its_daemon_ended(path: Path, end: str) -> None:
+    """It holds the lock: without its process id, no daemon could start before it exits."""
+    daemon = subprocess.run([sys.executable, "-c", LEFT_ENGINE.format(end=end), path], stdout=subprocess.PIPE)
+    engine = int(daemon.stdout)
+    with InstanceLock.acquire(path, wait=1) as lock:
+        assert lock.orphan == engine
+        assert (lock.unclean_end is not None) == (daemon.returncode < 0)
 
 
 def test_daemon_that_failed_is_not_told(path: Path) -> None:
