@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from daemon.engine.output.chat_markup import ChatMarkup
+from daemon.engine.prompt import preparation
+from daemon.engine.prompt.answer_constraints import form_of
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import marked_model
 from tests.unit.engine.harness import Answer, Harness
@@ -35,13 +38,21 @@ def exactly(written: str, marks: Iterable[str]) -> pb.ResponseFormat:
     return pb.ResponseFormat(grammar="start: " + " ".join(ids.get(word, json.dumps(word)) for word in words if word))
 
 
+def run(harness: Harness, request: pb.GenerateRequest, written: str, marks: Iterable[str] = MARKS) -> Answer:
+    """Run a request whose model writes a text. Nobody asked for a form: so marks in it mean what they say."""
+    wanted = pb.GenerateRequest(response_format=exactly(written, marks))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparation, "form_of", lambda _, tokenizer, *others: form_of(wanted, tokenizer, None, {}, ()))
+        patch.setattr(ChatMarkup, "thinking", lambda *_, wanted: None)  # it holds from the first token on
+        return harness.run(request)
+
+
 def ask(harness: Harness, model: str, written: str = "", **fields: Any) -> Answer:
-    """Ask a model. If a text is given, a form makes the model answer with it."""
+    """Ask a model, which writes a text if one is given."""
     chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="Hello")], **fields.pop("chat", {}))
-    if written:
-        fields["response_format"] = exactly(written, MARKS)
-    request = {"model": model, "max_tokens": 200, **fields}
-    return harness.run(pb.GenerateRequest(**request if "text" in request else {**request, "chat": chat}))
+    fields = {"model": model, "max_tokens": 200, **fields}
+    request = pb.GenerateRequest(**fields if "text" in fields else {**fields, "chat": chat})
+    return run(harness, request, written) if written else harness.run(request)
 
 
 def channels(answer: Answer) -> tuple[str, str, list[tuple[str, Any]]]:
@@ -53,13 +64,9 @@ def channels(answer: Answer) -> tuple[str, str, list[tuple[str, Any]]]:
     return answer.text, "".join(delta.reasoning for delta in deltas), named
 
 
-QUIET = {"enable_thinking": False}
-"""The form then holds from the first token on, so that it can be all that is written."""
-
-
 def test_chat_reasoning_is_separate_from_text(harness: Harness, model: Callable[..., str]) -> None:
     """All tokens are listed, those of marks included."""
-    answer = ask(harness, model(), "<think>\nHm</think>\n\nSo.", chat=QUIET)
+    answer = ask(harness, model(), "<think>\nHm</think>\n\nSo.")
     assert channels(answer) == ("\n\nSo.", "\nHm", [])
     assert {THINK, END_THINK} <= set(answer.ids)
     assert len(answer.ids) == answer.finished.usage.completion_tokens - 1
@@ -77,7 +84,7 @@ def test_chat_template_may_open_the_reasoning(harness: Harness, model: Callable[
     """The prompt ends with the start mark, and the answer has the end mark only."""
     path = model(template=HERMES + "{{ '<think>\n' }}")
     biased = pb.Sampling(logit_bias={END_THINK: 100, EOS: 50})
-    answer = ask(harness, path, "So.", sampling=biased)
+    answer = ask(harness, path, sampling=biased, response_format=exactly("So.", MARKS))
     assert channels(answer) == ("So.", "", [])
     assert answer.ids[0] == END_THINK
 
@@ -93,7 +100,7 @@ def test_reasoning_mark_in_user_text_opens_nothing(harness: Harness, model: Call
 
 def test_tool_call_is_sent_and_ends_the_answer(harness: Harness, model: Callable[..., str]) -> None:
     """The text of a call is not in the answer, but its tokens are listed."""
-    answer = ask(harness, model(), f"I look.{CALL}", chat={**QUIET, "tools": [SEARCH]})
+    answer = ask(harness, model(), f"I look.{CALL}", chat={"tools": [SEARCH]})
     assert channels(answer) == ("I look.", "", [("search", {"query": "a"})])
     assert answer.finished.reason == pb.FINISH_REASON_TOOL_CALLS
     assert len(answer.ids) == answer.finished.usage.completion_tokens - 1
@@ -102,14 +109,14 @@ def test_tool_call_is_sent_and_ends_the_answer(harness: Harness, model: Callable
 def test_call_like_text_is_sent_as_text(harness: Harness, model: Callable[..., str]) -> None:
     """The reason is that of an answer without calls."""
     written = "<tool_call>search(a)</tool_call>"
-    answer = ask(harness, model(), written, chat={**QUIET, "tools": [SEARCH]})
+    answer = ask(harness, model(), written, chat={"tools": [SEARCH]})
     assert channels(answer) == (written, "", [])
     assert answer.finished.reason == pb.FINISH_REASON_STOP
 
 
 def test_tool_call_cut_by_max_tokens_is_text(harness: Harness, model: Callable[..., str]) -> None:
     """The text has all of the call."""
-    path, chat = model(), {**QUIET, "tools": [SEARCH]}
+    path, chat = model(), {"tools": [SEARCH]}
     whole = ask(harness, path, CALL, chat=chat)
     cut = ask(harness, path, CALL, chat=chat, max_tokens=len(whole.ids) - 1)
     assert channels(cut) == (CALL.removesuffix("</tool_call>"), "", [])
@@ -118,7 +125,7 @@ def test_tool_call_cut_by_max_tokens_is_text(harness: Harness, model: Callable[.
 
 def test_stop_string_is_found_in_a_tool_call(harness: Harness, model: Callable[..., str]) -> None:
     """Stop strings are looked for in text, reasoning and calls."""
-    answer = ask(harness, model(), CALL, chat={**QUIET, "tools": [SEARCH]}, stop=pb.Stop(strings=["arguments"]))
+    answer = ask(harness, model(), CALL, chat={"tools": [SEARCH]}, stop=pb.Stop(strings=["arguments"]))
     assert channels(answer) == ('<tool_call>{"name": "search", "', "", [])
     assert answer.finished.reason == pb.FINISH_REASON_STOP
 
@@ -127,12 +134,12 @@ def test_special_tokens_of_calls_are_text_without_tools(harness: Harness, model:
     """Some notations of calls consist of special tokens. Nothing that the model wrote vanishes."""
     marks = {"[TOOL_CALLS]": True, "[ARGS]": True, "<think>": True, "</think>": True}
     path = model(marks, "{# [TOOL_CALLS] #}")
-    form = exactly('<think>Hm</think>So[TOOL_CALLS]search[ARGS]{"query": "a"}', marks)
-    chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="Hello")], enable_thinking=False)
-    request = pb.GenerateRequest(model=path, chat=chat, max_tokens=50, response_format=form)
-    assert channels(harness.run(request)) == ('So[TOOL_CALLS]search[ARGS]{"query": "a"}', "Hm", [])
+    written = '<think>Hm</think>So[TOOL_CALLS]search[ARGS]{"query": "a"}'
+    chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="Hello")])
+    request = pb.GenerateRequest(model=path, chat=chat, max_tokens=50)
+    assert channels(run(harness, request, written, marks)) == ('So[TOOL_CALLS]search[ARGS]{"query": "a"}', "Hm", [])
     request.chat.tools.append(SEARCH)
-    assert channels(harness.run(request)) == ("So", "Hm", [("search", {"query": "a"})])
+    assert channels(run(harness, request, written, marks)) == ("So", "Hm", [("search", {"query": "a"})])
 
 
 @pytest.mark.parametrize("opened", [True, False])
@@ -161,6 +168,6 @@ def test_grammar_applies_at_once_without_reasoning(harness: Harness, model: Call
     """The request can forbid the reasoning, and the template can close it."""
     form, bias = pb.ResponseFormat(regex="[ab]{3}"), pb.Sampling(logit_bias={THINK: 100})
     closed = model(template="{{ '<think>\n\n</think>\n\n' }}")
-    for chat in ({}, QUIET):
+    for chat in ({}, {"enable_thinking": False}):
         answer = ask(harness, closed, response_format=form, sampling=bias, chat=chat)
         assert re.fullmatch("[ab]{3}", answer.text)

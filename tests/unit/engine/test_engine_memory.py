@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -21,10 +22,12 @@ class FakeCache:
         total_bytes: Bytes in use.
         asked: Bytes that it was asked to free, each time.
         bills: How often running requests were billed.
+        keeps: How many of the bytes are kept.
     """
 
     def __init__(self, nbytes: int, spare: int) -> None:
         self.total_bytes = nbytes
+        self.keeps = SimpleNamespace(free_bytes=0)
         self.asked: list[int] = []
         self.bills = 0
         self._spare = spare
@@ -110,3 +113,11 @@ def test_disk_gets_room_from_prefixes_if_there_is_enough(need: int, asked: list[
     parts = Parts()
     assert parts.memory.has_room(need) is fits
     assert parts.prefixes.asked == asked
+
+
+def test_disk_gets_no_room_from_kept_prefixes() -> None:
+    parts = Parts()
+    parts.prefixes.keeps.free_bytes = 150
+    assert not parts.memory.has_room(151)
+    assert not parts.prefixes.asked
+    assert parts.memory.has_room(150)
