@@ -25,7 +25,8 @@ from daemon.engine.scheduling.pass_costs import CREDIT, LOSS_SHARE, SAVED, PassC
 #
 # A source with a gain below 1 is parked. It is tried again where that costs little: what guessing lost against passes
 # without a guess is summed up, in seconds, and must stay below a share of all seconds spent. A try that may lose half
-# a pass so comes after 33 passes. A gain of the past pays for a loss of few passes alone.
+# a pass so comes after 33 passes. A gain of the past pays for a loss of few passes alone. A source that fails again and
+# again is tried more rarely still: each failure in a row doubles the wait, up to eight times (`guess_record.py`).
 
 MOST_GUESSES = 8
 """Most tokens guessed at a time from n-grams."""
@@ -165,7 +166,7 @@ class Governor:
     def unmeasured(self, rows: int, checks: Sequence[Check]) -> None:
         """Take a step of unknown time: guesses count as what they are feared to take."""
         self.share(rows)
-        self._late = None
+        self._late, self._fed_again = None, False
         size, guessed = self._size, [check for check in checks if check.guessed]
         self.counted(guessed)
         if guessed and size.measured and not any(check.asked for check in guessed):
@@ -180,10 +181,10 @@ class Governor:
         if self._size.measured and not any(check.asked for check in self._last):
             width = max((check.guessed for check in self._last), default=0)
             lost = self._size.resumed(seconds, width)
-            if not width and lost > 0:
-                self._judge(self._last, lost)
-            elif width:
+            if width:
                 self._put_off(self._last, lost)
+            else:
+                self._judge(self._last, lost)
 
     def counted(self, checks: Sequence[Check]) -> None:
         """Count guesses, and which of them were right, without their time."""
@@ -194,8 +195,9 @@ class Governor:
 
     def _judge(self, checks: Sequence[Check], lost: float) -> None:
         """Learn what a pass with guesses, or a wait for what they continue, has lost; it gained what is below zero."""
+        failed = lost > 0 or not any(check.accepted for check in checks)
         for source in {check.source for check in checks}:
-            if lost > 0:
+            if failed:
                 self.records[source].failed_at(self._purse.spent)
             else:
                 self.records[source].gained()

@@ -15,7 +15,8 @@ from math import sqrt
 #
 # Lost is what passes with guesses took, less what their tokens would have taken without guesses. `budget` is what may
 # be lost now: it grows by a share of the time and by gains, up to SAVED steps. A pass begins before the one before it
-# is read; guesses break this. The next pass without guesses counts as part of the loss as well.
+# is read; guesses break this. The next pass without guesses counts as part of the loss as well. In a batch it may only
+# feed tokens again: then the pass behind it begins late, too, and what it takes to begin it is lost as well.
 #
 # Tokens are worth what a step takes, and steps change with what is decoded. So passes without guesses are measured
 # between those with guesses: after _SOON of them, or _LONGEST if they gain much, and once passes with guesses became
