@@ -53,6 +53,11 @@ class Bet:
         """Whether the chances of all guesses are known without a pass."""
         return all(record.compared for record, _ in self.guesses)
 
+    @property
+    def failed(self) -> bool:
+        """Whether the last pass that checked guesses of one of the sources lost."""
+        return any(record.failed for record, _ in self.guesses)
+
     def may_be_tried(self, size: PassCosts, widths: Sequence[int]) -> bool:
         """Whether a try may find a gain: not where chances are known, and passes at half of their cost would lose."""
         return not self.compared or self.best(size, widths, 0.5)[1] > WORTH

@@ -135,6 +135,7 @@ class Governor:
     def plain(self, seconds: float) -> None:
         """Measure a pass without a guess, which brought a token of each row."""
         self._counts.clear()
+        self._late, self._fed_again = None, False
         self._size.plain(seconds)
 
     def guessed(self, seconds: float, checks: Sequence[Check], tokens: int) -> None:
@@ -269,7 +270,8 @@ class Governor:
             return 0
         widths = _WIDTHS[: most.bit_length()]
         width, gain = bet.best(size, widths)
-        put_off = bet.put_off(self._purse.spent) > 0
+        unpaid = bet.failed and (self._late is not None or self._fed_again)  # what the last try cost is not known yet
+        put_off = unpaid or bet.put_off(self._purse.spent) > 0
         # What is likely to be right may lose more at first: a text that repeats itself gains it back soon.
         credit = CREDIT * size.step * max(record.chance for record, _ in bet.guesses)
         if gain > WORTH and not size.knows(width):
