@@ -21,8 +21,8 @@ class Bet:
     Attributes:
         guesses: Of each row that guesses, its source and how many there are.
         rows: Rows that share the pass.
-        waits: Whether it is not known yet if the guesses continue the pending tokens. A row whose guesses do not has
-            none, and if none do, the wait was in vain.
+        waits: Whether it is not known yet if the guesses continue the pending tokens. Those of a row that do not are
+            void, and if none do, the wait was in vain.
     """
 
     guesses: Sequence[tuple[Record, int]]
