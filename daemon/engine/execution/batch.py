@@ -32,7 +32,7 @@ import mlx.core as mx
 from daemon.engine.execution.sampling import Sampled, Sampler, arrays, ids, sample
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.execution.speculation import Guesser
-from daemon.engine.execution.together import check, feed_again, forward, guess
+from daemon.engine.execution.together import check, feed_again, forward, guess, worth
 from daemon.engine.memory.memory_budget import DECODE_ROOM
 from daemon.engine.scheduling.governor import Governor, Source
 from daemon.engine.scheduling.padding import fits
@@ -250,7 +250,8 @@ class Batch:
         row = self.rows[0]
         assert row.guesser is not None
         governor.share(1)
-        guesses = row.guess(row.offer(row.guesser.most - len(row.unfed)))  # no wider than it is billed
+        offers = [row.offer(row.guesser.most - len(row.unfed))]  # no wider than it is billed
+        guesses = row.guess(offers[0]) if worth(self.rows, offers, governor) else []
         if not guesses:
             return None
         first = _reported(row)

@@ -20,7 +20,7 @@ import mlx.core as mx
 from daemon.engine.execution.head_kv import View, compute
 from daemon.engine.execution.sampling import Sampled, draw_likeliest, sample_ahead
 from daemon.engine.execution.speculation import MOST_FED
-from daemon.engine.scheduling.governor import Governor
+from daemon.engine.scheduling.governor import Governor, Source
 from daemon.kv.mlx.ahead_rows import RowsUndo, padded
 from daemon.shared.readings import about_to_wait
 
@@ -41,10 +41,7 @@ def guess(rows: Rows[Row], governor: Governor) -> list[list[int]] | None:
     governor.share(len(rows))
     longest = max(row.sequence.kv.held for row in rows)
     offers = [row.offer(MOST_FED // len(rows) - 1 - len(row.unfed), longest) for row in rows]
-    offered = [offer for offer in offers if offer is not None]
-    asked = any(row.guesser is not None and row.guesser.asked for row in rows)
-    tries = offered and (asked or governor.width(offered))
-    if not tries:
+    if not worth(rows, offers, governor):
         return [[] for _ in rows] if any(row.unfed for row in rows) else None
     guesses = [row.guess(offer) for row, offer in zip(rows, offers, strict=True)]
     found = [row.guesser.last for row, own in zip(rows, guesses, strict=True) if own and row.guesser is not None]
@@ -52,6 +49,15 @@ def guess(rows: Rows[Row], governor: Governor) -> list[list[int]] | None:
         width = governor.width([(check.source, check.guessed) for check in found if check is not None])
         guesses = [row.guesser.cut(own, width) if row.guesser else own for row, own in zip(rows, guesses, strict=True)]
     return guesses if any(guesses) or any(row.unfed for row in rows) else None
+
+
+def worth(rows: Rows[Row], offers: Rows[tuple[Source, int] | None], governor: Governor) -> bool:
+    """Whether to guess what rows offer, and to wait for their pending tokens if these are not known yet."""
+    offering = [(row, offer) for row, offer in zip(rows, offers, strict=True) if offer is not None]
+    if not offering or any(row.guesser is not None and row.guesser.asked for row in rows):
+        return bool(offering)
+    waits = any(row.unreported is not None for row, _ in offering)
+    return governor.width([offer for _, offer in offering], waits=waits) > 0
 
 
 def check(rows: Rows[Row], guesses: Rows[list[int]], caches: list[Any]) -> list[list[Sampled]]:

@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
-from daemon.engine.scheduling.guess_record import Record
+from daemon.engine.scheduling.bets import WORTH, Bet
+from daemon.engine.scheduling.guess_record import TRIED, Record
 from daemon.engine.scheduling.pass_costs import CREDIT, LOSS_SHARE, SAVED, PassCosts, Purse
 
 # What a guess costs and what it brings
@@ -24,14 +25,11 @@ from daemon.engine.scheduling.pass_costs import CREDIT, LOSS_SHARE, SAVED, PassC
 #
 # A source with a gain below 1 is parked. It is tried again where that costs little: what guessing lost against passes
 # without a guess is summed up, in seconds, and must stay below a share of all seconds spent. A try that may lose half
-# a pass so comes after 33 passes. A gain of the past pays for a loss of few passes alone.
+# a pass so comes after 33 passes. A gain of the past pays for a loss of few passes alone. A source that fails again and
+# again is tried more rarely still: each failure in a row doubles the wait, up to eight times (`guess_record.py`).
 
 MOST_GUESSES = 8
 """Most tokens guessed at a time from n-grams."""
-_TRIED = 4
-"""Guesses of a source before its gain is believed."""
-_WORTH = 1.03
-"""Gain from which it is believed: times are measured with noise, and the best of several looks better than it is."""
 _LONGEST_REST = 32
 """Steps for which a source is not asked at most: other requests of the model may find that it gains."""
 _MOST_MODELS = 64
@@ -87,6 +85,8 @@ class Governor:
         self._last: Sequence[Check] = ()
         self._late: float | None = None
         """Seconds since a step waited for all of its tokens, so that no pass began behind it; None if one did."""
+        self._fed_again = False
+        """Whether the last step may have been one that only fed tokens again: no pass began behind it, either."""
         self._counts: dict[tuple[Source, int], int] = {}
         """What `count` returned since a pass was measured: it is asked for each row of the next one."""
         self._rows = 0
@@ -116,12 +116,17 @@ class Governor:
         """
         self.share(rows)
         guessed, late = [check for check in checks if check.guessed], self._late
-        self._late = 0.0 if guessed else None
+        if late is None and self._fed_again and tokens != rows:
+            late = 0.0
+        self._late, self._fed_again = 0.0 if guessed else None, False
         if guessed:
+            if late:  # the pass under way began behind guesses
+                self.resumed(late + self._size.step)
             self.guessed(seconds, guessed, tokens)
         elif tokens != rows:
             self._late = None if late is None else late + seconds
         elif checks or late is not None:  # a pass began only when the tokens before it were known
+            self._fed_again = late == 0.0
             self._last = checks or self._last
             self.resumed((late or 0.0) + seconds)
         else:
@@ -130,6 +135,7 @@ class Governor:
     def plain(self, seconds: float) -> None:
         """Measure a pass without a guess, which brought a token of each row."""
         self._counts.clear()
+        self._late, self._fed_again = None, False
         self._size.plain(seconds)
 
     def guessed(self, seconds: float, checks: Sequence[Check], tokens: int) -> None:
@@ -156,22 +162,30 @@ class Governor:
             self._share_out(checks, seconds)
         if not any(check.asked for check in checks):
             size.guessed_at(seconds, ahead / rows)
+            self._judge(checks, seconds - size.step * ahead / rows)
 
     def unmeasured(self, rows: int, checks: Sequence[Check]) -> None:
         """Take a step of unknown time: guesses count as what they are feared to take."""
         self.share(rows)
-        self._late = None
+        self._late, self._fed_again = None, False
         size, guessed = self._size, [check for check in checks if check.guessed]
         self.counted(guessed)
         if guessed and size.measured and not any(check.asked for check in guessed):
             seconds = size.step * (1 + size.risk(max(check.guessed for check in guessed)))
-            size.guessed_at(seconds, 1 + sum(check.accepted for check in guessed) / rows)
+            tokens = 1 + sum(check.accepted for check in guessed) / rows
+            size.guessed_at(seconds, tokens)
+            self._judge(guessed, seconds - size.step * tokens)
 
     def resumed(self, seconds: float) -> None:
         """Measure the first pass without a guess behind a pass with guesses, or behind a wait for a token to guess."""
         self._counts.clear()
         if self._size.measured and not any(check.asked for check in self._last):
-            self._size.resumed(seconds, max((check.guessed for check in self._last), default=0))
+            width = max((check.guessed for check in self._last), default=0)
+            lost = self._size.resumed(seconds, width)
+            if width:
+                self._put_off(self._last, lost)
+            else:
+                self._judge(self._last, lost)
 
     def counted(self, checks: Sequence[Check]) -> None:
         """Count guesses, and which of them were right, without their time."""
@@ -179,6 +193,22 @@ class Governor:
         self._last = checks
         for check in checks:
             self.records[check.source].count(check.guessed, check.accepted)
+
+    def _judge(self, checks: Sequence[Check], lost: float) -> None:
+        """Learn what a pass with guesses, or a wait for what they continue, has lost; it gained what is below zero."""
+        failed = lost > 0 or not any(check.accepted for check in checks)
+        for source in {check.source for check in checks}:
+            if failed:
+                self.records[source].failed_at(self._purse.spent)
+            else:
+                self.records[source].gained()
+        self._put_off(checks, lost)
+
+    def _put_off(self, checks: Sequence[Check], lost: float) -> None:
+        """Put off tries of sources that failed, until the share of what passes take has paid for what was lost."""
+        for record in [self.records[source] for source in {check.source for check in checks}]:
+            if record.failed:
+                record.pays(lost / LOSS_SHARE)
 
     def see(self, source: Source, right: bool) -> None:
         """Compare a guess of a source with a token that was decoded: that costs no pass, and tells its chance."""
@@ -192,7 +222,7 @@ class Governor:
         """
         key = source, most
         if key not in self._counts:
-            self._counts[key] = self._chosen([(self.records[source], most)], 1)
+            self._counts[key] = self._chosen(Bet([(self.records[source], most)]))
         return self._counts[key]
 
     def rest(self, source: Source) -> int:
@@ -202,44 +232,58 @@ class Governor:
         What may be lost grows by a share of each step, until it pays for a try. A gain elsewhere may come before.
         """
         size, record = self._size, self.records[source]
-        if not size.known or _best(size, [(record, MOST_GUESSES)], 1, _WIDTHS)[1] > _WORTH:
+        if not size.known:
             return 0
-        if not _may_be_tried(size, [(record, MOST_GUESSES)], 1):
+        bet = Bet([(record, MOST_GUESSES)])
+        width, gain = bet.best(size, _WIDTHS)
+        put_off = bet.put_off(self._purse.spent)
+        if gain > WORTH and (not put_off or bet.compared or size.knows(width)):
+            return 0
+        if gain <= WORTH and not bet.may_be_tried(size, _WIDTHS):
             return _LONGEST_REST
-        lacking = _stake(size) - size.stake
-        return max(0, min(_LONGEST_REST, int(lacking / (LOSS_SHARE * size.step))))
+        lacking = max((_stake(size) - size.stake) / LOSS_SHARE, put_off)
+        return max(0, min(_LONGEST_REST, int(lacking / size.step)))
 
-    def width(self, guesses: Sequence[tuple[Source, int]]) -> int:
+    def right(self, source: Source) -> None:
+        """Take guesses that were right without a pass: tries are no longer put off for what was lost before."""
+        self.records[source].gained()
+
+    def width(self, guesses: Sequence[tuple[Source, int]], *, waits: bool = False) -> int:
         """
         Return how many guesses each row of the next pass may have at most.
 
         Args:
             guesses: Of each row that guesses, the source and how many there are.
+            waits: Whether their pending tokens are still computed. A wait is a bet: it is in vain if no guess continues
+                them, so what guesses bring and cost is weighed with the chance that they do.
         """
-        return self._chosen([(self.records[source], count) for source, count in guesses], self._rows)
+        return self._chosen(Bet([(self.records[source], count) for source, count in guesses], self._rows, waits))
 
     def gains(self, source: Source) -> bool:
         """Whether a source was tried, and gains."""
         record = self.records.get(source)
-        return record is not None and record.guessed > _TRIED and not self.parked(source)
+        return record is not None and record.guessed > TRIED and not self.parked(source)
 
-    def _chosen(self, guesses: Sequence[tuple[Record, int]], rows: int) -> int:
-        size, most = self._size, max(count for _, count in guesses)
+    def _chosen(self, bet: Bet) -> int:
+        size, most = self._size, max(count for _, count in bet.guesses)
         if not size.known or most < 1:
             return 0
         widths = _WIDTHS[: most.bit_length()]
-        width, gain = _best(size, guesses, rows, widths)
+        width, gain = bet.best(size, widths)
+        unpaid = bet.failed and (self._late is not None or self._fed_again)  # what the last try cost is not known yet
+        put_off = unpaid or bet.put_off(self._purse.spent) > 0
         # What is likely to be right may lose more at first: a text that repeats itself gains it back soon.
-        credit = CREDIT * size.step * max(record.chance for record, _ in guesses)
-        if gain > _WORTH and not size.knows(width):
+        credit = CREDIT * size.step * max(record.chance for record, _ in bet.guesses)
+        if gain > WORTH and not size.knows(width):
             unknown = next(one for one in widths if not size.knows(one))
             feared = size.risk(unknown)
-            if size.stake + credit > max(feared - _brings(guesses, unknown) / rows, feared / 2) * size.step:
+            risked = max(feared - bet.brings(unknown) / bet.rows, feared / 2) * size.step
+            if size.stake + credit > risked and (bet.compared or not put_off):
                 return unknown
-            width, gain = _best(size, guesses, rows, [one for one in widths if size.knows(one)])
-        if gain > _WORTH and size.budget + credit > 0:
+            width, gain = bet.best(size, [one for one in widths if size.knows(one)])
+        if gain > WORTH and size.budget + credit > 0:
             return width
-        return 1 if size.stake > _stake(size) and _may_be_tried(size, guesses, rows) else 0
+        return 1 if size.stake > _stake(size) and not put_off and bet.may_be_tried(size, widths) else 0
 
     def _share_out(self, checks: Sequence[Check], seconds: float) -> None:
         usual = self._size.step / self._rows
@@ -265,42 +309,15 @@ class Governor:
     def parked(self, source: Source) -> bool:
         """Whether a source has lost so far with any number of rows, and is only tried now and then."""
         record = self.records.get(source)
-        if record is None or record.guessed <= _TRIED:
+        if record is None or record.guessed <= TRIED:
             return False
         known = [size for size in self._sizes.values() if size.measured]
-        return bool(known) and all(_best(size, [(record, MOST_GUESSES)], 1, _WIDTHS)[1] <= _WORTH for size in known)
+        return bool(known) and all(Bet([(record, MOST_GUESSES)]).best(size, _WIDTHS)[1] <= WORTH for size in known)
 
 
 def _stake(size: PassCosts) -> float:
     """Return the seconds that must be allowed to be lost before one guess is tried: less than what may be saved up."""
     return min(size.risk(1), 0.99 * SAVED) * size.step
-
-
-def _may_be_tried(size: PassCosts, guesses: Sequence[tuple[Record, int]], rows: int) -> bool:
-    """Whether a try may find a gain: not where chances are known, and passes at half of their cost would lose."""
-    known = all(record.seen > _TRIED for record, _ in guesses)
-    return not known or _best(size, guesses, rows, _WIDTHS, 0.5)[1] > _WORTH
-
-
-def _brings(guesses: Sequence[tuple[Record, int]], width: int) -> float:
-    """Return how many guesses of all rows are right in a pass of a width, on average."""
-    return sum(record.brings(min(width, count)) for record, count in guesses)
-
-
-def _best(
-    size: PassCosts, guesses: Sequence[tuple[Record, int]], rows: int, widths: Sequence[int], share: float = 1.0
-) -> tuple[int, float]:
-    """
-    Return the number of guesses a row, of some, with the largest gain, and the gain; (0, 1) of none.
-
-    Passes are taken to cost a share of what they do.
-    """
-    best, most = 0, 1.0
-    for width in widths:
-        gain = (rows + _brings(guesses, width)) / (rows * (1 + share * size.cost(width)))
-        if gain > most:
-            best, most = width, gain
-    return best, most
 
 
 class Governors:

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 _FIRST_CHANCE = 0.6
 _WEIGHT = 1 / 32
 """Least weight of a new measurement in the chance of a source."""
+TRIED = 4
+"""Guesses of a source before its gain is believed."""
+_RAREST = 8
+"""How many times rarer than its share allows a source is tried that failed again and again."""
 
 
 @dataclass(slots=True)
@@ -21,6 +25,8 @@ class Record:
         chance: Chance that a guess is right if those before it were.
         seconds: Its seconds of passes with guesses: for each row its share of a usual pass, and of what guesses added.
         plain: Seconds that the tokens of these passes would have taken without guesses.
+        failed: Passes in a row that lost.
+        until: When it may be tried again, in seconds of passes of the model.
     """
 
     guessed: int = 0
@@ -29,6 +35,30 @@ class Record:
     chance: float = _FIRST_CHANCE
     seconds: float = 0.0
     plain: float = 0.0
+    failed: int = 0
+    until: float = 0.0
+
+    @property
+    def compared(self) -> bool:
+        """Whether enough guesses were compared with decoded tokens to know the chance without a pass."""
+        return self.seen > TRIED
+
+    @property
+    def fits(self) -> float:
+        """Chance that its guesses continue the pending token, if that is not known: those that need no pass may not."""
+        return self.chance if self.seen else 1.0
+
+    def gained(self) -> None:
+        """Take a pass that gained, or guesses that were right without one: the next try is like the first."""
+        self.failed, self.until = 0, 0.0
+
+    def failed_at(self, now: float) -> None:
+        """Take a pass that lost."""
+        self.failed, self.until = self.failed + 1, now
+
+    def pays(self, seconds: float) -> None:
+        """Put off the next try for what the last one lost: for longer the more of them failed in a row."""
+        self.until += max(0.0, seconds) * float(min(1 << max(0, self.failed - 1), _RAREST))
 
     def count(self, guessed: int, accepted: int) -> None:
         """Count guesses of a pass, and how many of them were right."""

@@ -15,7 +15,8 @@ from math import sqrt
 #
 # Lost is what passes with guesses took, less what their tokens would have taken without guesses. `budget` is what may
 # be lost now: it grows by a share of the time and by gains, up to SAVED steps. A pass begins before the one before it
-# is read; guesses break this. The next pass without guesses counts as part of the loss as well.
+# is read; guesses break this. The next pass without guesses counts as part of the loss as well. In a batch it may only
+# feed tokens again: then the pass behind it begins late, too, and what it takes to begin it is lost as well.
 #
 # Tokens are worth what a step takes, and steps change with what is decoded. So passes without guesses are measured
 # between those with guesses: after _SOON of them, or _LONGEST if they gain much, and once passes with guesses became
@@ -83,10 +84,12 @@ class Purse:
 
     Attributes:
         seconds: What tries of a model may lose now.
+        spent: What all passes took.
         learnt: Rises when a cost may have changed; until then no cost is computed twice.
     """
 
     seconds: float = 0.0
+    spent: float = 0.0
     learnt: int = 0
 
 
@@ -100,12 +103,14 @@ class PassCosts:
         fewer: Costs of passes over fewer rows, if they are known; more rows cost no less.
         step: Seconds of a pass without a guess; 0 if not known.
         budget: Seconds that guesses may lose now.
+        vain: What a pass takes longer behind a wait for tokens that no guess continued, as a share of a pass.
     """
 
     purse: Purse
     fewer: PassCosts | None = None
     step: float = 0.0
     budget: float = 0.0
+    vain: float = _FIRST_COST
     _costs: dict[int, _Cost] = field(default_factory=dict)
     _shapes: set[tuple[int, int]] = field(default_factory=set)
     """Rows and tokens of a row of passes that were made."""
@@ -206,7 +211,7 @@ class PassCosts:
             The seconds without a pause of the machine: at most twice what was feared.
         """
         cost = self._costs.setdefault(_bucket(width), _Cost())
-        known = self.cost(width) - cost.behind if cost.passes else self.risk(width)
+        known = self.cost(width) - cost.behind * self.knows(width) if cost.passes else self.risk(width)
         seconds = min(seconds, 2 * (1 + known) * self.step)
         faster = cost.passes >= _MEASURED and seconds < _FASTER * (1 + known) * self.step
         self._faster = self._faster + 1 if faster else 0
@@ -234,24 +239,32 @@ class PassCosts:
         self.budget = min(SAVED * self.step, self.budget - seconds)
         self.purse.seconds = min(SAVED * self.step, self.purse.seconds - seconds)
 
-    def resumed(self, seconds: float, width: int) -> None:
+    def resumed(self, seconds: float, width: int) -> float:
         """
         Book a pass without a guess that could not begin before the tokens of the last one were known.
 
         Args:
             seconds: What it took.
             width: Guesses of the last pass; 0 if it only waited for a token to guess.
+
+        Returns:
+            The seconds that were lost.
         """
         seconds = min(seconds, (2 + self.risk(width or 1)) * self.step)
+        lost = seconds - self.step
         cost = self._costs.get(_bucket(width)) if width else None
         if cost is not None and cost.passes:
-            cost.behind += cost.weight * (seconds / self.step - 1)
+            cost.behind += cost.weight * lost / self.step
             self.purse.learnt += 1
-        self.lose(seconds - self.step)
+        elif not width:
+            self.vain += _WEIGHT * (max(0.0, lost / self.step) - self.vain)
+        self.lose(lost)
         self._spend(seconds)
+        return lost
 
     def _spend(self, seconds: float) -> None:
         self._passes += 1
+        self.purse.spent += seconds
         self.purse.learnt += self._passes % _AGES == 0  # a width may not be known any more
         self.lose(-LOSS_SHARE * seconds)
 

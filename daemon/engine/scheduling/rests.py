@@ -34,7 +34,8 @@ class Rests:
         self._governor.see(source, right)
 
     def wake(self, source: Source) -> None:
-        """End the rest of a source if the governor may allow a guess now."""
+        """Take guesses that would have been right: its rest ends if the governor may allow a guess now."""
+        self._governor.right(source)
         if self.rests(source) and not self._governor.rest(source):
             self._until[source] = self._all_until = 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -132,3 +133,54 @@ def test_guesses_cost_a_share_at_most_on_any_machine(line: str) -> None:
         assert lost[-1] <= 0, f"case {case}: {runs.plain / runs.seconds:.3f} {runs}"
         most = max(after - before for before, after in zip(lost, lost[ANSWER:], strict=False))
         assert most <= 3 * SAVED, f"case {case}: {most:.1f} steps of an answer {runs}"
+
+
+HEAD = Source(5)
+"""Only passes tell how many of its guesses are right."""
+TEXT = 800
+
+
+def wrong(governor: Governor, steps: int, guess: float, again: float | None, begin: float, seed: int) -> list[float]:
+    """
+    Decode four rows whose guesses are never right, in the order of steps that the engine has.
+
+    Args:
+        governor: The governor.
+        steps: Tokens of a row, at least.
+        guess: What a pass with guesses takes, in plain steps.
+        again: What the pass behind it takes, which feeds tokens again; None if there is none.
+        begin: What it takes to begin the next pass before its tokens are waited for.
+        seed: Of the noise.
+
+    Returns:
+        The steps lost so far, for each token of a row.
+    """
+    noise, lost, ahead, unfed, took = random.Random(seed), [0.0], False, False, 0.0
+    governor.share(4)
+    while len(lost) <= steps:
+        tries = governor.count(HEAD, 1) and governor.width([(HEAD, 1)] * 4, waits=ahead)
+        if tries:
+            step, tokens, ahead, unfed = guess + ahead, 1 + ahead, False, again is not None
+        elif unfed:
+            step, tokens, unfed = again or 0.0, 1, False
+        elif not ahead:
+            step, tokens, ahead = begin, 0, True
+        else:
+            step, tokens = 1.0, 1
+        step *= noise.uniform(0.95, 1.05)
+        took += step
+        governor.stepped(step * STEP, 4, [Check(HEAD, 1, 0)] * 4 if tries else [], 4 * tokens)
+        lost += [took - len(lost) - place for place in range(tokens)]
+    return lost
+
+
+@pytest.mark.parametrize("costs", [(1.2, 1.2, 0.9), (1.8, 1.2, 0.8), (2.4, 1.3, 0.1), (2.0, None, 0.5)])
+def test_source_that_is_never_right_costs_two_percent_of_a_text(costs: tuple[float, float | None, float]) -> None:
+    """With all that a try costs: its pass, the one behind it, and that none was under way. Later texts lose less."""
+    for seed in range(10):
+        governor = Governor()
+        lost = wrong(governor, 3 * TEXT, *costs, seed)
+        first, second, third = (after - before for before, after in itertools.pairwise(lost[::TEXT]))
+        assert first <= 0.02 * TEXT, f"seed {seed}: {first:.1f} steps"
+        assert max(second, third) <= 0.01 * TEXT, f"seed {seed}: {second:.1f}, {third:.1f} steps"
+        assert governor.records[HEAD].guessed > 4 * 3, "it is tried again"

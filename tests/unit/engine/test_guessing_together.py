@@ -87,9 +87,17 @@ class Willing(Governor):
         """Return up to three."""
         return min(most, 3)
 
-    def width(self, guesses: Sequence[tuple[Source, int]]) -> int:
+    def width(self, guesses: Sequence[tuple[Source, int]], *, waits: bool = False) -> int:
         """Return two: those of three are cut."""
         return 2
+
+
+class Regretting(Willing):
+    """Lets all sources guess until their guesses are known."""
+
+    def width(self, guesses: Sequence[tuple[Source, int]], *, waits: bool = False) -> int:
+        """Return none for what was found."""
+        return int(waits)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_next", *ROUNDED])
@@ -112,8 +120,7 @@ def test_automatic_guesses_are_made_where_rows_are_exact(
 
 def test_width_of_none_leaves_rows_plain(harness: Harness, counts: Counter[str], tmp_path: Path) -> None:
     """A source that has guessed then learns that nothing was checked."""
-    governor = Willing()
-    governor.width = lambda guesses: 0  # type: ignore[method-assign]
+    governor = Regretting()
     harness.engine._runner.governors.of = lambda model: governor  # type: ignore[method-assign]
     plain, answers = plain_and_guessed(harness, model=str(write(tmp_path, Family("llama"))), guessing=AUTO)
     assert [answer.content for answer in answers] == [answer.content for answer in plain]

@@ -239,6 +239,7 @@ def test_head_reads_a_prompt_only_where_it_gains(
     assert bool(read) == gains
     read.clear()
     monkeypatch.setattr(governor, "count", lambda source, most: min(most, 1) if source.kind == MTP else 0)
+    monkeypatch.setattr(governor, "width", lambda guesses, *, waits=False: 1)
     answer = harness.run(asked(path, AUTO, tokens=prompt))
     assert answer.content == plain.content
     assert guesses(answer)[0] > 5

@@ -147,6 +147,7 @@ def test_no_row_waits_for_its_token_if_too_few_rows_have_something_to_guess(offe
         sequence = SimpleNamespace(kv=SimpleNamespace(held=9))
         return SimpleNamespace(
             unfed=[],
+            unreported=object(),
             sequence=sequence,
             guesser=guesser,
             offer=lambda most, longest: offer,

@@ -47,7 +47,7 @@ class Willing(Governor):
         """Return up to four."""
         return min(most, 4)
 
-    def width(self, guesses: Sequence[tuple[Source, int]]) -> int:
+    def width(self, guesses: Sequence[tuple[Source, int]], *, waits: bool = False) -> int:
         """Return three: those of four are cut."""
         return 3
 
