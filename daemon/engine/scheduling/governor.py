@@ -23,6 +23,16 @@ from daemon.engine.scheduling.pass_costs import CREDIT, LOSS_SHARE, SAVED, PassC
 # alike, and `width` the one for what the rows of a pass really have. N-grams need no pass to know p: what they would
 # have guessed is compared with what was decoded, so they are tried only to know c, and where they may gain.
 #
+# A pass with guesses waits for its tokens, so the steps behind it are others than usual. `stepped` tells them apart by
+# the tokens that each brings, beside the rows of the pass:
+#
+#   step                                                     tokens          booked
+#   guess                                                    any             as a pass with guesses
+#   feed again: states lack tokens that were guessed right   one a row       as a loss, beyond a usual step
+#   begin: no pass was under way                             none, or fewer  with the step behind it
+#   the step behind that                                     one a row       as a loss, beyond a usual step
+#   wait: the pending token was not the expected one         one a row       as a loss, beyond a usual step
+#
 # A source with a gain below 1 is parked. It is tried again where that costs little: what guessing lost against passes
 # without a guess is summed up, in seconds, and must stay below a share of all seconds spent. A try that may lose half
 # a pass so comes after 33 passes. A gain of the past pays for a loss of few passes alone. A source that fails again and
