@@ -39,7 +39,7 @@ def exactly(written: str, marks: Iterable[str]) -> pb.ResponseFormat:
 
 
 def run(harness: Harness, request: pb.GenerateRequest, written: str, marks: Iterable[str] = MARKS) -> Answer:
-    """Run a request whose model writes a text. Nobody asked for a form: so marks in it mean what they say."""
+    """Run a request whose model writes a text. No form was asked for, so marks in it mean what they say."""
     wanted = pb.GenerateRequest(response_format=exactly(written, marks))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preparation, "form_of", lambda _, tokenizer, *others: form_of(wanted, tokenizer, None, {}, ()))
