@@ -25,7 +25,8 @@ A prefill turn goes through these states. `PrefillTurn` decides, and `execution/
     CANDIDATE  can share the pass                  it joins the group                          PICK
 
 Why the group waits. A short prompt reads all weights for a few tokens, so several short prompts are collected and
-computed in one pass. A long prompt fills a pass on its own: it is a group of one, and flushes the group before it.
+computed in one pass. A long prompt fills a pass on its own: it is a group of one, and the group before it is computed
+first.
 
 Why a shared pass ends the turn. The decode step that comes next feeds its rows their last tokens, so they have their
 first tokens before other prompts are computed.
