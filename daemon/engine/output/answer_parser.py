@@ -92,7 +92,6 @@ class AnswerParser:
     ) -> None:  # fmt: skip
         self._markup = markup
         self._begins = {"opened": opened, "bare": bare, "single": single, "in_form": in_form}
-        self._single, self._in_form = single, in_form
         self._tools = tools if markup.calls is not None else ()
         self._reader = Reader()
         self._writer = CallWriter(self._tools, self._reader.keep)
@@ -125,7 +124,7 @@ class AnswerParser:
     @property
     def over(self) -> bool:
         """Whether the answer is over because it has its one call."""
-        return self._single and self.calls > 0
+        return self._begins["single"] and self.calls > 0
 
     @property
     def call_text(self) -> str:
@@ -161,7 +160,7 @@ class AnswerParser:
         parts = Parts("".join(self._text), "".join(self._reasoning), *self._writer.taken())
         self._text.clear()
         self._reasoning.clear()
-        if self._single:
+        if self._begins["single"]:
             parts.calls = [call for call in parts.calls if not call.index]
             parts.pieces = [piece for piece in parts.pieces if not piece.index]
         return parts
@@ -215,7 +214,7 @@ class AnswerParser:
     def _marks(self, part: str) -> tuple[str, ...]:
         """Return the marks that end a part."""
         begun = part == TEXT and self.text_began
-        if begun and self._in_form:
+        if begun and self._begins["in_form"]:
             return ()
         edges = self._markup.edges.get(part, {})
         led = [mark for mark, to in edges.items() if not (begun and to == REASONING) and (to != CALL or self._tools)]
