@@ -6,7 +6,8 @@ process for each rank on loopback. The figures are tokens per second of one stre
 systems in each round: the least, the median and the most. Before that, it measures how long two ranks take to agree to
 a turn without a model, in milliseconds.
 
-On Linux it preloads OpenBLAS, as other benchmarks do: with the BLAS of MLX's wheel, rows of a batch share no work.
+On Linux it preloads OpenBLAS, as other benchmarks do: with the BLAS of MLX's wheel, rows of a batch share no work. Each
+rank has its share of the cores, as a machine of its own would have: OpenBLAS of one rank takes no core of another.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ class MlxLmSystem(HttpPeer):
 def main() -> int:
     """Measure, and print the medians and their ratios as JSON."""
     arguments = _parser().parse_args()
-    machine.preload_openblas("benchmarks.group", *sys.argv[1:])
+    threads = max(1, (os.cpu_count() or 1) // arguments.ranks)
+    machine.preload_openblas("benchmarks.group", *sys.argv[1:], threads=threads)
     agreement = round(1e3 * agreement_seconds(TURNS), 3)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception it ends the servers
     with tempfile.TemporaryDirectory(prefix="mlxs-", dir="/tmp") as name:

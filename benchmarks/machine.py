@@ -31,17 +31,23 @@ def describe() -> dict[str, object]:
     }
 
 
-def preload_openblas(module: str, *arguments: str) -> None:
+def preload_openblas(module: str, *arguments: str, threads: int | None = None) -> None:
     """
     Start this process anew as `python -m module arguments`, with OpenBLAS; nothing if it is absent or preloaded.
 
-    A library is preloaded only at the start of a process; the servers inherit the variable.
+    A library is preloaded only at the start of a process; the servers inherit the variables.
+
+    Args:
+        module: What to start.
+        arguments: Its arguments.
+        threads: Threads of OpenBLAS in each process; None for as many as there are cores.
     """
     if platform.system() != "Linux" or _preloaded():
         return
     if library := next((path for path in OPENBLAS if Path(path).exists()), None):
         command = [sys.executable, "-m", module, *arguments]
-        os.execve(sys.executable, command, {**os.environ, "LD_PRELOAD": library})
+        limit = {} if threads is None else {"OPENBLAS_NUM_THREADS": str(threads)}
+        os.execve(sys.executable, command, {**os.environ, "LD_PRELOAD": library, **limit})
 
 
 def versions_in(venv: Path) -> dict[str, str]:
