@@ -16,6 +16,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ def _answer(line: bytes) -> dict[str, Any]:
         wanted = json.loads(line)
         if "probe" in wanted:
             return {"shape": _shape(wanted["probe"], wanted["options"])}
+        _tell_time(wanted["template"], wanted["now"])
         text = _render(wanted["template"], wanted["messages"], wanted["options"])
         if len(text) > MAX_RENDERED:
             return {"refused": f"it becomes a text of {len(text)} characters; {MAX_RENDERED} is the most"}
@@ -94,6 +96,14 @@ def _answer(line: bytes) -> dict[str, Any]:
             return {"refused": str(error)}
         return {"raised": type(error).__name__}
     return {"text": text}
+
+
+def _tell_time(template: str, now: float) -> None:
+    """Let a template tell the time that it is given, not that of this machine: ranks of a group tell the same."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    moment = datetime(1970, 1, 1) + timedelta(seconds=now)  # noqa: DTZ001 - the time that a wall clock shows
+    _compile_jinja_template(template).environment.globals["strftime_now"] = moment.strftime  # it is compiled once
 
 
 def _render(template: str, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:

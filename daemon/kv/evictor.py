@@ -10,7 +10,8 @@ may stay, which is a value of `PrefixLimits`:
 
 The difference is a `Shortage`. The evictor drops the least recently used item, computes the shortage again, and so on
 until it is empty or all that is left is leased. Checkpoints beyond their share go before that (`Thinning`). Kept
-prefixes (`Keeps`) yield one by one when all else is gone.
+prefixes (`Keeps`) yield one by one when all else is gone: to what needs the memory, and to what is to be kept as well.
+A store of any other prompt ends no keep. What has no room is not stored.
 
 Memory of an extent becomes free with the last of its blocks, so the first pass counts on compaction: it stops when the
 bytes that compaction would free cover the shortage. Then sparse extents are copied into smaller ones. Compaction can
@@ -80,6 +81,34 @@ class Shortage(NamedTuple):
 _UNLIMITED = PrefixLimits(sys.maxsize, sys.maxsize, sys.maxsize)
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """
+    What one store may take of the limits.
+
+    Attributes:
+        evictor: Makes room.
+        partition: The partition that stores.
+        kept: Whether it is to be kept. Other stores end no keep, except where a salt makes room among its own prefixes.
+    """
+
+    evictor: Evictor
+    partition: str
+    kept: bool = False
+
+    def make_room(self, missing: int, block_bytes: int, *, new_blocks: bool = True) -> int:
+        """
+        Evict for the next extent of `missing` blocks, and return how many blocks it may have.
+
+        Args:
+            missing: Blocks that are still to be stored; an extent takes `EXTENT_BLOCKS` of them at most.
+            block_bytes: Bytes of one of them.
+            new_blocks: Whether they add to the blocks of the trie. KV for blocks that it has already does not.
+        """
+        wanted = min(missing, EXTENT_BLOCKS)
+        return self.evictor.make_room(self, wanted, block_bytes, new_blocks=new_blocks) if wanted else 0
+
+
 class Evictor:
     """
     Keeps a trie within its limits, and what each partition (salt) takes of them fair.
@@ -109,27 +138,16 @@ class Evictor:
         self._evict(replace(_UNLIMITED, nbytes=bytes_before - nbytes))
         return bytes_before - self.trie.ledger.nbytes
 
-    def make_room(self, partition: str, missing: int, block_bytes: int, *, new_blocks: bool = True) -> int:
-        """
-        Evict for the next extent of `missing` blocks, and return how many blocks it may have.
-
-        Args:
-            partition: Partition that stores them.
-            missing: Blocks that are still to be stored; an extent takes `EXTENT_BLOCKS` of them at most.
-            block_bytes: Bytes of one of them.
-            new_blocks: Whether they add to the blocks of the trie. KV for blocks that it has already does not.
-        """
-        wanted = min(missing, EXTENT_BLOCKS)
-        if not wanted:
-            return 0
+    def make_room(self, store: Room, wanted: int, block_bytes: int, *, new_blocks: bool) -> int:
+        """Evict for `wanted` blocks of an extent, and return for how many there is room; see `Room.make_room`."""
         limits = self.limits
         may_stay = PrefixLimits(
             limits.blocks - wanted if new_blocks else sys.maxsize,
             limits.nbytes - wanted * max(1, block_bytes),
             limits.buffers - 1,
         )
-        own = partition if self._exceeds_half(partition, wanted * block_bytes, wanted * new_blocks) else None
-        self._evict(may_stay, own)
+        exceeds = self._exceeds_half(store.partition, wanted * block_bytes, wanted * new_blocks)
+        self._evict(may_stay, store.partition if exceeds else None, yields=store.kept or exceeds)
         room = self._room_in_memory(block_bytes)
         return min(wanted, room, max(0, limits.blocks - self.trie.blocks)) if new_blocks else min(wanted, room)
 
@@ -160,22 +178,29 @@ class Evictor:
             ledger.buffers - may_stay.buffers,
         )
 
-    def _evict(self, may_stay: PrefixLimits, partition: str | None = None) -> None:
-        """Evict what is stored beyond `may_stay`, of one partition or of all, and compact where that saves blocks."""
+    def _evict(self, may_stay: PrefixLimits, partition: str | None = None, *, yields: bool = True) -> None:
+        """
+        Evict what is stored beyond `may_stay`, and compact where that saves blocks.
+
+        Args:
+            may_stay: What may stay.
+            partition: The partition to evict from; None for all.
+            yields: Whether kept prefixes go when all else is gone.
+        """
         self._keeps.expire()
-        self._drop(may_stay, partition, compacting=True)
+        self._drop(may_stay, partition, yields=yields, compacting=True)
         if self._shortage(may_stay) and self.trie.ledger.sparse:
             self._compact()
-            self._drop(may_stay, partition, compacting=False)
+            self._drop(may_stay, partition, yields=yields, compacting=False)
 
-    def _drop(self, may_stay: PrefixLimits, partition: str | None, *, compacting: bool) -> None:
+    def _drop(self, may_stay: PrefixLimits, partition: str | None, *, yields: bool, compacting: bool) -> None:
         """Drop the least recently used until there is no shortage; what compaction would free counts if it follows."""
         trie, blocks_before = self.trie, self.trie.blocks
         while shortage := self._shortage(may_stay, trie.ledger.reclaimable if compacting else 0):
             if shortage.of_memory and self.thinning.drop_one(self.limits.nbytes, partition):
                 continue
             dropped = trie.drop_oldest(partition, checkpoints=shortage.of_memory)
-            if not dropped and not self._keeps.yield_one(partition):
+            if not dropped and not (yields and self._keeps.yield_one(partition)):
                 break
         self.evictions += blocks_before - trie.blocks
 

@@ -14,8 +14,8 @@ Lease (`PrefixLease`)
     meanwhile. A lease is released exactly once; a second release is an error.
 
 Restore (`runs`, `restored`)
-    For each layer group, `runs` says where the KV of a match lies. The caller copies it into a cache of its own, so
-    that stored KV is never written to. A hit is counted by `restored`, after the copy succeeded.
+    For each layer group, `runs` says where the KV of a match lies. The caller copies it, so that stored KV is never
+    written to, and counts the hit by `restored` after that.
 
 Store (`store`)
     Blocks are stored front to back, so no stored prefix has a hole. Only missing blocks are copied. If the budget is
@@ -30,10 +30,8 @@ Eviction (`Evictor`)
     recently used goes first. If more than one salt has blocks, none of them can push the others below half.
 
 Keeping (`keep`, `Keeps`)
-    A kept prefix is evicted after all others, until its time is over. Kept prefixes take half of the limits at most.
-
-Explanation (`explain`, `SeenPrompts`)
-    A bounded record of stored prompts outlives their blocks, and tells why a prompt was not reused further.
+    Until its time is over, a kept prefix goes after all others, and never to store what is not kept. All of them take
+    half of the limits at most.
 
 Invalidation (`clear`, `forget_prefix`)
     Forgotten blocks are not found from the next lookup on, kept ones included. Their bytes are free at once, or with
@@ -49,7 +47,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from daemon.kv.dropped import Dropped, count_dropped
-from daemon.kv.evictor import Copy, Evictor, PrefixLimits
+from daemon.kv.evictor import Copy, Evictor, PrefixLimits, Room
 from daemon.kv.extent_ledger import Run
 from daemon.kv.keeps import KEEP_SHARE, Keeps
 from daemon.kv.keys import BLOCK_TOKENS, block_keys, pack, partition_of
@@ -214,7 +212,14 @@ class PrefixCache:
         return [group_runs(lease, index, group) for index, group in enumerate(spec.groups)]
 
     def store(
-        self, namespace: str, tokens: Sequence[int], spec: PrefixSpec, source: KVSource, *, resume: Resume
+        self,
+        namespace: str,
+        tokens: Sequence[int],
+        spec: PrefixSpec,
+        source: KVSource,
+        *,
+        resume: Resume,
+        kept: bool = False,
     ) -> int:
         """
         Store every full block of `tokens` that is not stored yet, and their tail where requests shall go on.
@@ -227,6 +232,7 @@ class PrefixCache:
             spec: What a prefix consists of.
             source: Copies the KV that is missing. Its errors pass through, and the copy that failed is not stored.
             resume: Whether later requests shall be able to go on after these tokens.
+            kept: Whether they will be kept: others that are kept make room for them.
 
         Returns:
             How many blocks and tails were stored: the first, as far as the limits and the leases of others allow.
@@ -239,17 +245,17 @@ class PrefixCache:
             return 0
         # Blocks that were ever in the trie: the store itself may evict some, its own among them.
         total_before = self.trie.blocks + self._evictor.evictions
-        partition, covered = partition_of(namespace), 0
+        room, covered = Room(self._evictor, partition_of(namespace), kept), 0
         try:
             with self.trie.match(namespace, keys) as lease:
                 known = len(lease.nodes)
                 try:
-                    while blocks := self._evictor.make_room(partition, len(keys) - len(lease.nodes), spec.block_bytes):
+                    while blocks := room.make_room(len(keys) - len(lease.nodes), spec.block_bytes):
                         self._append(lease, keys, blocks, spec, source)
                 finally:
                     self._note(lease, tokens, known)
                 if resume is not Resume.NO and len(lease.nodes) == len(keys):
-                    make_resumable(self._evictor, lease, tokens, spec, source, passing=resume is Resume.PASSING)
+                    make_resumable(room, lease, tokens, spec, source, passing=resume is Resume.PASSING)
                 if spec.resumes_anywhere and 0 < known < len(lease.nodes):
                     covered = drop_covered(self.trie, *lease.nodes[known - 1 : known + 1])
         finally:
@@ -303,12 +309,7 @@ class PrefixCache:
         return self._forget(tops, dry_run=dry_run)
 
     def check_integrity(self) -> None:
-        """
-        Recount everything and compare it with the counters and the limits.
-
-        Raises:
-            AssertionError: If anything disagrees.
-        """
+        """Recount everything and compare it with counters and limits; AssertionError if anything disagrees."""
         self.trie.check_integrity()
         self.keeps.check()
         assert self.trie.blocks <= self.limits.blocks, "more blocks than allowed"
@@ -332,8 +333,7 @@ class PrefixCache:
         """Note in the record of prompts what is stored of a prompt: with its tail, if all its blocks are."""
         blocks = len(lease.nodes)
         if blocks:
-            whole = blocks == len(tokens) // BLOCK_TOKENS
-            tail = pack(tokens[blocks * BLOCK_TOKENS :]) if whole else b""
+            tail = pack(tokens[blocks * BLOCK_TOKENS :]) if blocks == len(tokens) // BLOCK_TOKENS else b""
             self._seen.stored(lease.namespace, b"".join(node.key for node in lease.nodes) + tail, known)
 
     def _forget(self, tops: Sequence[Node], *, dry_run: bool) -> Dropped:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from daemon.kv.evictor import Evictor
+from daemon.kv.evictor import Room
 from daemon.kv.extent_ledger import EXTENT_BLOCKS, Run, runs
-from daemon.kv.keys import TOKEN_BYTES, pack, partition_of
+from daemon.kv.keys import TOKEN_BYTES, pack
 from daemon.kv.lease import PrefixLease
 from daemon.kv.nodes import Node
 from daemon.kv.place import MOST_CHILDREN, tails_along
@@ -34,7 +34,7 @@ def group_runs(lease: PrefixLease, index: int, group: LayerGroup) -> list[Run]:
 
 
 def make_resumable(
-    evictor: Evictor,
+    room: Room,
     lease: PrefixLease,
     tokens: Sequence[int],
     spec: PrefixSpec,
@@ -46,7 +46,7 @@ def make_resumable(
     Let requests go on after some tokens.
 
     Args:
-        evictor: Makes room.
+        room: What the store may take.
         lease: Holds all their blocks.
         tokens: The tokens.
         spec: What a prefix of the model consists of.
@@ -55,12 +55,12 @@ def make_resumable(
     """
     tail = pack(tokens[lease.tokens :])
     if tail and not passing:
-        _store_tail(evictor, lease, tail, spec, source)
+        _store_tail(room, lease, tail, spec, source)
     elif not spec.resumes_anywhere:
-        _complete_block(evictor, lease, spec, source, passing=passing)
+        _complete_block(room, lease, spec, source, passing=passing)
 
 
-def _store_tail(evictor: Evictor, lease: PrefixLease, key: bytes, spec: PrefixSpec, source: KVSource) -> None:
+def _store_tail(room: Room, lease: PrefixLease, key: bytes, spec: PrefixSpec, source: KVSource) -> None:
     """
     Store the tail behind a leased path, complete or not at all, and lease it.
 
@@ -72,10 +72,10 @@ def _store_tail(evictor: Evictor, lease: PrefixLease, key: bytes, spec: PrefixSp
     tail, tokens = parent.child(key), len(key) // TOKEN_BYTES
     end = parent.end + tokens
     if tail is not None:  # leased before room is made, which would evict a tail that lost its checkpoint
-        evictor.trie.insert(lease, [key], tail.extents)
+        room.evictor.trie.insert(lease, [key], tail.extents)
     nbytes = spec.tail_bytes(tokens, end) if tail is None else spec.state_bytes
     complete = tail is not None and spec.resumes_at(tail)
-    if not complete and not evictor.make_room(partition_of(lease.namespace), 1, nbytes, new_blocks=tail is None):
+    if not complete and not room.make_room(1, nbytes, new_blocks=tail is None):
         return
     checkpoint = source.checkpoint(end) if spec.state_bytes and not complete else None
     if spec.state_bytes and not complete and checkpoint is None:
@@ -83,11 +83,11 @@ def _store_tail(evictor: Evictor, lease: PrefixLease, key: bytes, spec: PrefixSp
     starts = (parent.end if group.window is None else end - group.seen(end) for group in spec.groups)
     if tail is None:
         extents = tuple(source.tail(index, first, end) for index, first in enumerate(starts))
-        evictor.trie.insert(lease, [key], extents)
+        room.evictor.trie.insert(lease, [key], extents)
     if checkpoint is not None:
-        evictor.trie.attach(lease, checkpoint)
+        room.evictor.trie.attach(lease, checkpoint)
     if spec.windowed:
-        _thin_windows(evictor.trie, lease, spec, None)
+        _thin_windows(room.evictor.trie, lease, spec, None)
 
 
 def drop_covered(trie: PrefixTrie, parent: Node, child: Node) -> int:
@@ -97,31 +97,29 @@ def drop_covered(trie: PrefixTrie, parent: Node, child: Node) -> int:
     return len(covered)
 
 
-def _complete_block(evictor: Evictor, lease: PrefixLease, spec: PrefixSpec, source: KVSource, *, passing: bool) -> None:
+def _complete_block(room: Room, lease: PrefixLease, spec: PrefixSpec, source: KVSource, *, passing: bool) -> None:
     """Store the windows and the recurrent states that a request needs to go on after a leased path of blocks."""
     for index, group in enumerate(spec.groups):
-        if group.window is not None and not _fill_window(evictor, lease, index, group, source):
+        if group.window is not None and not _fill_window(room, lease, index, group, source):
             return
     if spec.state_bytes and lease.checkpoint is None:
-        partition = partition_of(lease.namespace)
-        room = evictor.make_room(partition, 1, spec.state_bytes, new_blocks=False)
-        checkpoint = source.checkpoint(lease.tokens) if room else None
+        fits = room.make_room(1, spec.state_bytes, new_blocks=False)
+        checkpoint = source.checkpoint(lease.tokens) if fits else None
         if checkpoint is not None:
-            evictor.trie.attach(lease, checkpoint)
+            room.evictor.trie.attach(lease, checkpoint)
     if spec.windowed and not passing:
         end = lease.nodes[-1]
         end.resumable = True
-        _thin_windows(evictor.trie, lease, spec, end.depth)
+        _thin_windows(room.evictor.trie, lease, spec, end.depth)
 
 
-def _fill_window(evictor: Evictor, lease: PrefixLease, index: int, group: LayerGroup, source: KVSource) -> bool:
+def _fill_window(room: Room, lease: PrefixLease, index: int, group: LayerGroup, source: KVSource) -> bool:
     """Store the blocks that a window sees at the end of a leased path, and tell whether all of them are stored."""
     visible = lease.nodes[len(lease.nodes) - group.visible(len(lease.nodes)) :]
     for first, last in _stretches([node for node in visible if node.extents[index] is None]):
-        room = evictor.make_room(partition_of(lease.namespace), last - first, group.block_bytes, new_blocks=False)
-        if room < last - first:
+        if room.make_room(last - first, group.block_bytes, new_blocks=False) < last - first:
             return False
-        evictor.trie.fill(lease, index, packed(source, index, first, last))
+        room.evictor.trie.fill(lease, index, packed(source, index, first, last))
     return True
 
 

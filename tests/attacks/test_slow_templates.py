@@ -91,7 +91,7 @@ class Gate:
         self._lock = threading.Lock()
         real = Templates.render
 
-        def render(templates: Templates, template: str, messages: Any, options: Any) -> str:
+        def render(templates: Templates, template: str, messages: Any, options: Any, now: Any = None) -> str:
             with self._lock:
                 self.begun.append(messages[0]["content"])
                 self.active += 1
@@ -99,7 +99,7 @@ class Gate:
             assert self.go_on.acquire(timeout=60)
             with self._lock:
                 self.active -= 1
-            return real(templates, template, messages, options)
+            return real(templates, template, messages, options, now)
 
         monkeypatch.setattr(Templates, "render", render)
 

@@ -25,10 +25,16 @@ class RecordedTemplates(Templates):
     asked: tuple[str, Sequence[Mapping[str, Any]], Mapping[str, Any]] | None = None
     answered: str | None = None
 
-    def render(self, template: str, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
+    def render(
+        self,
+        template: str,
+        messages: Sequence[Mapping[str, Any]],
+        options: Mapping[str, Any],
+        now: float | None = None,
+    ) -> str:
         """Return a conversation as text."""
         self.asked, self.answered = (template, messages, options), None
-        self.answered = super().render(template, messages, options)
+        self.answered = super().render(template, messages, options, now)
         return self.answered
 
 

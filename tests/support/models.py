@@ -100,6 +100,23 @@ def random_model(folder: Path, family: str) -> Path:
     return write_random(folder / family, TINY[family], 7)
 
 
+def adapter_of(path: Path, config: dict[str, Any], seed: int = 9) -> Path:
+    """Write a LoRA adapter of a tiny model's queries and values, with random numbers that change its answers."""
+    path.mkdir()
+    layers, width = config["num_hidden_layers"], config["hidden_size"]
+    lora = {"rank": 2, "scale": 4.0, "dropout": 0.0, "keys": ["self_attn.q_proj", "self_attn.v_proj"]}
+    (path / "adapter_config.json").write_text(json.dumps({"num_layers": layers, "lora_parameters": lora}))
+    mx.random.seed(seed)
+    arrays = {}
+    for layer in range(layers):
+        for name, heads in (("q_proj", config["num_attention_heads"]), ("v_proj", config["num_key_value_heads"])):
+            place = f"model.layers.{layer}.self_attn.{name}"
+            arrays[f"{place}.lora_a"] = mx.random.normal((width, 2))
+            arrays[f"{place}.lora_b"] = mx.random.normal((2, heads * config["head_dim"]))
+    mx.save_safetensors(str(path / "adapters.safetensors"), arrays)
+    return path
+
+
 def wide_model(folder: Path, name: str, seed: int, layers: int = 3, width: int = 512) -> Path:
     """Write a model of about 13 MB a layer, four times that for twice the width. Each seed is another model."""
     sizes = {"hidden_size": width, "num_hidden_layers": layers, "intermediate_size": 4 * width}

@@ -26,10 +26,12 @@ from daemon.engine.execution.sequence import Sequence, Times
 from daemon.engine.execution.sequence_kv import DraftKV
 from daemon.engine.execution.speculation import guessable, head_of
 from daemon.engine.memory.memory_budget import DECODE_ROOM, scoring_need
+from daemon.engine.prompt.chat_templates import local_now
 from daemon.engine.prompt.preparation import PreparedRequest, Rendered, prepare_request, render
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.kv.disk.restores import Restore
 from daemon.shared.errors import invalid
+from daemon.shared.readings import told
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 
@@ -108,7 +110,8 @@ def _prepare_and_load(
     services.coming.add(call_id)
     try:
         wanted = Wanted(request.model, adapter=request.adapter)
-        prepared = yield from services.lookup.find(wanted, partial(_prepare, services, request), delayed)
+        now = told(local_now())  # templates tell the date: that of the first rank
+        prepared = yield from services.lookup.find(wanted, partial(_prepare, services, request, now), delayed)
     finally:
         services.coming.discard(call_id)
     read_ahead(services, request, record.restore, prepared.source, prepared.prompt.tokens)
@@ -119,7 +122,7 @@ def _prepare_and_load(
     return prepared, ticket
 
 
-def _prepare(services: Services, request: pb.GenerateRequest, found: Found) -> Task[PreparedRequest]:
+def _prepare(services: Services, request: pb.GenerateRequest, now: float, found: Found) -> Task[PreparedRequest]:
     """Return the task that reads the model's tokenizer, renders the conversation if there is one, and tokenises it."""
     assert isinstance(found, ModelSource)
     source = services.limited(found, request.adapter)
@@ -132,7 +135,7 @@ def _prepare(services: Services, request: pb.GenerateRequest, found: Found) -> T
     def begun(tokenizer: Tokenizer) -> Task[PreparedRequest]:
         if not request.HasField("chat"):
             return encoded(tokenizer)
-        return Task(TEMPLATE, source.name, source.path, lambda: encoded(tokenizer, render(request, tokenizer)))
+        return Task(TEMPLATE, source.name, source.path, lambda: encoded(tokenizer, render(request, tokenizer, now)))
 
     return services.with_tokenizer(source, begun)
 

@@ -190,11 +190,14 @@ class Invalidator:
         entries = [entry for entry in self._models.entries() if entry.key in keys and not entry.draining]
         named = self._disk.catalog.of_model(target.model)
         digests = (*(model_digest(key.weights, key.adapter) for key in keys), *named)
-        return self._drop(
+        answer = self._drop(
             entries if target.weights else [],
             (lambda namespace: namespace.startswith(digests)) if target.prefixes else None,
             dry_run=dry_run,
         )
+        if target.prefixes and not (dry_run or self._disk.open):  # which adapters it had is known once it can be read
+            self._disk.forget(lambda _: True, target.model)
+        return answer
 
     def all(self, target: pb.AllTarget, *, dry_run: bool) -> pb.InvalidateResponse:
         """Drop everything of the kinds asked for."""
@@ -211,7 +214,8 @@ class Invalidator:
             for key in keys
             for layout in self.known.layouts(key)
         }
-        digests, partition = tuple(model_digest(key.weights, key.adapter) for key in keys), salt_partition(salt)
+        named, partition = self._disk.catalog.of_model(source.name), salt_partition(salt)
+        digests = (*(model_digest(key.weights, key.adapter) for key in keys), *named)
         for digest in digests:
             wanted |= set(self._disk.catalog.salted(digest, partition))
         dropped = [self._prefixes.forget_prefix(name, tokens, dry_run=dry_run) for name in sorted(wanted)]
@@ -220,6 +224,7 @@ class Invalidator:
             self._cut_off(lambda namespace: namespace in wanted)
             if not self._disk.open:  # what lies there is not known: of this model and salt, all of it goes
                 self._disk.forget(lambda name: name.startswith(digests) and partition_of(name) == partition)
+                self._disk.forget(lambda name: partition_of(name) == partition, source.name)
         return _answer([], dropped)
 
     def _drop(

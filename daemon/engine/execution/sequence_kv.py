@@ -58,7 +58,7 @@ class SequenceKV:
         boundary: The state of recurrent layers at the last end of a block.
         prefix: The hold on the prefix that was reused, or is to be.
         in_memory: Prompt tokens that could have been reused without the disk; None if nothing came from there.
-        keep: Seconds for which the stored prompt is evicted after all others; 0 for as any other.
+        keep: Seconds for which the prompt is evicted after all others, once it is stored; 0 for as any other.
         miss: Why no more of the prompt was reused; None if all was that could be, or none was looked for.
         shared: Leading tokens that may be reused and stored; None for all.
         common: The last prefix that it reads together with other sequences; None if all of it is its own.
@@ -145,7 +145,7 @@ class SequenceKV:
             copy: Whether it gets a copy of the arrays, which the first write to either makes; else a batch holds them.
         """
         other.held, other.cached, other.boundary = self.held, self.cached, self.boundary
-        other.writes, other.lends = self.writes, self.lends
+        other.writes, other.lends, other.keep = self.writes, self.lends, self.keep
         other.common = self.common
         if copy:
             other.cache = deepcopy(self.cache)
@@ -284,7 +284,8 @@ class SequenceKV:
             return
         try:
             live = RequestKV(layout, caches, self.held, self.boundary)
-            prefixes.store(self.namespace, tokens[:first], layout.parts, live, resume=resume)
+            kept = self.keep > 0
+            prefixes.store(self.namespace, tokens[:first], layout.parts, live, resume=resume, kept=kept)
         except NotHeldError:
             return  # a window has passed these tokens; the blocks that were stored before it did remain
         except Exception:
@@ -298,10 +299,11 @@ class SequenceKV:
 
     def keep_prompt(self, prompt: list[int], prefixes: PrefixCache, request_id: str) -> None:
         """Keep what is stored of a prompt, if that is asked for; a fault is only logged."""
-        if not (self.keep and self.writes):
+        seconds, self.keep = self.keep, 0.0  # what is stored from now on is the answer
+        if not (seconds and self.writes):
             return
         try:
-            kept = prefixes.keep(self.namespace, prompt, self.loaded.layout.parts, self.keep)
+            kept = prefixes.keep(self.namespace, prompt, self.loaded.layout.parts, seconds)
         except Exception:
             log.exception("prefix_keep_failed", request_id=request_id)
             return

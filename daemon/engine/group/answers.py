@@ -180,11 +180,17 @@ def _differs(name: str, rank: int) -> SidecarError:
 
 
 def fingerprint(result: object) -> bytes:
-    """Return a digest of what ranks must agree on: the content of a model, and the ids of a prompt."""
+    """
+    Return a digest of what ranks must agree on: the content of a model, and the ids of a prompt.
+
+    Small files are no part of a content, and decide as well: which sampling a model recommends, and which ids end an
+    answer.
+    """
     if isinstance(result, PreparedRequest):
-        parts = repr((result.source.key, result.prompt.tokens, result.prompt.max_tokens))
+        decides = sorted(result.source.default_sampling.items()), sorted(result.tokenizer.eos_ids)
+        parts = repr((result.source.key, result.prompt.tokens, result.prompt.max_tokens, *decides))
     elif isinstance(result, PreparedTexts):
-        parts = repr((result.source.key, result.texts))
+        parts = repr((result.source.key, result.texts, result.shared, sorted(result.message_ends)))
     elif isinstance(result, ModelSource):
         parts = repr(result.key)
     else:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -31,6 +32,11 @@ _REMEMBERED = 64
 _COMMAND = (sys.executable, "-P", "-m", "daemon.engine.template_worker")
 
 log = structlog.get_logger()
+
+
+def local_now() -> float:
+    """Return the time of this machine's wall clock, as the seconds since it showed the beginning of 1970."""
+    return (datetime.now() - datetime(1970, 1, 1)).total_seconds()  # noqa: DTZ001, DTZ005 - as templates tell it
 
 
 class Templates:
@@ -64,7 +70,13 @@ class Templates:
         with self._lock:
             return [worker.pid for worker in (*self._busy, *(worker for worker, _ in self._idle))]
 
-    def render(self, template: str, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
+    def render(
+        self,
+        template: str,
+        messages: Sequence[Mapping[str, Any]],
+        options: Mapping[str, Any],
+        now: float | None = None,
+    ) -> str:
         """
         Return a conversation as text.
 
@@ -72,13 +84,15 @@ class Templates:
             template: Source of the template.
             messages: The conversation, as templates expect it.
             options: Other variables of the template, `tools` among them.
+            now: What the template is told that the time is, as `local_now` has it; None for the time now.
 
         Raises:
             SidecarError: INVALID_ARGUMENT if the template refuses it, fails, or takes too much time or memory;
                 MACHINE_EXHAUSTED or MACHINE_FAULT if the worker cannot be started.
         """
         digest = _digest(template)
-        answer = self._answer(digest, {"template": template, "messages": messages, "options": options})
+        now = local_now() if now is None else now
+        answer = self._answer(digest, {"template": template, "messages": messages, "options": options, "now": now})
         if answer is None:
             raise self._killed(digest)
         if "text" in answer:

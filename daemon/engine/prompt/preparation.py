@@ -202,9 +202,14 @@ class Rendered:
     warnings: tuple[str, ...] = ()
 
 
-def render(request: pb.GenerateRequest, tokenizer: Tokenizer) -> Rendered:
+def render(request: pb.GenerateRequest, tokenizer: Tokenizer, now: float | None = None) -> Rendered:
     """
     Return the text of a request's conversation, by its model's own template. Blocks while another process renders it.
+
+    Args:
+        request: The request.
+        tokenizer: The model's tokenizer.
+        now: What the template is told that the time is; see `Templates.render`.
 
     Raises:
         SidecarError: INVALID_ARGUMENT if the template is missing, refuses the conversation, takes too much time or
@@ -220,9 +225,9 @@ def render(request: pb.GenerateRequest, tokenizer: Tokenizer) -> Rendered:
         messages = flagged(messages, thinking=chat.enable_thinking)
     if chat.continue_final_message:
         content = chat.messages[-1].content
-        text = cut(tokenizer.render(left_open(messages), **options), content)
+        text = cut(tokenizer.render(left_open(messages), now, **options), content)
     else:
-        text = tokenizer.render(messages, **options)
+        text = tokenizer.render(messages, now, **options)
     lost = tuple(warnings(chat.messages, shape))
     if lost:
         tokenizer.log_losses(tools=bool(tools))

@@ -161,12 +161,13 @@ class Tokenizer:
             return self._shape_of_code
         return self._templates.shape(template, self._wrapper._tokenizer.special_tokens_map)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], now: float | None = None, /, **options: Any) -> str:
         """
         Return a conversation as text, by the model's own template.
 
         Args:
             messages: The conversation, as templates expect it.
+            now: See `Templates.render`.
             options: Other variables of the template.
 
         Raises:
@@ -177,7 +178,8 @@ class Tokenizer:
         if template is None:
             with self._lock:
                 return self._render_here(messages, options)
-        return self._templates.render(template, messages, {**self._wrapper._tokenizer.special_tokens_map, **options})
+        options = {**self._wrapper._tokenizer.special_tokens_map, **options}
+        return self._templates.render(template, messages, options, now)
 
     def log_losses(self, *, tools: bool) -> None:
         """Log that the template of such a conversation leaves out parts of it, once for each template."""

@@ -230,9 +230,11 @@ class Catalog:
             self._unlink(entry)
         return names
 
-    def select(self, accept: Callable[[str], bool]) -> list[Entry]:
-        """Return the pieces of the namespaces that `accept` names."""
-        return [entry for namespace, entries in self._roots.items() if accept(namespace) for entry in entries]
+    def select(self, accept: Callable[[str], bool], name: str = "") -> list[Entry]:
+        """Return the pieces of the namespaces that `accept` names: of models that wrote under a name, or of all."""
+        models = tuple(self.of_model(name)) if name else ("",)
+        chosen = (each for space, each in self._roots.items() if space.startswith(models) and accept(space))
+        return [entry for entries in chosen for entry in entries]
 
     def beginning_with(self, namespace: str, hashes: Sequence[bytes]) -> list[Entry]:
         """

@@ -208,10 +208,10 @@ class DiskTier:
         self.work.counters.hits += tokens > 0
         self.work.counters.tokens_reused += tokens
 
-    def forget(self, accept: Callable[[str], bool]) -> None:
-        """Forget the namespaces that `accept` names. See `settled`."""
+    def forget(self, accept: Callable[[str], bool], name: str = "") -> None:
+        """Forget the namespaces that `accept` names, of the models that wrote under a name or of all. See `settled`."""
         self._stop(accept)
-        self._forget(lambda: self.catalog.select(accept))
+        self._forget(lambda: self.catalog.select(accept, name))
 
     def forget_prefix(self, namespace: str, keys: Sequence[bytes]) -> None:
         """Forget all prompts that begin with some blocks; without any, the whole namespace. See `settled`."""

@@ -7,6 +7,8 @@ import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +16,16 @@ from mlx_lm.utils import load_tokenizer
 from structlog.testing import capture_logs
 
 from daemon.cache.resolver import EMBEDDED_PATH
+from daemon.engine.calls import generate as calls
 from daemon.engine.prompt.chat_templates import BAN_SECONDS, IDLE_SECONDS, STRIKES, Templates
 from daemon.engine.prompt.template_shape import TemplateShape
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.shared.errors import Reason, SidecarError
+from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.builders import Clock
 from tests.support.daemons import END_SECONDS, alive, wait_until
+from tests.support.models import copy_of_embedded
+from tests.unit.engine.harness import Harness
 
 MESSAGES = [{"role": "user", "content": "one two"}]
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
@@ -53,6 +59,31 @@ def test_chat_template_has_the_usual_filters(templates: Templates) -> None:
         "{% generation %}{% for m in messages %}{{ m|tojson }}{% break %}{% endfor %}{% endgeneration %}{{ bos_token }}"
     )
     assert templates.render(template, MESSAGES, {"bos_token": "<s>"}) == '{"role": "user", "content": "one two"}<s>'
+
+
+def test_chat_template_is_told_the_time_of_the_wall_clock(templates: Templates) -> None:
+    template = "{{ strftime_now('%Y-%m-%d %H:%M:%S') }}"
+    assert templates.render(template, MESSAGES, {}, 951782399.0) == "2000-02-28 23:59:59"
+    before = datetime.now()  # noqa: DTZ005 - as a template tells it
+    shown = datetime.fromisoformat(templates.render(template, MESSAGES, {}))
+    assert before.replace(microsecond=0) <= shown <= datetime.now()  # noqa: DTZ005
+
+
+def test_date_in_a_prompt_is_that_of_the_first_rank(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clocks and time zones of ranks differ, and their prompts must not."""
+    path = copy_of_embedded(tmp_path)
+    (path / "chat_template.jinja").write_text("It is {{ strftime_now('%d.%m.%Y') }}.")
+    ask = pb.GenerateRequest(
+        model=str(path),
+        chat=pb.Chat(messages=[pb.ChatMessage(role="user", content="Which day is it?")]),
+        prompt_logprobs=0,
+        max_tokens=1,
+    )
+    monkeypatch.setattr(calls, "told", lambda _: 0.0)
+    scores = [event.generate.prompt_logprobs.logprobs for event in harness.run(ask).events]
+    assert "".join(entry.text for entries in scores for entry in entries).endswith("01.01.1970.")
 
 
 @pytest.mark.parametrize(

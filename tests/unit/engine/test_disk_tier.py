@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from daemon.kv.disk import write_behind
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.support.models import embedding_model, random_model
+from tests.support.models import TINY, adapter_of, embedding_model, random_model
 from tests.unit.engine.families import EXACT, Family, write
 from tests.unit.engine.harness import Answer, Harness, generate
 from tests.unit.engine.test_embedding import CLOSE as CLOSE_VECTORS
@@ -97,6 +97,36 @@ def test_invalidated_prefix_is_gone_after_a_restart(engine: Callable[..., Harnes
     assert not harness.run(invalidate).failure.message
     assert not list(folder.glob("*.kv"))
     harness = restarted(harness, engine)
+    assert harness.run(request).cached == 0
+
+
+@pytest.mark.parametrize("away", [False, True])
+@pytest.mark.parametrize("target", ["model", "prefix"])
+def test_invalidated_prefix_of_an_adapter_is_gone_after_a_restart(
+    engine: Callable[..., Harness], tmp_path: Path, target: str, away: bool
+) -> None:
+    """An engine that has not seen the adapter finds its pieces by the model's name, once the directory is there."""
+    path = write(tmp_path, Family("qwen3"))
+    adapter = adapter_of(tmp_path / "adapter", TINY["qwen3"])
+    request = generate(TEXT, model=str(path), adapter=str(adapter))
+    harness = first = engine()
+    for each in (request, request, generate(TEXT, model=str(path)), generate(TEXT, model=str(path))):
+        harness.run(each)
+    written(harness)
+    folder = harness.engine._disk.work._files.folder
+    assert len(list(folder.glob("*.kv"))) == 2
+    harness = engine(kv_disk_dir=folder) if away else restarted(harness, engine)
+    invalidate = {
+        "model": pb.InvalidateRequest(model=pb.ModelTarget(model=str(path), prefixes=True)),
+        "prefix": pb.InvalidateRequest(prefix=pb.PrefixTarget(model=str(path), text=TEXT[:200])),
+    }[target]
+    assert not harness.run(invalidate).failure.message
+    if away:
+        first.close()
+        first.engine._disk.work._files.close()
+        harness.clock_offset += 2
+        harness.until(lambda: harness.engine._disk.open and harness.engine._disk.settled)
+    assert not list(folder.glob("*.kv"))
     assert harness.run(request).cached == 0
 
 

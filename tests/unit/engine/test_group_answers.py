@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import errno
+import json
+import shutil
 from collections.abc import Callable
 from itertools import repeat
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from daemon.cache.resolver import Resolver, Wanted
 from daemon.engine.background.answers import WorkTicket
 from daemon.engine.background.background import Background
-from daemon.engine.group.answers import FirstAnswers, RankAnswers
+from daemon.engine.group.answers import FirstAnswers, RankAnswers, fingerprint
 from daemon.engine.group.connection import Connection
 from daemon.engine.group.digest import DigestingWire, NoWire
 from daemon.engine.group.disk import least_wanted, together
+from daemon.engine.prompt.chat_templates import Templates
+from daemon.engine.prompt.preparation import PreparedRequest, prepare_request
+from daemon.engine.prompt.tokenizers import Tokenizers
 from daemon.kv.disk.agreement import told
 from daemon.kv.disk.limits import Space
 from daemon.shared.errors import Reason, SidecarError
 from daemon.v1 import ipc_pb2 as ipc
+from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.daemons import wait_until
+from tests.support.models import copy_of_embedded
+from tests.unit.engine.harness import generate
 from tests.unit.engine.two_ranks import Pair, Two
 
 
@@ -41,6 +51,13 @@ def no_difference(why: str) -> None:
 def work(answers: RankAnswers, acted: list[Any], what: str = "lookup") -> WorkTicket:
     """Begin work whose end goes into a list."""
     return answers.ticket(what, acted.append, lambda: False)
+
+
+def prepared(path: Path, templates: Templates) -> PreparedRequest:
+    """Return a request as a rank with these files prepares it."""
+    source = Resolver([]).resolve(Wanted(str(path)))
+    request = generate("Once upon a time", model=str(path), sampling=pb.Sampling(model_defaults=True))
+    return prepare_request(request, source, Tokenizers(templates).get(source))
 
 
 def test_ranks_act_when_all_have_a_result(pair: Pair) -> None:
@@ -72,6 +89,32 @@ def test_failure_of_one_rank_fails_the_work_everywhere(pair: Pair) -> None:
     pair[0].close()
     two.thread.join()
     assert [error.message for error in acted] == ["a rank: it is not there"] * 2
+
+
+@pytest.mark.parametrize("small", [{"temperature": 0.5, "do_sample": True}, {"eos_token_id": [2, 9]}])
+def test_ranks_whose_small_files_differ_refuse_the_request(
+    pair: Pair, tmp_path: Path, templates: Templates, small: dict[str, Any]
+) -> None:
+    """They have the same weights and the same prompt, and would sample other tokens, or end at another one."""
+    two = Two(pair)
+    acted: list[SidecarError] = []
+    one, other = work(two.answers, acted, "prompt"), work(two.other_answers, acted, "prompt")
+    first = copy_of_embedded(tmp_path)
+    second = shutil.copytree(first, tmp_path / "other")
+    results = [prepared(first, templates), prepared(second, templates)]
+    (second / "generation_config.json").write_text(json.dumps(small))
+    results.append(prepared(second, templates))
+    assert results[0].source.key == results[2].source.key
+    assert fingerprint(results[0]) == fingerprint(results[1])
+    two.answers.done(one, lambda: None, results[0])
+    two.other_answers.done(other, lambda: None, results[2])
+    wait_until(lambda: bool(two.settled), "all ranks have reported")
+    two.rank.act(two.settled[0])
+    wait_until(lambda: len(acted) == 2, "both ranks have acted")
+    pair[0].close()
+    two.thread.join()
+    assert {error.reason for error in acted} == {Reason.MODEL_CORRUPT}
+    assert all(error.message.startswith("a rank has other files of this model than rank 0") for error in acted)
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,28 @@ def test_kept_prompts_that_fill_a_smaller_limit_hold_up_no_request(engine: Calla
     harness.settle()
 
 
+def test_ordinary_requests_end_no_keep_where_kept_prompts_take_all_that_is_left(engine: Callable[..., Harness]) -> None:
+    """Nor does the answer of a kept prompt. The requests are answered, and what they computed is not stored."""
+    harness = engine()
+    cold = [harness.run(request("embedded", ids(100, salt), BYPASS)).content for salt in range(10, 14)]
+    for salt in range(3):
+        harness.run(request("embedded", ids(100, salt), HOUR))
+    memory = harness.engine._memory
+    prefixes = memory._prefixes
+    prefixes.shed(prefixes.evictable_bytes() - prefixes.keeps.nbytes)
+    memory.prefix_budget = PrefixBudget(prefixes.memory_usage(), memory.budget)
+    kept = [keep.tokens for keep in prefixes.keeps]
+
+    assert [harness.run(request("embedded", ids(100, salt))).content for salt in range(10, 14)] == cold
+    harness.run(request("embedded", ids(100), HOUR))
+
+    assert len(kept) == 3
+    assert [keep.tokens for keep in prefixes.keeps] == kept
+    assert prefixes.keeps.yielded == 0
+    assert [harness.run(request("embedded", ids(100, salt))).cached for salt in range(3)] == [96] * 3
+    harness.settle()
+
+
 def test_kept_prompts_make_room_for_a_request_that_needs_their_memory(engine: Callable[..., Harness]) -> None:
     """All memory is taken by weights and kept prompts."""
     harness = engine()

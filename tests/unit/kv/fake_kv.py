@@ -86,12 +86,18 @@ class FakePrefixes:
         self.packed: list[tuple[int, int]] = []
 
     def store(
-        self, namespace: str, tokens: Sequence[int], resume: Resume = Resume.YES, source: FakeKV | None = None
+        self,
+        namespace: str,
+        tokens: Sequence[int],
+        resume: Resume = Resume.YES,
+        source: FakeKV | None = None,
+        *,
+        kept: bool = False,
     ) -> int:
         """Store what a live cache holds after these tokens."""
         live = source or FakeKV(tokens, boundary=len(tokens) // BLOCK_TOKENS * BLOCK_TOKENS)
         try:
-            return self.cache.store(namespace, tokens, self.parts, live, resume=resume)
+            return self.cache.store(namespace, tokens, self.parts, live, resume=resume, kept=kept)
         finally:
             self.packed += [(start, stop) for group, start, stop in live.packed if group == 0]
 

@@ -160,6 +160,34 @@ def test_kept_prefix_yields_when_all_else_is_gone() -> None:
     assert prefixes.cache.trie.blocks == 2
 
 
+@pytest.mark.parametrize("limit", [{"blocks": 12}, {"nbytes": 12 * BLOCK_BYTES}])
+@pytest.mark.parametrize("parts", LAYOUTS)
+def test_store_of_an_ordinary_prompt_ends_no_keep(parts: PrefixSpec, limit: Any) -> None:
+    """Though the limit leaves room for what is kept alone: the prompt is not stored, or as far as there is room."""
+    prefixes = FakePrefixes(parts=parts, **limit)
+    assert kept(prefixes, prompt(1, 2))
+    prefixes.cache.limit(prefixes.cache.memory_usage())
+
+    for letter in range(10, 20):
+        prefixes.store("n", prompt(letter, letter + 1, letter + 2, *range(letter + 3, letter + 30)))
+
+    assert (len(prefixes.cache.keeps), prefixes.cache.keeps.yielded) == (1, 0)
+    assert prefixes.reuse("n", prompt(1, 2, tail=1)) == prompt(1, 2)
+    prefixes.cache.check_integrity()
+
+
+def test_keep_with_the_least_time_left_yields_to_a_prompt_that_is_to_be_kept() -> None:
+    prefixes = FakePrefixes()
+    kept(prefixes, prompt(1, 2), 2 * HOUR)
+    kept(prefixes, prompt(3), HOUR)
+    prefixes.cache.limit(prefixes.cache.memory_usage())
+
+    prefixes.store("n", prompt(4), kept=True)
+
+    assert [keep.tokens for keep in prefixes.cache.keeps] == [32]
+    assert prefixes.cache.keep("n", prompt(4, tail=1), prefixes.parts, HOUR)
+
+
 def test_kept_prefix_survives_a_flood_of_another_salt() -> None:
     prefixes = FakePrefixes(blocks=20)
     kept(prefixes, prompt(*range(8)), namespace="m/quiet")
