@@ -11,12 +11,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic_core import CoreSchema
 
 from daemon.http.errors import Problem, path
 from daemon.shared.wording import did_you_mean
+
+ItemT = TypeVar("ItemT")
+
+
+class _FirstError:
+    """Marks a list or an object of any names: its validation stops at the first element that is wrong."""
+
+    # FailFast of pydantic's own has no hash, which a type in a union needs.
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema: Any = {**handler(source), "fail_fast": True}
+        return cast("CoreSchema", schema)
+
+
+_FIRST_ERROR = _FirstError()
+
+Items = Annotated[list[ItemT], _FIRST_ERROR]
+"""A list in a request. An error of one element is enough: a body can have a million that are wrong."""
+
+Named = Annotated[dict[str, ItemT], _FIRST_ERROR]
+"""An object of a request, with names of the caller's own. As with `Items`, one error is enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +94,23 @@ def _check_one(kind: type[Parameters], name: str, given: Any, steps: tuple[int |
         raise Problem(400, f"{field} is not supported: {refusal.why}", code="unsupported_parameter", field=field)
 
 
-def objects(value: Any, steps: tuple[int | str, ...] = ()) -> Iterator[tuple[tuple[int | str, ...], Parameters]]:
-    """Yield all objects of a request with their paths, itself first."""
-    if isinstance(value, Parameters):
-        yield steps, value
-        for name, field in type(value).model_fields.items():
-            yield from objects(getattr(value, name), (*steps, field.alias or name))
-    elif isinstance(value, list | tuple):
-        for index, each in enumerate(value):
-            yield from objects(each, (*steps, index))
+_NESTED = (Parameters, list, tuple)
+
+
+def objects(value: Any) -> Iterator[tuple[tuple[int | str, ...], Parameters]]:
+    """Yield all objects of a request with their paths, itself first, in the order of the request's types."""
+    left: list[tuple[tuple[int | str, ...], Any]] = [((), value)]
+    while left:
+        steps, one = left.pop()
+        inner: list[tuple[tuple[int | str, ...], Any]] = []
+        if isinstance(one, Parameters):
+            yield steps, one
+            # Most fields are texts, and a body can have many.
+            nested = [(name, each) for name, each in vars(one).items() if isinstance(each, _NESTED)]
+            inner = [((*steps, type(one).model_fields[name].alias or name), each) for name, each in nested]
+        elif isinstance(one, (list, tuple)):
+            inner = [((*steps, index), each) for index, each in enumerate(one)]
+        left.extend(reversed(inner))
 
 
 def rows(kind: type[Parameters]) -> Iterator[tuple[str, str, str]]:
