@@ -325,6 +325,7 @@ async def test_token_is_taken_in_any_spelling_of_its_scheme(header: str, value: 
             "there is no such path here: a base URL for OpenAI's SDKs ends with /v1; docs/http.md lists all paths",
         ),
         ("GET", "/v1/chat/completions", 405, "this path is not served with this method, but with POST"),
+        ("POST", "/v1/responses/r", 405, "this path is not served with this method, but with DELETE, GET, HEAD"),
     ],
 )
 async def test_wrong_path_or_method_is_told(method: str, path: str, status: int, text: str) -> None:
