@@ -46,7 +46,7 @@ class Refusal:
     Why a parameter is refused.
 
     Attributes:
-        why: What to do instead; goes on after "is not supported: ".
+        why: What to do instead, or the reason; goes on after "is not supported, leave it out: ".
         neutral: Values that ask for nothing, and are accepted. null always is.
     """
 
@@ -91,7 +91,8 @@ def _check_one(kind: type[Parameters], name: str, given: Any, steps: tuple[int |
         raise Problem(400, f"{field} is no known parameter{hint}", code="unknown_parameter", field=field)
     # The type as well: True is equal to 1.
     if not any(given == one and type(given) is type(one) for one in refusal.neutral):
-        raise Problem(400, f"{field} is not supported: {refusal.why}", code="unsupported_parameter", field=field)
+        text = f"{field} is not supported, leave it out: {refusal.why}"
+        raise Problem(400, text, code="unsupported_parameter", field=field)
 
 
 _NESTED = (Parameters, list, tuple)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from daemon.http.errors import Problem
@@ -31,3 +33,24 @@ def test_error_has_only_the_beginning_of_a_long_name() -> None:
         check(ChatRequest.model_validate({"model": "m", "messages": [turn]}))
     field = f"messages[0].{'x' * 64}…"
     assert (caught.value.field, caught.value.message) == (field, f"{field} is no known parameter")
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "why"),
+    [
+        ({"store": True}, "store", "answers are not kept"),
+        ({"functions": [{}]}, "functions", "use `tools`"),
+        (
+            {"messages": [{"role": "user", "content": "Hi", "audio": {}}]},
+            "messages[0].audio",
+            "models answer with text",
+        ),
+    ],
+)
+def test_refused_parameter_is_told_with_what_to_do(given: dict[str, Any], field: str, why: str) -> None:
+    """Leaving it out is right for all of them; what to do instead comes behind."""
+    whole = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], **given}
+    with pytest.raises(Problem) as caught:
+        check(ChatRequest.model_validate(whole))
+    assert (caught.value.field, caught.value.code) == (field, "unsupported_parameter")
+    assert caught.value.message == f"{field} is not supported, leave it out: {why}"
