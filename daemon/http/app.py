@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from daemon.http.access import Policy, guarded
@@ -68,11 +68,16 @@ class _Door:
     def application(self) -> ASGIApp:
         """The application that answers its requests."""
 
-        async def shaped(request: Request, error: Exception) -> Response:
-            unknown = isinstance(error, HTTPException) and error.status_code == 404
-            return self.answer_error(_no_such_path(request.scope["path"]) if unknown else error)
-
         routes = [Route(one.path, self._handler(one), methods=[one.method]) for one in self.routes.endpoints]
+
+        async def shaped(request: Request, error: Exception) -> Response:
+            match error:
+                case HTTPException(status_code=404):
+                    return self.answer_error(_no_such_path(request.scope["path"]))
+                case HTTPException(status_code=405):
+                    return self.answer_error(HTTPException(405, headers={"Allow": _methods(routes, request.scope)}))
+            return self.answer_error(error)
+
         application = Starlette(routes=routes, exception_handlers={HTTPException: shaped})
         application.router.redirect_slashes = False
         return application
@@ -113,6 +118,12 @@ def _no_such_path(path: str) -> Problem:
     elif not path.startswith(("/v1/", "/api/")):
         hint = ": a base URL for OpenAI's SDKs ends with /v1; docs/http.md lists all paths"
     return Problem(404, f"there is no such path here{hint}", code="not_found")
+
+
+def _methods(routes: Sequence[Route], scope: Scope) -> str:
+    """Return the methods that a path is served with; starlette's own error has those of the first route alone."""
+    methods = [route.methods or () for route in routes if route.matches(scope)[0] is not Match.NONE]
+    return ", ".join(sorted({method for some in methods for method in some}))
 
 
 def _choose(doors: Sequence[_Door], connection: HTTPConnection) -> _Door:

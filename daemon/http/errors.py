@@ -43,8 +43,10 @@ STATUSES: Mapping[str, int] = {
 }
 """The status of each reason of the daemon. SDKs repeat requests after 408, 409, 429 and statuses from 500 on."""
 
-_CODES: Mapping[str, int] = {"DEADLINE_EXCEEDED": 504, "CANCELLED": 503, "UNAVAILABLE": 503}
-"""The status of errors without a reason, by gRPC code; 502 for others."""
+CODES: Mapping[str, int] = {"DEADLINE_EXCEEDED": 504, "CANCELLED": 503, "UNAVAILABLE": 503}
+"""The status of errors without a reason, by gRPC code."""
+OTHER = 502
+"""The status of other errors without a reason."""
 
 WHOLE_REQUEST = "request"
 """The field that the daemon names if a request is too large as a whole."""
@@ -174,7 +176,7 @@ def path(steps: tuple[int | str, ...]) -> str:
 
 
 def _refused(error: SidecarError, names: Mapping[str, str]) -> Problem:
-    status = STATUSES.get(error.reason) or _CODES.get(error.code, 502)
+    status = STATUSES.get(error.reason) or CODES.get(error.code, OTHER)
     retry = error.retry_after
     if retry is None and isinstance(error, DaemonNotRunning | ConnectionLost):
         retry = RETRY_SECONDS

@@ -9,14 +9,36 @@ the tables of docs/http.md are made of the same data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic_core import CoreSchema
 
 from daemon.http.errors import Problem, path
 from daemon.shared.wording import did_you_mean
+
+ItemT = TypeVar("ItemT")
+StepT = TypeVar("StepT", int, str)
+
+
+class _FirstError:
+    """Marks a list or an object of any names: its validation stops at the first element that is wrong."""
+
+    # FailFast of pydantic's own has no hash, which a type in a union needs.
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema: Any = {**handler(source), "fail_fast": True}
+        return cast("CoreSchema", schema)
+
+
+_FIRST_ERROR = _FirstError()
+
+Items = Annotated[list[ItemT], _FIRST_ERROR]
+"""A list in a request. An error of one element is enough: a body can have a million that are wrong."""
+
+Named = Annotated[dict[str, ItemT], _FIRST_ERROR]
+"""An object of a request, with names of the caller's own. As with `Items`, one error is enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +47,7 @@ class Refusal:
     Why a parameter is refused.
 
     Attributes:
-        why: What to do instead; goes on after "is not supported: ".
+        why: What to do instead, or the reason; goes on after "is not supported, leave it out: ".
         neutral: Values that ask for nothing, and are accepted. null always is.
     """
 
@@ -70,18 +92,31 @@ def _check_one(kind: type[Parameters], name: str, given: Any, steps: tuple[int |
         raise Problem(400, f"{field} is no known parameter{hint}", code="unknown_parameter", field=field)
     # The type as well: True is equal to 1.
     if not any(given == one and type(given) is type(one) for one in refusal.neutral):
-        raise Problem(400, f"{field} is not supported: {refusal.why}", code="unsupported_parameter", field=field)
+        text = f"{field} is not supported, leave it out: {refusal.why}"
+        raise Problem(400, text, code="unsupported_parameter", field=field)
 
 
-def objects(value: Any, steps: tuple[int | str, ...] = ()) -> Iterator[tuple[tuple[int | str, ...], Parameters]]:
-    """Yield all objects of a request with their paths, itself first."""
-    if isinstance(value, Parameters):
-        yield steps, value
-        for name, field in type(value).model_fields.items():
-            yield from objects(getattr(value, name), (*steps, field.alias or name))
-    elif isinstance(value, list | tuple):
-        for index, each in enumerate(value):
-            yield from objects(each, (*steps, index))
+_FLAT = frozenset({str, int, float, bool, type(None), dict})
+"""Types of values that hold no objects with parameters. A look into a set is quicker than `isinstance`."""
+
+
+def objects(value: Any) -> Iterator[tuple[tuple[int | str, ...], Parameters]]:
+    """Yield all objects of a request with their paths, itself first, in the order of the request's types."""
+    left: list[tuple[tuple[int | str, ...], Any]] = [((), value)]
+    while left:
+        steps, one = left.pop()
+        if isinstance(one, (list, tuple)):
+            left.extend(((*steps, index), each) for index, each in reversed(_nested(enumerate(one))))
+        elif isinstance(one, Parameters):
+            yield steps, one
+            fields = type(one).model_fields
+            inner = _nested(vars(one).items())
+            left.extend(((*steps, fields[name].alias or name), each) for name, each in reversed(inner))
+
+
+def _nested(items: Iterable[tuple[StepT, Any]]) -> list[tuple[StepT, Any]]:
+    """Return what can hold objects. Most values are texts or numbers, and a body can have a million token ids."""
+    return [(step, each) for step, each in items if type(each) not in _FLAT]
 
 
 def rows(kind: type[Parameters]) -> Iterator[tuple[str, str, str]]:

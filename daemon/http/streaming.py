@@ -32,6 +32,12 @@ HOLD_SECONDS = 5.0
 QUIET_SECONDS = 5.0
 """Longest time without a piece; then a sign of life is sent."""
 
+HEADERS: Mapping[str, str] = {"cache-control": "no-store, no-transform", "x-accel-buffering": "no"}
+"""
+Headers of each stream. The first has proxies neither keep nor compress it. The second has nginx, and proxies like it,
+pass on each piece at once.
+"""
+
 ResultT = TypeVar("ResultT")
 log = structlog.get_logger()
 
@@ -125,7 +131,7 @@ class Stream(Response):
         self.body = b""
         self.status_code = 200
         self.media_type = framing.media_type
-        self.init_headers({"cache-control": "no-store", **headers})
+        self.init_headers({**HEADERS, **headers})
         del self.headers["content-length"]
         self._pieces = pieces
         self._framing = framing

@@ -59,6 +59,22 @@ def loop(client: anthropic.Anthropic, model: str) -> list[dict[str, Any]]:
     return answers
 
 
+def run_tools(client: anthropic.Anthropic, model: str, **more: Any) -> list[str | None]:
+    """Return how each answer ends in the loop for tools that the SDK has; it begins with a thread of the server."""
+
+    @anthropic.beta_tool
+    def weather(city: str) -> str:
+        """The weather of a city."""
+        return "wet"
+
+    runner = client.beta.messages.tool_runner(
+        model=model, max_tokens=100, messages=[turn("Does it rain?")], tools=[weather], **more
+    )
+    if not more:
+        return [message.stop_reason for message in runner]
+    return [stream.get_final_message().stop_reason for stream in runner]
+
+
 def refused(call: Any) -> dict[str, Any]:
     """Return the error of a call."""
     try:
@@ -94,6 +110,7 @@ def main() -> None:
             "model": client.models.retrieve("embedded").model_dump(mode="json"),
             "streamed": streamed(client, model),
             "loop": loop(client, model),
+            "run_tools": [run_tools(client, model), run_tools(client, model, stream=True)],
             "one_call": [block.type for block in create("Oslo too?", **two).content],
             "one_call_usage": create("Does it rain?", **two).usage.model_dump(),
             "both_calls": [block.type for block in create("Oslo too?", tools=[WEATHER]).content],

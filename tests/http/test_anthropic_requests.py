@@ -108,6 +108,7 @@ def test_paths_and_methods_have_errors_of_the_api(unix_door: Door) -> None:
     """Also those that this server has not."""
     for method, path, status, kind in (
         ("POST", "/v1/messages/batches", 404, "not_found_error"),
+        ("POST", "/v1/v1/messages", 404, "not_found_error"),
         ("GET", "/v1/messages", 405, "invalid_request_error"),
         ("GET", "/v1/models/none", 404, "not_found_error"),
         ("GET", "/v1/models?limit=0", 400, "invalid_request_error"),

@@ -86,6 +86,11 @@ def test_anthropic_sdk_streams_thinking_text_and_call(seen: dict[str, Any]) -> N
     assert message["usage"]["output_tokens_details"]["thinking_tokens"] > 0
 
 
+def test_anthropic_sdk_runs_tools_without_a_thread(seen: dict[str, Any]) -> None:
+    """Its own loop asks for a thread of the server first, and goes on without one; whole and streamed."""
+    assert seen["run_tools"] == [["tool_use", "end_turn"]] * 2
+
+
 def test_anthropic_sdk_loops_over_tools_with_the_cache(seen: dict[str, Any]) -> None:
     """The content that came back is accepted as it is; the second turn computes little of the prompt."""
     first, second = seen["loop"]

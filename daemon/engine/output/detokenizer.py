@@ -129,7 +129,7 @@ class Piece:
 
     Attributes:
         text: Text of the answer.
-        tokens: The tokens that are complete with it.
+        tokens: The tokens that are complete with it, or cut short by a stop string.
         reasoning: Text of the reasoning; empty unless the prompt is a conversation.
         calls: Whole tool calls; none unless the prompt is a conversation.
         call_pieces: Pieces of tool calls, those of `calls` included.
@@ -166,8 +166,8 @@ class Output:
     """Decoded text that was not sent yet."""
     _undecoded: list[Token] = field(default_factory=list, init=False)
     """Tokens without complete text."""
-    _waiting: list[tuple[int, Token]] = field(default_factory=list, init=False)
-    """Decoded tokens that were not sent yet, each with the number of characters up to the end of its text."""
+    _waiting: list[tuple[int, int, Token]] = field(default_factory=list, init=False)
+    """Decoded tokens that were not sent yet, each with the numbers of characters before its text and up to its end."""
     _decoded: int = field(default=0, init=False)
     """Characters that were decoded."""
     _sent: int = field(default=0, init=False)
@@ -189,14 +189,14 @@ class Output:
         if self.stop_match:
             return piece
         text, self._held = self._held, ""
-        tokens = [token for _, token in self._waiting] + self._undecoded
+        tokens = [token for _, _, token in self._waiting] + self._undecoded
         return Piece(piece.text + text, piece.tokens + tokens)
 
     def _take(self, text: str) -> Piece:
         if not text:
             return Piece("", [])
-        self._decoded += len(text)
-        self._waiting += [(self._decoded, token) for token in self._undecoded]
+        begin, self._decoded = self._decoded, self._decoded + len(text)
+        self._waiting += [(begin, self._decoded, token) for token in self._undecoded]
         self._undecoded.clear()
         self._held += text
         return self._send(self._safe_length())
@@ -215,9 +215,13 @@ class Output:
         return len(self._held)
 
     def _send(self, length: int) -> Piece:
-        """Return that many held characters, with the tokens that are complete with them."""
+        """
+        Return that many held characters, with the tokens that are complete with them.
+
+        A stop string may begin within a token. The token is returned with the last text: each character has its token.
+        """
         text, self._held = self._held[:length], self._held[length:]
         self._sent += length
-        ready = [token for end, token in self._waiting if end <= self._sent]
+        ready = [token for begin, end, token in self._waiting if (begin if self.stop_match else end - 1) < self._sent]
         self._waiting = self._waiting[len(ready) :]
         return Piece(text, ready)

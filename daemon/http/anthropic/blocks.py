@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from daemon.http.in_words import left_out
-from daemon.http.parameters import Parameters
+from daemon.http.parameters import Items, Parameters
 
 
 class CacheControl(Parameters):
@@ -65,7 +65,7 @@ def _texts(content: Any) -> Any:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-Texts = Annotated[list[TextBlock], BeforeValidator(_texts)]
+Texts = Annotated[Items[TextBlock], BeforeValidator(_texts)]
 """Text, or a list of text blocks; text becomes one block, so that errors need not tell two forms apart."""
 
 
@@ -102,7 +102,7 @@ def _inner_texts(content: Any) -> list[Any]:
     return [one.get("text") for one in blocks if isinstance(one, dict)] if isinstance(blocks, list) else []
 
 
-Results = Annotated[list[TextBlock], BeforeValidator(_results)]
+Results = Annotated[Items[TextBlock], BeforeValidator(_results)]
 """What a tool brought: as `Texts`. What has text within becomes text, and other things are told in words."""
 
 
@@ -177,5 +177,5 @@ def _block(value: Any) -> Any:
 
 Block: TypeAlias = TextBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock | ToolResultBlock | ServerStepBlock
 """A block of any kind."""
-Content = Annotated[list[Annotated[Block, BeforeValidator(_block)]], BeforeValidator(_texts)]
+Content = Annotated[Items[Annotated[Block, BeforeValidator(_block)]], BeforeValidator(_texts)]
 """Text, or a list of blocks; text becomes one block."""

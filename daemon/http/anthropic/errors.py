@@ -48,11 +48,19 @@ NAMES = {
 """The parameter for each field of the gRPC API that has another name here, and values of that kind."""
 
 
+class Details(BaseModel):
+    """What a client can do about an error without a person."""
+
+    error_code: Literal["thread_unsupported_request"]
+    unsupported: list[str]
+
+
 class ErrorDetail(BaseModel):
     """What went wrong."""
 
     type: str
     message: str
+    details: Details | None = None
 
 
 class ErrorBody(BaseModel):
@@ -118,12 +126,16 @@ def _too_long(error: SidecarError) -> str | None:
 def shape(problem: Problem) -> tuple[int, bytes]:
     """Return status and body of an error."""
     status = OVERLOADED if problem.code in _BUSY else problem.status
-    return status, _body(problem, status).model_dump_json().encode()
+    return status, _body(problem, status).model_dump_json(exclude_unset=True).encode()
 
 
 def _body(problem: Problem, status: int) -> ErrorBody:
     kind = _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
-    return ErrorBody(error=ErrorDetail(type=kind, message=problem.message), request_id=problem.request_id)
+    error = ErrorDetail(type=kind, message=problem.message)
+    if problem.field == "thread":
+        # By these words the loops for tools of Anthropic's SDKs, which begin with a thread, go on without one.
+        error.details = Details(error_code="thread_unsupported_request", unsupported=["thread"])
+    return ErrorBody(type="error", error=error, request_id=problem.request_id)
 
 
 def _piece(problem: Problem) -> bytes:

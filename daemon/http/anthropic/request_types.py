@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from daemon.http.anthropic.blocks import CacheControl, Content, Texts, refusal
-from daemon.http.parameters import Parameters, Refusal
+from daemon.http.parameters import Items, Parameters, Refusal
 
 MOST_TOKENS = 2**31 - 1
 """Largest number of tokens of the gRPC API."""
@@ -30,7 +30,7 @@ class CustomTool(Parameters):
     name: str = Field(description="name of the tool")
     description: str | None = Field(None, description="what it does, for the model to read")
     input_schema: dict[str, Any] = Field(description="JSON schema of its arguments")
-    input_examples: list[dict[str, Any]] | None = Field(None, description="the end of the description")
+    input_examples: Items[dict[str, Any]] | None = Field(None, description="the end of the description")
     cache_control: CacheControl | None = Field(None, description="keeps the prompt")
 
     harmless: ClassVar[Mapping[str, str]] = {
@@ -105,11 +105,11 @@ class Conversation(Parameters):
     """The parameters that make a prompt: those of an answer and of a count."""
 
     model: str = Field(min_length=1, description='Hub id, alias, absolute directory, or "embedded"')
-    messages: list[Message] = Field(
+    messages: Items[Message] = Field(
         min_length=1, description="the conversation; an assistant's turn at its end is continued"
     )
     system: Texts | None = Field(None, description="text, or text blocks, which become paragraphs")
-    tools: list[Annotated[CustomTool | ServerTool, BeforeValidator(_tool)]] | None = Field(
+    tools: Items[Annotated[CustomTool | ServerTool, BeforeValidator(_tool)]] | None = Field(
         None, description="tools that the model may call"
     )
     tool_choice: ToolChoice | None = Field(None, description="whether tools are called")
@@ -151,7 +151,7 @@ class MessagesRequest(Conversation):
     temperature: float | None = Field(None, description="0 (greedy) to 100; unset is the model's own")
     top_p: float | None = Field(None, gt=0, le=1, description="unset is the model's own; no effect on greedy answers")
     top_k: int | None = Field(None, ge=0, le=MOST_TOKENS, description="as `top_p`; 0 keeps all tokens")
-    stop_sequences: list[str] | None = Field(None, description="texts before which the answer stops")
+    stop_sequences: Items[str] | None = Field(None, description="texts before which the answer stops")
     cache_control: CacheControl | None = Field(None, description="keeps the prompt")
 
 

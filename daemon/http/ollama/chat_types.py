@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, Field
 
 from daemon.http.ollama.shared_types import CONTEXT_IS_KEPT, Generation, Piece
-from daemon.http.parameters import Parameters, Refusal
+from daemon.http.parameters import Items, Parameters, Refusal
 
 IMAGES = Refusal("models read text alone", ([],))
 """Why images are refused."""
@@ -38,12 +38,12 @@ class Message(Parameters):
     role: Literal["system", "user", "assistant", "tool"] = Field(description="which turn it is")
     content: str | None = Field(None, description="its text")
     thinking: str | None = Field(None, description="reasoning before an assistant turn's content")
-    tool_calls: list[Call] | None = Field(None, description="calls that an assistant turn made")
+    tool_calls: Items[Call] | None = Field(None, description="calls that an assistant turn made")
     tool_name: str | None = Field(
         None, description="the tool that a `tool` turn has the result of; it answers the first open call of that tool"
     )
     tool_call_id: str | None = Field(None, description="the call that a `tool` turn answers")
-    images: list[Any] | None = Field(
+    images: Items[Any] | None = Field(
         None, description="of a `tool` turn: the model is told that they were there; refused in others, unless empty"
     )
 
@@ -68,10 +68,10 @@ class Tool(Parameters):
 class ChatRequest(Generation):
     """The body of `POST /api/chat`."""
 
-    messages: list[Message] | None = Field(
+    messages: Items[Message] | None = Field(
         None, description="the conversation; without one the model is loaded, or unloaded with `keep_alive` 0"
     )
-    tools: list[Tool] | None = Field(None, description="functions that the model may call")
+    tools: Items[Tool] | None = Field(None, description="functions that the model may call")
 
     refused: ClassVar[Mapping[str, Refusal]] = CONTEXT_IS_KEPT
 

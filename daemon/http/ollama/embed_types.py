@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field
 
 from daemon.http.ollama.shared_types import Request
+from daemon.http.parameters import Items
 
 
 def _several(value: Any) -> Any:
@@ -24,7 +25,7 @@ class Pooled(Request):
 class EmbedRequest(Pooled):
     """The body of `POST /api/embed`."""
 
-    input: Annotated[list[str], BeforeValidator(_several)] = Field(description="text, or up to 256 of them")
+    input: Annotated[Items[str], BeforeValidator(_several)] = Field(description="text, or up to 256 of them")
     truncate: bool | None = Field(
         None, description="unless false, a text that is longer than the model takes is cut at its end"
     )

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from daemon.http.parameters import Parameters, Refusal
+from daemon.http.parameters import Items, Parameters, Refusal
 
 MOST_SECONDS = 315_576_000_000.0
 """Longest duration, 10,000 years; the daemon takes no longer one."""
@@ -98,7 +98,7 @@ class Options(Parameters):
         None,
         description="most tokens of the answer; -1 and -2 are what the context holds; unset is 2,048 or what it holds",
     )
-    stop: Annotated[list[str] | None, BeforeValidator(_several)] = Field(
+    stop: Annotated[Items[str] | None, BeforeValidator(_several)] = Field(
         None, description="text, or several, before which the answer stops"
     )
     repeat_penalty: float | None = Field(None, description="above 0, up to 10; for all tokens of prompt and answer")

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from daemon.http.in_words import told
 from daemon.http.openai.logprobs import ChatScores
 from daemon.http.openai.shared_types import GENERATION_HARMLESS, Sampled, Usage
-from daemon.http.parameters import Parameters, Refusal
+from daemon.http.parameters import Items, Parameters, Refusal
 
 
 class Part(Parameters):
@@ -37,7 +37,7 @@ def _parts(content: Any, message: ValidationInfo) -> Any:
     return parts
 
 
-Content = Annotated[list[Part] | None, BeforeValidator(_parts)]
+Content = Annotated[Items[Part] | None, BeforeValidator(_parts)]
 """Text, or a list of parts; text becomes one part, so that errors need not tell two forms apart."""
 
 
@@ -73,7 +73,7 @@ class Message(Parameters):
     )
     reasoning_content: str | None = Field(None, description="reasoning before an assistant turn's content")
     reasoning: str | None = Field(None, description="another name of `reasoning_content`, which is read first")
-    tool_calls: list[Call] | None = Field(None, description="calls that an assistant turn made")
+    tool_calls: Items[Call] | None = Field(None, description="calls that an assistant turn made")
     tool_call_id: str | None = Field(None, description="the call that a `tool` turn answers")
 
     harmless: ClassVar[Mapping[str, str]] = {
@@ -142,7 +142,7 @@ class AllowedTools(Parameters):
     """Some of the tools, and whether they are called."""
 
     mode: Literal["auto", "required"] = Field(description="as the model likes, or nothing else")
-    tools: list[AllowedTool] = Field(description="the tools that may be called; the prompt has all of `tools`")
+    tools: Items[AllowedTool] = Field(description="the tools that may be called; the prompt has all of `tools`")
 
 
 class ToolChoice(Parameters):
@@ -189,8 +189,8 @@ class StreamOptions(Parameters):
 class ChatRequest(Sampled):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: list[Message] = Field(min_length=1, description="the conversation")
-    tools: list[AnyTool] | None = Field(None, description="functions that the model may call")
+    messages: Items[Message] = Field(min_length=1, description="the conversation")
+    tools: Items[AnyTool] | None = Field(None, description="functions that the model may call")
     tool_choice: Annotated[ToolChoice | None, BeforeValidator(_choice)] = Field(
         None, description="`none`, `auto`, `required`, or an object that names one function, or some"
     )

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from daemon.http.openai.chat_types import StreamOptions
 from daemon.http.openai.logprobs import PlainScores
 from daemon.http.openai.shared_types import GENERATION_HARMLESS, Sampled, Usage
-from daemon.http.parameters import Parameters, Refusal
+from daemon.http.parameters import Items, Parameters, Refusal
 
 MOST_PROMPTS = 128
 """Most prompts of one request."""
@@ -38,13 +38,13 @@ class PlainPrompt(Parameters):
     """A prompt: text, or token ids."""
 
     text: str | None = None
-    tokens: list[int] | None = None
+    tokens: Items[int] | None = None
 
 
 class CompletionRequest(Sampled):
     """The body of `POST /v1/completions`."""
 
-    prompt: Annotated[list[PlainPrompt], BeforeValidator(_prompts)] = Field(
+    prompt: Annotated[Items[PlainPrompt], BeforeValidator(_prompts)] = Field(
         min_length=1,
         max_length=MOST_PROMPTS,
         description=f"text, token ids, or a list of up to {MOST_PROMPTS} of either, without `stream`",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from daemon.http.parameters import Parameters
+from daemon.http.parameters import Items, Parameters
 
 MOST_TEXTS = 256
 """Most texts of one request."""
@@ -21,7 +21,7 @@ class EmbeddingRequest(Parameters):
     """The body of `POST /v1/embeddings`."""
 
     model: str = Field(min_length=1, description='Hub id, absolute directory, or "embedded"')
-    input: Annotated[list[str], BeforeValidator(_texts)] = Field(
+    input: Annotated[Items[str], BeforeValidator(_texts)] = Field(
         min_length=1, max_length=MOST_TEXTS, description=f"text, or up to {MOST_TEXTS} of them; no token ids"
     )
     encoding_format: Literal["float", "base64"] | None = Field(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from daemon.http.parameters import Parameters
+from daemon.http.parameters import Items, Named, Parameters
 
 GENERATION_HARMLESS: Mapping[str, str] = {
     "user": "requests of one user are not kept apart; `cache_salt` does that for prefixes",
@@ -21,7 +21,7 @@ def _several(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Stop = Annotated[list[str] | None, BeforeValidator(_several)]
+Stop = Annotated[Items[str] | None, BeforeValidator(_several)]
 """Text, or a list of texts; text becomes a list, so that errors need not tell two forms apart."""
 
 
@@ -49,7 +49,7 @@ class Sampled(Parameters):
     presence_penalty: float | None = Field(None, description="-10 to 10")
     frequency_penalty: float | None = Field(None, description="-10 to 10")
     repetition_penalty: float | None = Field(None, description="above 0, up to 10")
-    logit_bias: dict[str, float] | None = Field(None, description="by token id; -100 to 100")
+    logit_bias: Named[float] | None = Field(None, description="by token id; -100 to 100")
     n: int | None = Field(None, ge=1, le=16, description="answers, 1 to 16; the prompt is computed once")
     cache_salt: str | None = Field(None, description="prefixes are shared only between requests of one salt")
 

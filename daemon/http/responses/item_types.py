@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from daemon.http.in_words import told
-from daemon.http.parameters import Parameters
+from daemon.http.parameters import Items, Parameters
 
 _OWN: Mapping[str, str] = {
     "id": "clients give new ids with each request; the prompt has none, so that its prefix stays",
@@ -41,7 +41,7 @@ def _parts(content: Any) -> Any:
     return [{"type": "input_text", "text": content}] if isinstance(content, str) else content
 
 
-Content = Annotated[list[Part], BeforeValidator(_parts)]
+Content = Annotated[Items[Part], BeforeValidator(_parts)]
 """Text, or a list of parts; text becomes one part, so that errors need not tell two forms apart."""
 
 
@@ -53,7 +53,7 @@ def _output(content: Any) -> Any:
     return [told(part, _NO_TEXT) for part in parts] if isinstance(parts, list) else parts
 
 
-Output = Annotated[list[Part], BeforeValidator(_output)]
+Output = Annotated[Items[Part], BeforeValidator(_output)]
 """What a tool brought: as `Content`. Pictures and files are told in words."""
 
 
@@ -131,8 +131,8 @@ class ReasoningItem(Parameters):
     """A reasoning of the model. The first of `content`, `encrypted_content` and `summary` that has text is read."""
 
     type: Literal["reasoning"] = Field(description="`reasoning`")
-    summary: list[ReasoningPart] | None = Field(None, description="as it came, if nothing else has the text")
-    content: list[ReasoningPart] | None = Field(None, description="as it came; it is read first")
+    summary: Items[ReasoningPart] | None = Field(None, description="as it came, if nothing else has the text")
+    content: Items[ReasoningPart] | None = Field(None, description="as it came; it is read first")
     encrypted_content: str | None = Field(
         None, description="as it came; another server's is left out, which `x-mlx-sidecar-note` tells"
     )
@@ -155,17 +155,17 @@ class ServerStepItem(Parameters):
         "mcp_approval_response",
     ] = Field(description="a step of another server; its parameters become words in the assistant's turn")
     action: Any = Field(None, description="what was searched, opened, drawn or done")
-    actions: list[Any] | None = Field(None, description="several of them")
-    queries: list[Any] | None = Field(None, description="what was searched")
-    results: list[Any] | None = Field(None, description="what was found")
+    actions: Items[Any] | None = Field(None, description="several of them")
+    queries: Items[Any] | None = Field(None, description="what was searched")
+    results: Items[Any] | None = Field(None, description="what was found")
     code: str | None = Field(None, description="what was run")
-    outputs: list[Any] | None = Field(None, description="what it brought")
+    outputs: Items[Any] | None = Field(None, description="what it brought")
     server_label: str | None = Field(None, description="which server of tools")
     name: str | None = Field(None, description="which tool")
     arguments: str | None = Field(None, description="what the tool was given")
     output: str | None = Field(None, description="what the tool brought")
     error: Any = Field(None, description="what went wrong")
-    tools: list[Any] | None = Field(None, description="tools that a server has; the model is told their names")
+    tools: Items[Any] | None = Field(None, description="tools that a server has; the model is told their names")
     approve: bool | None = Field(None, description="whether the user approved")
     reason: str | None = Field(None, description="why")
     revised_prompt: str | None = Field(None, description="what was drawn")

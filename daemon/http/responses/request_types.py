@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
-from daemon.http.parameters import Parameters, Refusal
+from daemon.http.parameters import Items, Parameters, Refusal
 from daemon.http.responses.item_types import Item
 
 _CALLER = "the model is the only caller"
@@ -89,7 +89,7 @@ class Namespace(Parameters):
     type: Literal["namespace"] = Field(description="`namespace`")
     name: str = Field(min_length=1, description="name of the group; calls of its tools have it as `namespace`")
     description: str | None = Field(None, description="the beginning of the description of its first tool")
-    tools: list[InnerTool] = Field(description="functions and custom tools; others are left out")
+    tools: Items[InnerTool] = Field(description="functions and custom tools; others are left out")
 
 
 AnyTool = Annotated[
@@ -121,7 +121,7 @@ class ToolChoice(Parameters):
     mode: Literal["auto", "required"] | None = Field(
         None, description="with `allowed_tools`: as the model likes, or nothing else"
     )
-    tools: list[AllowedTool] | None = Field(
+    tools: Items[AllowedTool] | None = Field(
         None, description="with `allowed_tools`: those that may be called; the prompt has all of the request's `tools`"
     )
 
@@ -198,12 +198,12 @@ class Asked(Parameters):
     """The parameters that make a prompt: those of an answer and of a count."""
 
     model: str = Field(min_length=1, description='Hub id, alias, absolute directory, or "embedded"')
-    input: Annotated[list[Item], BeforeValidator(_items)] = Field(
+    input: Annotated[Items[Item], BeforeValidator(_items)] = Field(
         description="text of a user's message, or the items of a conversation"
     )
     instructions: str | None = Field(None, description="a system message before all others, for this request alone")
     previous_response_id: str | None = Field(None, description="the conversation so far, if that answer is kept")
-    tools: list[AnyTool] | None = Field(None, description="functions and custom tools that the model may call")
+    tools: Items[AnyTool] | None = Field(None, description="functions and custom tools that the model may call")
     tool_choice: Annotated[ToolChoice | None, BeforeValidator(_choice)] = Field(
         None, description="`none`, `auto`, `required`, or an object that names one tool, or some"
     )
@@ -226,7 +226,7 @@ class ResponseRequest(Asked):
     stream: bool | None = Field(None, description="the answer comes piece by piece, as server-sent events")
     stream_options: StreamOptions | None = Field(None, description="only with `stream`")
     parallel_tool_calls: bool | None = Field(None, description="false ends the answer with its first call")
-    include: list[Include] | None = Field(
+    include: Items[Include] | None = Field(
         None,
         description="`reasoning.encrypted_content`: the reasoning in a form that can be given back; "
         "`message.output_text.logprobs`: log-probabilities; others are about tools that are not there",

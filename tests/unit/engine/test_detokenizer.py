@@ -91,7 +91,7 @@ def cut(text: str, sizes: Sequence[int]) -> list[str]:
     st.lists(st.integers(0, 4), max_size=12),
 )
 def test_stop_string_ends_text_across_tokens(text: str, stops: list[str], sizes: list[int]) -> None:
-    """No part of a stop string is sent. Every id before it is sent once, in order, with its text."""
+    """No part of a stop string is sent. Every id with text before it is sent once, in order, when its text is."""
     tokens = cut(text, sizes)
     output = Output(lambda ids: "".join(tokens[one] for one in ids), tuple(stops))
     sent, ids = "", []
@@ -100,16 +100,26 @@ def test_stop_string_ends_text_across_tokens(text: str, stops: list[str], sizes:
         sent += piece.text
         ids += [token.id for token in piece.tokens]
         assert stopped(text, stops)[0].startswith(sent)
-        assert len("".join(tokens[: len(ids)])) <= len(sent)
         if output.stop_match:
             break
+        assert len("".join(tokens[: len(ids)])) <= len(sent)
     piece = output.finish()
     sent += piece.text
     ids += [token.id for token in piece.tokens]
     assert (sent, output.stop_match) == stopped(text, stops)
     assert ids == list(range(len(ids)))
-    whole = [n for n in range(len(tokens)) if len("".join(tokens[: n + 1])) <= len(sent)]
-    assert ids == (whole if output.stop_match else list(range(len(tokens))))
+    kept = [n for n in range(len(tokens)) if len("".join(tokens[:n])) < len(sent)]
+    assert ids == (kept if output.stop_match else list(range(len(tokens))))
+
+
+def test_token_that_a_stop_string_cuts_is_sent() -> None:
+    """Once, also where its text was sent before the stop string was complete. A token without kept text is not."""
+    for texts in (["a.", "b"], ["a.b"]):
+        output = Output(lambda ids, texts=texts: "".join(texts[one] for one in ids), (".b",))  # type: ignore[misc]
+        pieces = [output.add(Token(one)) for one in range(len(texts))]
+        assert "".join(piece.text for piece in pieces) == "a"
+        assert [token.id for piece in pieces for token in piece.tokens] == [0]
+        assert (output.stop_match, bool(output.finish())) == (".b", False)
 
 
 def test_partial_stop_string_is_sent_at_the_end() -> None:
@@ -142,12 +152,13 @@ def test_special_tokens_have_ids_and_no_text() -> None:
 
 @pytest.mark.parametrize("size", [1, 3, 8])
 def test_stop_string_in_a_real_answer_is_not_sent(harness: Harness, size: int) -> None:
-    """The last token can complete a stop string as well."""
-    plain = harness.run(generate("The code of the blue box is 74. The", max_tokens=12, stop=pb.Stop(ignore_eos=True)))
+    """The last token can complete a stop string as well. All of the text has scores, and no token after it has."""
+    prompt = "The code of the blue box is 74. The"
+    plain = harness.run(generate(prompt, max_tokens=12, stop=pb.Stop(ignore_eos=True)))
     stop = plain.text[-size:]
-    answer = harness.run(
-        generate("The code of the blue box is 74. The", max_tokens=12, stop=pb.Stop(strings=[stop], ignore_eos=True))
-    )
+    answer = harness.run(generate(prompt, max_tokens=12, stop=pb.Stop(strings=[stop], ignore_eos=True), top_logprobs=0))
     assert (answer.text, answer.finished.stop_match) == stopped(plain.text, [stop])
     assert answer.finished.reason == pb.FINISH_REASON_STOP
-    assert answer.ids == plain.ids[: len(answer.ids)]
+    texts = [score.text for score in answer.logprobs]
+    assert "".join(texts).startswith(answer.text)
+    assert answer.text.startswith("".join(texts[:-1]))

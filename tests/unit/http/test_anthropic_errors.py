@@ -12,8 +12,10 @@ from daemon.http import generation
 from daemon.http.anthropic import wishes
 from daemon.http.anthropic.errors import EVENTS, Failed, shape, told
 from daemon.http.anthropic.models import find, page
+from daemon.http.anthropic.request_types import MessagesRequest
 from daemon.http.errors import Problem
 from daemon.http.generation import Ask
+from daemon.http.parameters import check
 from mlx_sidecar import (
     AsyncClient,
     BudgetInUse,
@@ -30,6 +32,8 @@ from mlx_sidecar import (
     SidecarError,
     Started,
 )
+
+REQUEST = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "Hi"}]}
 
 
 def shaped(error: SidecarError) -> tuple[int, dict[str, Any]]:
@@ -73,6 +77,18 @@ def test_errors_of_the_door_have_them_too(status: int, kind: str) -> None:
     """They belong to no request of the daemon's."""
     found = json.loads(shape(Problem(status, "no", code="x"))[1])
     assert (found["error"]["type"], found["request_id"]) == (kind, None)
+
+
+def test_refused_thread_tells_sdks_to_go_on_without() -> None:
+    """Their loops for tools begin with a thread, and look for these words alone. No other error has them."""
+    for field, details in (
+        ("thread", {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}),
+        ("container", None),
+    ):
+        with pytest.raises(Problem) as caught:
+            check(MessagesRequest.model_validate({**REQUEST, field: {"type": "create"}}))
+        found = json.loads(shape(caught.value)[1])["error"]
+        assert (found["type"], found.get("details")) == ("invalid_request_error", details)
 
 
 def test_error_of_a_stream_is_an_event() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -11,10 +13,11 @@ from structlog.testing import capture_logs
 
 from daemon.http.access import Policy
 from daemon.http.anthropic.errors import NAMES as MESSAGES
+from daemon.http.anthropic.errors import OVERLOADED
 from daemon.http.anthropic.errors import shape as anthropic_shape
 from daemon.http.anthropic.request_types import MessagesRequest
 from daemon.http.app import build
-from daemon.http.errors import STATUSES, error_response, problem, retry_headers
+from daemon.http.errors import CODES, OTHER, STATUSES, error_response, problem, retry_headers
 from daemon.http.ollama.errors import NAMES as OLLAMA
 from daemon.http.openai.chat_types import ChatRequest
 from daemon.http.openai.errors import NAMES, shape
@@ -43,6 +46,22 @@ from tests.support.asgi import Request
 def test_every_reason_has_a_status(reason: Reason) -> None:
     """A new one is not to become a bad gateway."""
     assert 400 <= STATUSES[reason] <= 503
+
+
+def test_page_has_every_status() -> None:
+    """A client's author reads there what each of them means, and those that the door never sends are not there."""
+    root = Path(__file__).resolve().parents[3]
+    code = "".join(path.read_text() for path in (root / "daemon" / "http").rglob("*.py"))
+    sent = {
+        *map(int, re.findall(r"Problem\(\s*(\d{3}),", code)),
+        *STATUSES.values(),
+        *CODES.values(),
+        OTHER,
+        OVERLOADED,
+    }
+    page = (root / "docs" / "http.md").read_text()
+    rows = re.findall(r"^\| ([\d, ]+) \|", page[page.index("## Errors") : page.index("## Security")], re.MULTILINE)
+    assert {int(status) for row in rows for status in row.split(",")} == sent
 
 
 @pytest.mark.parametrize(
@@ -325,6 +344,7 @@ async def test_token_is_taken_in_any_spelling_of_its_scheme(header: str, value: 
             "there is no such path here: a base URL for OpenAI's SDKs ends with /v1; docs/http.md lists all paths",
         ),
         ("GET", "/v1/chat/completions", 405, "this path is not served with this method, but with POST"),
+        ("POST", "/v1/responses/r", 405, "this path is not served with this method, but with DELETE, GET, HEAD"),
     ],
 )
 async def test_wrong_path_or_method_is_told(method: str, path: str, status: int, text: str) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from daemon.http.errors import Problem
 from daemon.http.openai.chat_types import ChatRequest
-from daemon.http.parameters import check
+from daemon.http.openai.completion_types import CompletionRequest, PlainPrompt
+from daemon.http.parameters import _nested, check, objects
 
 
 def test_unknown_parameter_is_refused_with_the_likely_one() -> None:
@@ -24,6 +27,15 @@ def test_unknown_parameter_is_refused_with_the_likely_one() -> None:
         assert (caught.value.field, caught.value.message) == (field, f"{field} is no known parameter{hint}")
 
 
+def test_values_that_hold_no_objects_are_not_visited() -> None:
+    """A prompt can be a million token ids: only what may have parameters of its own is looked at, in order."""
+    ids = [[1, 2, 3], [4]]
+    (whole, *prompts) = objects(CompletionRequest.model_validate({"model": "m", "prompt": ids, "logit_bias": {"5": 1}}))
+    assert whole[0] == ()
+    assert [(steps, type(one)) for steps, one in prompts] == [(("prompt", number), PlainPrompt) for number in range(2)]
+    assert _nested(enumerate([1, "x", None, [2], {"a": 1}])) == [(3, [2])]
+
+
 def test_error_has_only_the_beginning_of_a_long_name() -> None:
     """It may be megabytes of a prompt whose quotes went wrong."""
     turn = {"role": "user", "content": "Hi", "x" * 1_000_000: 1}
@@ -31,3 +43,24 @@ def test_error_has_only_the_beginning_of_a_long_name() -> None:
         check(ChatRequest.model_validate({"model": "m", "messages": [turn]}))
     field = f"messages[0].{'x' * 64}…"
     assert (caught.value.field, caught.value.message) == (field, f"{field} is no known parameter")
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "why"),
+    [
+        ({"store": True}, "store", "answers are not kept"),
+        ({"functions": [{}]}, "functions", "use `tools`"),
+        (
+            {"messages": [{"role": "user", "content": "Hi", "audio": {}}]},
+            "messages[0].audio",
+            "models answer with text",
+        ),
+    ],
+)
+def test_refused_parameter_is_told_with_what_to_do(given: dict[str, Any], field: str, why: str) -> None:
+    """Leaving it out is right for all of them; what to do instead comes behind."""
+    whole = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], **given}
+    with pytest.raises(Problem) as caught:
+        check(ChatRequest.model_validate(whole))
+    assert (caught.value.field, caught.value.code) == (field, "unsupported_parameter")
+    assert caught.value.message == f"{field} is not supported, leave it out: {why}"

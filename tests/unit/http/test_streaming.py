@@ -68,6 +68,8 @@ async def test_stream_sends_each_piece_as_it_comes() -> None:
         request.arrived.clear()
     assert request.response.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert request.response.headers["x-note"] == "n"
+    assert request.response.headers["cache-control"] == "no-store, no-transform"
+    assert request.response.headers["x-accel-buffering"] == "no"
     assert "content-length" not in request.response.headers
     source.put(b"b")
     source.put(None)
