@@ -46,6 +46,14 @@ AS_TESTED = (
 
 OLDEST_MACOS = 14
 
+LEAST_GFLOPS = 10.0
+"""A CPU that multiplies slower than this has a BLAS that does not use it: reference BLAS has 1 to 5, one core 30."""
+OLD_KERNELS = frozenset({"Prescott", "Core2", "Generic"})
+"""What OpenBLAS falls back to on an x86 processor that its release does not know."""
+NEWER_KERNELS = {"avx512f": "SkylakeX", "avx2": "Haswell"}
+"""Kernels of OpenBLAS that each instruction set is enough for."""
+BLAS_PAGE = "see docs/linux.md, A faster BLAS"
+
 
 def versions(installed: Callable[[str], str] = version) -> Finding:
     """Compare the installed libraries with the tested versions."""
@@ -100,6 +108,8 @@ def device(system: System, config: Config) -> Iterator[Finding]:
         return
     probe: dict[str, Any] = json.loads(report)
     yield _device(system, probe)
+    if probe["gflops"] is not None and not system.is_mac:
+        yield _blas(probe)
     yield _memory(probe, config)
     yield _pressure(system, probe)
     yield _wired(probe, config)
@@ -115,6 +125,22 @@ def _device(system: System, probe: dict[str, Any]) -> Finding:
             "device", f"{probe['device']}: no Metal device", "virtual machines have none; check the mlx wheel"
         )
     return ok("device", f"{probe['device']}, computes")
+
+
+def _blas(probe: dict[str, Any]) -> Finding:
+    """Check that what multiplies on a CPU is no reference library: MLX's wheel of Linux brings one."""
+    gflops, kernels, vectors = probe["gflops"], probe["kernels"], probe["vectors"]
+    found = f"with this shell's variables, {gflops:,.0f} billion operations a second in a multiplication"
+    if kernels is None:
+        if gflops < LEAST_GFLOPS:
+            return warning("BLAS", f"{found}: MLX's wheel has a slow library", f"preload OpenBLAS; {BLAS_PAGE}")
+        return ok("BLAS", found)
+    found += f", by OpenBLAS with kernels for {kernels}"
+    if kernels in OLD_KERNELS and vectors is not None:
+        better = NEWER_KERNELS[vectors]
+        text = f"{found}, though the processor has {vectors}"
+        return warning("BLAS", text, f"set OPENBLAS_CORETYPE={better} for the daemon; {BLAS_PAGE}")
+    return ok("BLAS", found)
 
 
 def _memory(probe: dict[str, Any], config: Config) -> Finding:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import time
+from pathlib import Path
 
 import mlx.core as mx
 
@@ -33,7 +36,12 @@ def device_name() -> str:
 
 
 def probe() -> dict[str, object]:
-    """Return the device, its memory in bytes if known, whether it computes, and the source of the memory pressure."""
+    """
+    Return what `mlx-sidecar doctor` reports of the device.
+
+    That is its name and memory in bytes, whether it computes, what multiplies on a CPU and how fast, and the source of
+    the memory pressure.
+    """
     size = 64
     product = mx.ones((size, size)) @ mx.ones((size, size))
     return {
@@ -42,8 +50,39 @@ def probe() -> dict[str, object]:
         "memory_bytes": memory_size(),
         "working_set_bytes": working_set(),
         "computes": bool(mx.all(product == size).item()),
+        "gflops": None if device_name() != "cpu" else _gflops(),
+        "kernels": _kernels(),
+        "vectors": vectors(),
         "pressure": sysctl_level() if sysctl_level() is not None else ("psi" if PSI.exists() else None),
     }
+
+
+def _gflops() -> float:
+    """Return the speed of a matrix multiplication in float32, in billions of operations a second: the best of three."""
+    size, seconds = 384, []
+    left, right = mx.ones((size, size)), mx.ones((size, size))
+    mx.eval(left, right)
+    for _ in range(3):
+        began = time.perf_counter()
+        mx.eval(left @ right)
+        seconds.append(time.perf_counter() - began)
+    return round(2 * size**3 / min(seconds) / 1e9, 1)
+
+
+def _kernels() -> str | None:
+    """Return the processor that OpenBLAS has chosen its kernels for; None if another library multiplies."""
+    try:
+        corename = ctypes.CDLL(None).openblas_get_corename
+    except AttributeError:  # no library that is loaded for all has it
+        return None
+    corename.restype = ctypes.c_char_p
+    return str(corename().decode())
+
+
+def vectors(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """Return the wider of two instruction sets that Linux reports for an x86 processor; None if it has neither."""
+    flags = cpuinfo.read_text(errors="replace").split() if cpuinfo.exists() else []
+    return next((name for name in ("avx512f", "avx2") if name in flags), None)
 
 
 def _card_memory() -> int | None:

@@ -30,6 +30,9 @@ MAC_PROBE = {
     "memory_bytes": 64 * GIB,
     "working_set_bytes": 48 * GIB,
     "computes": True,
+    "gflops": None,
+    "kernels": None,
+    "vectors": None,
     "pressure": 1,
 }
 ASSERTIONS = """Assertion status system-wide:
@@ -131,6 +134,31 @@ def test_doctor_checks_metal_working_set() -> None:
     assert "at most 16.0 GiB of it for prefixes (kv_cache_mb = auto)" in memory.found
     assert (pressure.verdict, wired.verdict) == (Verdict.OK, Verdict.OK)
     assert wired.found.startswith("off")
+
+
+@pytest.mark.parametrize(
+    ("probed", "verdict", "told"),
+    [
+        ({"gflops": 2.6}, Verdict.WARNING, "preload OpenBLAS"),
+        ({"gflops": 60.0}, Verdict.OK, ""),
+        ({"gflops": 20.0, "kernels": "Prescott", "vectors": "avx512f"}, Verdict.WARNING, "OPENBLAS_CORETYPE=SkylakeX"),
+        ({"gflops": 20.0, "kernels": "Prescott", "vectors": "avx2"}, Verdict.WARNING, "OPENBLAS_CORETYPE=Haswell"),
+        ({"gflops": 20.0, "kernels": "Prescott"}, Verdict.OK, ""),
+        ({"gflops": 60.0, "kernels": "Zen", "vectors": "avx2"}, Verdict.OK, ""),
+    ],
+)
+def test_doctor_warns_on_linux_of_a_slow_blas(probed: dict[str, Any], verdict: Verdict, told: str) -> None:
+    """The reference library of MLX's wheel, or kernels that OpenBLAS chose for a processor that it does not know."""
+    linux = replace(probe(device="cpu", metal=False, working_set_bytes=None, **probed), platform="linux")
+    blas = next(finding for finding in machine.device(linux, Config()) if finding.check == "BLAS")
+    assert blas.verdict is verdict
+    assert told in blas.fix
+
+
+def test_doctor_looks_at_no_blas_where_a_gpu_or_a_mac_computes() -> None:
+    """A Mac's CPU has Accelerate."""
+    for system in (mac(), probe(device="cpu", metal=False, gflops=300.0)):
+        assert "BLAS" not in [finding.check for finding in machine.device(system, Config())]
 
 
 def test_doctor_counts_the_memory_of_a_card() -> None:

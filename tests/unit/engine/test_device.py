@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import mlx.core as mx
 import pytest
 
@@ -40,3 +42,23 @@ def test_machines_memory_counts_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(mx, "device_info", lambda: {"device_name": "a processor", "architecture": "x86_64"})
     monkeypatch.setattr(mx.metal, "is_available", lambda: False)
     assert (device.working_set(), device.memory_size()) == (None, machine_memory())
+
+
+def test_probe_tells_what_multiplies_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`mlx-sidecar doctor` warns of a slow library by it. A GPU multiplies without one."""
+    found = device.probe()
+    assert found["computes"]
+    if found["device"] == "cpu":
+        assert isinstance(found["gflops"], float)
+        assert found["gflops"] > 0
+    monkeypatch.setattr(device, "device_name", lambda: "gpu: Apple M4 Max")
+    assert device.probe()["gflops"] is None
+
+
+@pytest.mark.parametrize(("flags", "widest"), [("sse2 avx2 avx512f", "avx512f"), ("sse2 avx2", "avx2"), ("sse2", None)])
+def test_widest_vectors_of_a_processor_are_named(flags: str, widest: str | None, tmp_path: Path) -> None:
+    """They decide which kernels of OpenBLAS it can run."""
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n")
+    assert device.vectors(cpuinfo) == widest
+    assert device.vectors(tmp_path / "missing") is None
