@@ -31,6 +31,12 @@ from mlx_sidecar.v1 import sidecar_pb2
 
 MAX_MESSAGE = 1500
 """Characters of an error message: gRPC refuses trailers above 8 KiB, and the text is in them three times."""
+MOST_PUSHBACK_SECONDS = 5.0
+"""
+Longest time after which gRPC of a client tries again by itself. Over a longer one the caller decides: gRPC would wait
+without a word, or until a deadline that hides the reason.
+"""
+_NO_RETRY = "-1"
 
 log = structlog.get_logger()
 
@@ -260,11 +266,12 @@ def status(error: SidecarError) -> status_pb2.Status:
 
 
 async def _abort(context: Context, error: SidecarError) -> None:
-    """End a call with an error. The pushback tells clients with a retry policy when to try again."""
+    """End a call with an error. The pushback tells clients with a retry policy when to try again, or not to."""
     answer = rpc_status.to_status(status(error))
     metadata = list(answer.trailing_metadata)
     if error.retry_after is not None:
-        metadata.append(("grpc-retry-pushback-ms", str(int(1000 * error.retry_after))))
+        soon = error.retry_after <= MOST_PUSHBACK_SECONDS
+        metadata.append(("grpc-retry-pushback-ms", str(int(1000 * error.retry_after)) if soon else _NO_RETRY))
     await context.abort(answer.code, answer.details, tuple(metadata))
 
 

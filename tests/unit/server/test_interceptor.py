@@ -150,6 +150,17 @@ async def test_typed_error_has_reason_field_and_retry_delay() -> None:
     assert (violation.field, violation.description) == ("sampling.top_p", "come later")
 
 
+@pytest.mark.parametrize(
+    ("seconds", "pushback"), [(None, None), (0.5, "500"), (5.0, "5000"), (5.1, "-1"), (60.0, "-1")]
+)
+async def test_clients_retry_by_themselves_only_soon(seconds: float | None, pushback: str | None) -> None:
+    """Over a longer time the caller decides: gRPC waits without a word, or until a deadline that hides the reason."""
+    context = FakeContext()
+    await serve(raising(SidecarError(Reason.ENGINE_RESTARTED, "m", retry_after=seconds)), context)
+    assert context.aborted is not None
+    assert dict(context.aborted[2]).get("grpc-retry-pushback-ms") == pushback
+
+
 def test_empty_error_details_are_left_out() -> None:
     """No field, no BadRequest; no retry, no RetryInfo."""
     rich = status(SidecarError(Reason.NAN_LOGITS, "m"))
