@@ -151,11 +151,22 @@ async def test_typed_error_has_reason_field_and_retry_delay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "pushback"), [(None, None), (0.5, "500"), (5.0, "5000"), (5.1, "-1"), (60.0, "-1")]
+    ("seconds", "remaining", "pushback"),
+    [
+        (None, None, None),
+        (0.5, None, "500"),
+        (10.0, None, "10000"),
+        (10.1, None, "-1"),
+        (60.0, 600.0, "-1"),
+        (8.0, 9.0, "8000"),
+        (8.0, 7.0, "-1"),
+    ],
 )
-async def test_clients_retry_by_themselves_only_soon(seconds: float | None, pushback: str | None) -> None:
+async def test_clients_retry_by_themselves_only_soon(
+    seconds: float | None, remaining: float | None, pushback: str | None
+) -> None:
     """Over a longer time the caller decides: gRPC waits without a word, or until a deadline that hides the reason."""
-    context = FakeContext()
+    context = FakeContext(remaining)
     await serve(raising(SidecarError(Reason.ENGINE_RESTARTED, "m", retry_after=seconds)), context)
     assert context.aborted is not None
     assert dict(context.aborted[2]).get("grpc-retry-pushback-ms") == pushback
