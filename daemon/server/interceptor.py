@@ -31,7 +31,7 @@ from mlx_sidecar.v1 import sidecar_pb2
 
 MAX_MESSAGE = 1500
 """Characters of an error message: gRPC refuses trailers above 8 KiB, and the text is in them three times."""
-MOST_PUSHBACK_SECONDS = 10.0
+MOST_PUSHBACK_SECONDS = 30.0
 """
 Longest time after which gRPC of a client tries again by itself. Over a longer one the caller decides: gRPC would wait
 without a word, or until a deadline that hides the reason.

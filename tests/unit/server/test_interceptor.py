@@ -155,8 +155,8 @@ async def test_typed_error_has_reason_field_and_retry_delay() -> None:
     [
         (None, None, None),
         (0.5, None, "500"),
-        (10.0, None, "10000"),
-        (10.1, None, "-1"),
+        (30.0, None, "30000"),
+        (30.1, None, "-1"),
         (60.0, 600.0, "-1"),
         (8.0, 9.0, "8000"),
         (8.0, 7.0, "-1"),
