@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import os
 import resource
 import sys
 import time
@@ -22,6 +21,7 @@ from typing import Any
 
 from daemon.engine.import_speed import short_imports
 from daemon.engine.prompt.template_probe import Probe, variables_read
+from daemon.shared.descriptors import close_others
 
 CPU_SECONDS = 2
 """Processor time of one conversation, rounded up to a whole second; a process that takes more is killed (SIGXCPU)."""
@@ -36,7 +36,7 @@ MAX_RENDERED = 16 << 20
 def main() -> None:
     """Render until the input ends."""
     # Spawned without a fork, so it has descriptors of the engine: the lock, and the socket to the parent.
-    os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    close_others()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     fault = _prepare()
     for line in sys.stdin.buffer:

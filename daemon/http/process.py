@@ -19,6 +19,7 @@ from daemon.http.token import TokenError
 from daemon.shared import logs, process_setup
 from daemon.shared.config import Config
 from daemon.shared.config_sources import from_json
+from daemon.shared.descriptors import close_others
 from daemon.shared.log_fields import Words
 
 log = structlog.get_logger()
@@ -27,7 +28,7 @@ log = structlog.get_logger()
 def main() -> None:
     """Serve on the inherited socket until the parent, or the tool, is gone."""
     arguments = _arguments(sys.argv[1:])
-    _close_others(arguments.fd)
+    close_others(arguments.fd)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold prompts
     process_setup.ignore_stray_signals()
     process_setup.allow_connections()
@@ -82,14 +83,3 @@ def _say_ready() -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)
-
-
-def _close_others(kept: int) -> None:
-    """
-    Close all descriptors but the standard streams and one more.
-
-    The parent's lock is among them. A door that outlives its parent would keep the next daemon from starting.
-    """
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    os.closerange(3, kept)
-    os.closerange(kept + 1, soft if soft != resource.RLIM_INFINITY else 1 << 20)

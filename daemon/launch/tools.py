@@ -126,7 +126,13 @@ def _claude(place: Place) -> Settings:
             "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",  # a line before the prompt that changes with the user's words
             "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         },
-        unset=("ANTHROPIC_API_KEY", "CLAUDE_CODE_USE_BEDROCK", "CLAUDE_CODE_USE_VERTEX", "CLAUDE_CODE_USE_FOUNDRY"),
+        unset=(
+            "ANTHROPIC_API_KEY",
+            "ANTHROPIC_SMALL_FAST_MODEL",  # the old name of the model for small tasks, which goes first
+            "CLAUDE_CODE_USE_BEDROCK",
+            "CLAUDE_CODE_USE_VERTEX",
+            "CLAUDE_CODE_USE_FOUNDRY",
+        ),
     )
 
 

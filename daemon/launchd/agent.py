@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.parsers.expat import ExpatError
 
 from daemon.launchd.errors import AgentError
-from daemon.shared.config import ENV_PREFIX
+from daemon.shared.config import ENV_PREFIX, KEYS
 from daemon.shared.config_sources import Resolved
 
 EXIT_SECONDS = 60
@@ -24,12 +25,24 @@ OPEN_FILES = 8192
 KEPT_VARIABLES = (
     "HF_HOME",
     "HF_HUB_CACHE",
+    "HUGGINGFACE_HUB_CACHE",
+    "XDG_CACHE_HOME",
+    "HF_TOKEN_PATH",
     "HF_ENDPOINT",
     "HF_HUB_OFFLINE",
+    "HF_HUB_DISABLE_XET",
+    "HF_HUB_DOWNLOAD_TIMEOUT",
+    "HF_HUB_ETAG_TIMEOUT",
     "HTTP_PROXY",
     "HTTPS_PROXY",
+    "ALL_PROXY",
     "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "no_proxy",
     "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
     "REQUESTS_CA_BUNDLE",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
@@ -38,7 +51,10 @@ KEPT_VARIABLES = (
     "OTEL_TRACES_SAMPLER",
     "OTEL_TRACES_SAMPLER_ARG",
 )
-"""Library variables that the plist keeps: model paths, trace targets. Never a token: other users can read the plist."""
+"""
+Library variables that the plist keeps: where models and a token are, how they are fetched, where traces go. Never a
+token itself: other users can read the plist.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +156,7 @@ def of_this_environment(
     daemon reads them at each start.
 
     Raises:
-        AgentError: If `drain_timeout` is longer than the time that launchd grants.
+        AgentError: If `drain_timeout` is longer than the time that launchd grants, or a value cannot be a variable.
     """
     longest = EXIT_SECONDS - RESERVE_SECONDS
     if kind is DAEMON and resolved.config.drain_timeout > longest:
@@ -149,7 +165,7 @@ def of_this_environment(
             f"launchd kills a service {EXIT_SECONDS} s after asking it to stop; set drain_timeout to at most {longest}."
         )
     kept = {
-        ENV_PREFIX + key.upper(): as_text(getattr(resolved.config, key))
+        ENV_PREFIX + key.upper(): _kept(key, resolved, home)
         for key, origin in resolved.origins.items()
         if origin.startswith((ENV_PREFIX, "--"))
     }
@@ -162,14 +178,32 @@ def of_this_environment(
     return Agent(program, kept, logs / kind.stderr_name, background, kind)
 
 
+def _kept(key: str, resolved: Resolved, home: Path) -> str:
+    """Return the text of a setting's variable. The daemon must read the same value of it, or it would not start."""
+    value = getattr(resolved.config, key)
+    text = as_text(value)
+    try:
+        same = KEYS[key].metadata["read"](text, True, home) == value
+    except ValueError:
+        same = False
+    if not same:
+        raise AgentError(
+            f"{key} from {resolved.origins[key]} has a value that a variable cannot hold: {text!r:.80}; "
+            "set it in config.toml instead."
+        )
+    return text
+
+
 def as_text(value: object) -> str:
     """Return a configuration value as the text of its environment variable."""
     if value is None:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={item}" for name, item in value.items())
     if isinstance(value, tuple):
-        return os.pathsep.join(map(str, value))
+        return (os.pathsep if any(isinstance(item, Path) for item in value) else ",").join(map(str, value))
     return str(value)
 
 
@@ -191,7 +225,9 @@ def read(plist: Path) -> Agent | None:
         )
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, plistlib.InvalidFileException, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError, plistlib.InvalidFileException, ExpatError, ValueError, KeyError, TypeError, AttributeError,
+    ) as error:  # fmt: skip
         raise AgentError(
             f"{plist} is not a plist of this program ({error}); move it away, or run: mlx-sidecar service uninstall"
         ) from None

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ from daemon.server.wake_lock import Wakefulness, WakeLock, system_wake_lock
 from daemon.shared import clocks, logs, observed_time, process_setup
 from daemon.shared.config import Config, ConfigError
 from daemon.shared.failpoints import failpoint
+from daemon.shared.log_fields import cause
 
 if TYPE_CHECKING:
     from daemon.server.group.group import Group
@@ -90,10 +92,18 @@ def run(config: Config, engine: Sequence[str] | None = None, wake_lock: WakeLock
             log.warning("tmpdir_replaced", directory=instead)
         try:
             with _spans(config) as on_end:
-                daemon = Daemon(config, engine, wake_lock, on_end, lock.note_engine, lock.note_life)
+                daemon = Daemon(config, engine, wake_lock, on_end, partial(note_engine, lock), lock.note_life)
                 return asyncio.run(daemon.serve())
         finally:
             os.close(inherited)
+
+
+def note_engine(lock: InstanceLock, pid: int) -> None:
+    """Note the process of a new engine. A full disk is no reason to go without one."""
+    try:
+        lock.note_engine(pid)
+    except OSError as error:
+        log.warning("lock_file_unwritable", error=cause(error))
 
 
 def _settle() -> None:
@@ -262,10 +272,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._asked_to_stop)
-        if sys.stderr.isatty():
-            loop.add_signal_handler(signal.SIGHUP, self._asked_to_stop)  # the terminal that shows the log was closed
-        else:
-            loop.add_signal_handler(signal.SIGHUP, logs.configure, self._config.log_level, self._config.log_file)
+        logs.reopen_on_hangup(loop, self._config.log_level, self._config.log_file, self._asked_to_stop)
 
     def _asked_to_stop(self) -> None:
         if self._stop.is_set():

@@ -31,6 +31,12 @@ from mlx_sidecar.v1 import sidecar_pb2
 
 MAX_MESSAGE = 1500
 """Characters of an error message: gRPC refuses trailers above 8 KiB, and the text is in them three times."""
+MOST_PUSHBACK_SECONDS = 30.0
+"""
+Longest time after which gRPC of a client tries again by itself. Over a longer one the caller decides: gRPC would wait
+without a word, or until a deadline that hides the reason.
+"""
+_NO_RETRY = "-1"
 
 log = structlog.get_logger()
 
@@ -264,8 +270,14 @@ async def _abort(context: Context, error: SidecarError) -> None:
     answer = rpc_status.to_status(status(error))
     metadata = list(answer.trailing_metadata)
     if error.retry_after is not None:
-        metadata.append(("grpc-retry-pushback-ms", str(int(1000 * error.retry_after))))
+        metadata.append(("grpc-retry-pushback-ms", _pushback(error.retry_after, context.time_remaining())))
     await context.abort(answer.code, answer.details, tuple(metadata))
+
+
+def _pushback(seconds: float, remaining: float | None) -> str:
+    """Return the milliseconds after which gRPC of a client tries again by itself, or that it is not to."""
+    most = MOST_PUSHBACK_SECONDS if remaining is None else min(MOST_PUSHBACK_SECONDS, remaining)
+    return str(int(1000 * seconds)) if seconds <= most else _NO_RETRY
 
 
 def _any(message: Message) -> any_pb2.Any:

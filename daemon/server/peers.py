@@ -120,11 +120,10 @@ class Peers:
         try:
             if _bytes(connection.getsockname()) != self._name:
                 return 0
-            if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                return 0  # the listening socket itself
+            connection.getpeername()  # the listening socket has none; macOS never answers SO_ACCEPTCONN
             return self._system.peer(connection)
         except OSError:
-            return 0  # gRPC has closed it meanwhile
+            return 0  # it is the listening socket, or gRPC has closed it meanwhile
         finally:
             connection.detach()  # it is gRPC's, and stays open
 

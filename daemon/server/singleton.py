@@ -86,7 +86,8 @@ class InstanceLock:
                 if not _lock(fd, socket, wait):
                     raise AlreadyRunning(lock_file.read(fd).pid)
             unclean_end, holder = lock_file.unclean_end(fd), Holder(os.getpid(), began=int(time.time()))
-            lock_file.note(fd, holder)
+            with suppress(OSError):  # a full disk; each new engine tries it again
+                lock_file.note(fd, holder)
         except BaseException:
             os.close(fd)
             raise
@@ -103,7 +104,12 @@ class InstanceLock:
         return copy
 
     def note_engine(self, pid: int) -> None:
-        """Write the engine's process id into the file, so that the next daemon can kill an engine that hangs."""
+        """
+        Write the engine's process id into the file, so that the next daemon can kill an engine that hangs.
+
+        Raises:
+            OSError: If the file cannot be written. The lock is held all the same.
+        """
         lock_file.note(self._fd, self._holder._replace(engine=pid))
 
     def note_life(self) -> None:
@@ -115,7 +121,8 @@ class InstanceLock:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             try:
-                lock_file.end(fd)
+                with suppress(OSError):  # a full disk: this end looks unclean to the next daemon
+                    lock_file.end(fd)
             finally:
                 os.close(fd)
 
@@ -202,12 +209,21 @@ def _kill_orphan(fd: int) -> int | None:
     engine = lock_file.read(fd).engine
     if engine is None:
         return None
-    shown = subprocess.run(["/bin/ps", "-ww", "-o", "command=", "-p", str(engine)], capture_output=True, text=True)  # noqa: S603
-    if "engine" not in shown.stdout or " --fd " not in shown.stdout:
+    shown = _command_line(engine)
+    if b"engine" not in shown or b" --fd " not in shown:
         return None
     with suppress(ProcessLookupError):
         os.kill(engine, signal.SIGKILL)
     return engine
+
+
+def _command_line(pid: int) -> bytes:
+    """Return the command line of a process; empty if there is none, or nothing on this system tells it."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+    with suppress(OSError):
+        return subprocess.run(["/bin/ps", "-ww", "-o", "command=", "-p", str(pid)], stdout=subprocess.PIPE).stdout  # noqa: S603
+    return b""
 
 
 def _alive(pid: int) -> bool:

@@ -69,14 +69,23 @@ class Caffeinate:
     def release(self) -> None:
         """Kill caffeinate. It has nothing to save, and the system drops its lock."""
         if self._runs():
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+            _has_ended(self._pid, 0)
             self._pid = 0
 
     def _runs(self) -> bool:
-        if self._pid and os.waitpid(self._pid, os.WNOHANG)[0]:
+        if self._pid and _has_ended(self._pid, os.WNOHANG):
             self._pid = 0
         return bool(self._pid)
+
+
+def _has_ended(pid: int, options: int) -> bool:
+    """Reap a child as `os.waitpid` does, and return whether it has ended. A child that was reaped before has."""
+    try:
+        return os.waitpid(pid, options)[0] != 0
+    except ChildProcessError:
+        return True
 
 
 def system_wake_lock(platform: str = sys.platform) -> WakeLock:

@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import stat
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
 
 from daemon.shared.log_fields import Words, permitted
 from daemon.shared.log_frames import frames, library_event
+
+if TYPE_CHECKING:
+    import asyncio
 
 MAX_FILE_BYTES = 10 << 20
 KEPT_FILES = 5
@@ -74,6 +79,23 @@ def configure(level: str, log_file: Path | None) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
+
+
+def reopen_on_hangup(
+    loop: asyncio.AbstractEventLoop, level: str, log_file: Path | None, stop: Callable[[], None]
+) -> None:
+    """
+    Let SIGHUP configure the logs anew, which opens the log file anew. Only on the main thread.
+
+    Args:
+        loop: The event loop.
+        level, log_file: As `configure` takes them.
+        stop: Called instead if stderr is a terminal: what shows the logs was closed.
+    """
+    if sys.stderr.isatty():
+        loop.add_signal_handler(signal.SIGHUP, stop)
+    else:
+        loop.add_signal_handler(signal.SIGHUP, lambda: configure(level, log_file))
 
 
 def take_over() -> None:

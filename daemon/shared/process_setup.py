@@ -43,9 +43,15 @@ def hold_standard_streams() -> None:
 
 
 def ignore_stray_signals() -> None:
-    """Ignore SIGUSR1 and SIGUSR2, which make other daemons reload or report, and would end this daemon by default."""
+    """
+    Ignore SIGUSR1 and SIGUSR2, which make other daemons reload or report, and would end this daemon by default.
+
+    SIGCHLD is not ignored, whatever the program did that started this process: the system would reap its children, and
+    how they ended would be unknown.
+    """
     for signum in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def allow_connections() -> None:

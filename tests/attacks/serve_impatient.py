@@ -1,7 +1,7 @@
 """
 A daemon with short limits: `python -m tests.attacks.serve_impatient LIMITS_JSON [fake OPTIONS]`.
 
-The limits are constants of modules, such as `{"server.supervision.supervisor.SILENT_SECONDS": 3}`. With `fake` its
+The limits are constants of modules, such as `{"server.supervision.vitals.SILENT_SECONDS": 3}`. With `fake` its
 engine is the fake one, with these options.
 """
 

@@ -106,6 +106,16 @@ def test_foreign_signals_end_neither_process(launch: Launch, number: signal.Sign
     assert daemon.stop() == 0
 
 
+def test_ends_of_children_are_known_where_they_were_ignored(launch: Launch) -> None:
+    """A program that ignores SIGCHLD hands that on: the system would reap the engine, and its status would be lost."""
+    daemon = launch("trap '' CHLD; @")
+    os.kill(daemon.engine_pid(), signal.SIGKILL)
+    wait_until(lambda: any(line["event"] == "engine_died" for line in daemon.log()), "the end of the engine is seen")
+    (died,) = (line for line in daemon.log() if line["event"] == "engine_died")
+    assert died["status"] == -signal.SIGKILL
+    _serves(daemon)
+
+
 @pytest.mark.parametrize("files", [LEAST_OPEN_FILES, 1024])
 def test_hard_file_limit(launch: Launch, files: int) -> None:
     """mlx-lm wants 4,096 when it is imported, and would end the engine again and again. Root may raise a hard limit."""

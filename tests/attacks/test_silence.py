@@ -18,13 +18,14 @@ from tests.support.daemons import RunningDaemon, alive, wait_until
 Start = Callable[..., RunningDaemon]
 
 LIMITS = {"SILENT_SECONDS": 3.0, "STALLED_SECONDS": 2.0, "STUCK_SECONDS": 4.0}
-"""Of the supervisor, by the names of its constants."""
+"""Of an engine's signs of life, by the names of their constants."""
 STOPPED_SECONDS = 6.0
 """Longer than each of the limits above; what is waited for here is time itself."""
 
 
 def _command(*more: str, **limits: float) -> list[str]:
-    given = {f"server.supervision.supervisor.{name}": value for name, value in (LIMITS | limits).items()}
+    given = {f"server.supervision.vitals.{name}": value for name, value in LIMITS.items()}
+    given |= {f"server.supervision.supervisor.{name}": value for name, value in limits.items()}
     return [sys.executable, "-m", "tests.attacks.serve_impatient", json.dumps(given), *more]
 
 

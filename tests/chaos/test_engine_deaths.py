@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 import mlx_sidecar
 from daemon.server.grpc_server import SERVICE
 from daemon.server.supervision import supervisor as module
+from daemon.server.supervision import vitals
 from daemon.server.supervision.supervisor import State
 from daemon.shared.errors import Reason
 from mlx_sidecar import Delta
@@ -106,7 +107,7 @@ async def stopped(times: int) -> None:
                 now += 0.25
                 await asyncio.sleep(2 * module.CHECK_SECONDS)
             assert supervisor.state is State.STALLED
-            assert module.STALLED_SECONDS < now - began <= 10
+            assert vitals.STALLED_SECONDS < now - began <= 10
             supervisor.router.quarantine.lift()
             held = supervisor.router.open(generate("ok"))
             while supervisor.state is State.STALLED:

@@ -33,7 +33,7 @@ PATIENCE = 10
 
 @dataclass
 class Fail:
-    """A step that ends the call with a status and, unless there is no reason, an ErrorInfo."""
+    """A step that ends the call with a status, unless there is no reason an ErrorInfo, and a word on retries."""
 
     code: str
     reason: str = ""
@@ -41,6 +41,7 @@ class Fail:
     domain: str = "mlx-sidecar"
     metadata: dict[str, str] = field(default_factory=dict)
     details: list[Proto] = field(default_factory=list)
+    pushback: str = ""
 
     def status(self) -> Any:
         """Return what `abort_with_status` takes."""
@@ -48,7 +49,9 @@ class Fail:
         details = [*([info] if self.reason else []), *self.details]
         status = status_pb2.Status(code=code_pb2.Code.Value(self.code), message=self.message)
         status.details.extend(_packed(detail) for detail in details)
-        return rpc_status.to_status(status)
+        answer = rpc_status.to_status(status)
+        pushed = (("grpc-retry-pushback-ms", self.pushback),) if self.pushback else ()
+        return answer._replace(trailing_metadata=(*answer.trailing_metadata, *pushed))
 
 
 def _packed(detail: Proto) -> AnyProto:

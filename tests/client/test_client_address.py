@@ -64,9 +64,10 @@ def test_socket_of_the_same_user_is_trusted(bound: Path) -> None:
     assert socket_exists(bound)
 
 
-@pytest.mark.parametrize("path", ["missing.sock", "missing/sidecar.sock", "sidecar.sock/below"])
+@pytest.mark.parametrize("path", ["missing.sock", "missing/s.sock", "sidecar.sock/s", "circle/s", "s" * 300])
 def test_missing_socket_is_no_address_error(bound: Path, path: str) -> None:
-    """The daemon may be about to make it, and its directory."""
+    """The daemon may be about to make it, and its directory. No error of the file system reaches a caller as it is."""
+    (bound.parent / "circle").symlink_to("circle")
     assert not socket_exists(bound.parent / path)
 
 

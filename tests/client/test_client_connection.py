@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import socket as sockets
@@ -110,6 +111,19 @@ def test_silent_daemon_is_not_reported_as_absent(socket: Path, full: bool) -> No
         with pytest.raises(ConnectionLost, match="it does not answer in time; try again") as caught:
             client.generate("m", "Hi")
         assert caught.value.retry_after
+
+
+def test_process_without_descriptors_says_so(socket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that no daemon runs, which it cannot know; and as an error of this package."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with sockets.socket(sockets.AF_UNIX) as listener, Client(socket, timeout=0.0) as client:
+        listener.bind(str(socket))
+        monkeypatch.setattr(sockets, "socket", full)
+        with pytest.raises(ConnectionLost, match=r"cannot open a socket \(Too many open files\)"):
+            client.stats()
 
 
 def test_bare_unavailable_is_not_reported_as_absent(serve: Serve, socket: Path, script: Script) -> None:

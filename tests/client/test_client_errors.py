@@ -157,6 +157,14 @@ def test_crash_after_first_message_is_not_retried(client: Client, script: Script
     assert len(script.requests) == 1
 
 
+def test_refusal_that_asks_for_no_retry_is_told_at_once(client: Client, script: Script) -> None:
+    """The daemon asks for it where its engine is away for longer: gRPC would wait as long without a word."""
+    script.answer([Fail("UNAVAILABLE", "ENGINE_RESTARTED", pushback="-1")], hello())
+    with pytest.raises(mlx_sidecar.EngineRestarted):
+        client.complete("m", "Hi")
+    assert len(script.requests) == 1
+
+
 def test_exception_survives_pickling() -> None:
     """Worker pools pickle exceptions."""
     error = QueueFull("full", retry_after=2.0, metadata={"queued": "64"})
@@ -168,3 +176,12 @@ def test_exception_survives_pickling() -> None:
         {"queued": "64"},
     )
     assert (copy.code, copy.reason) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
+
+
+@pytest.mark.parametrize("size", [16 * 1024 * 1024 + 1, 40_000_000])
+def test_request_that_grpc_would_refuse_is_an_invalid_argument(client: Client, script: Script, size: int) -> None:
+    """In the words of the daemon, which such a request does not reach: gRPC's own status has no reason."""
+    with pytest.raises(InvalidArgument, match=r"has \d+ bytes; at most 8388608 are allowed") as caught:
+        client.complete("m", "x" * size)
+    assert caught.value.field == "request"
+    assert not script.requests

@@ -11,7 +11,7 @@ import grpc
 import pytest
 from google.protobuf.json_format import ParseDict
 
-from mlx_sidecar import GenerateOptions, InvalidArgument, LoadOptions, Message, Tool, ToolCall
+from mlx_sidecar import EmbedOptions, GenerateOptions, InvalidArgument, LoadOptions, Message, Tool, ToolCall
 from mlx_sidecar import _requests as requests
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.client.scripted import FakeDaemon, finish
@@ -80,6 +80,21 @@ def test_each_option_is_sent_as_its_field(fake: FakeDaemon, options: dict[str, A
 def test_unset_options_are_not_sent(fake: FakeDaemon) -> None:
     """The daemon's defaults apply to everything that the caller left out."""
     assert sent(fake, "Hi") == expected(text="Hi")
+
+
+@pytest.mark.parametrize("prompt", ["Hi", [{"role": "user", "content": "Hi"}]])
+def test_option_of_none_is_not_given(prompt: Any) -> None:
+    """As the options' documentation says of all of them: programs hand on what their own callers left out."""
+    options: Any = dict.fromkeys(GenerateOptions.__annotations__)
+    assert requests.generate_request("m", prompt, **options) == requests.generate_request("m", prompt)
+    embedding: Any = dict.fromkeys(EmbedOptions.__annotations__)
+    assert requests.embed_request("m", "Hi", **embedding) == requests.embed_request("m", "Hi")
+
+
+def test_message_part_of_none_is_not_given() -> None:
+    """Libraries write out each key of an answer that goes back into the conversation."""
+    whole: Any = {"role": "assistant", "content": None, "tool_calls": None, "tool_call_id": None}
+    assert requests.generate_request("m", [whole]) == requests.generate_request("m", [{"role": "assistant"}])
 
 
 def test_int_sequence_is_a_prompt_of_token_ids(fake: FakeDaemon) -> None:
@@ -215,6 +230,10 @@ def test_wrong_types_and_names_are_type_errors(fake: FakeDaemon, prompt: Any, op
         (b"Hi", {}, "a prompt is text, token ids or a list of messages, not bytes"),
         ([HELLO], {"tools": [{"name": "t", "strict": True}]}, "chat.tools[0] has the key 'strict'"),
         ("Hi", {"max_tokens": "many"}, "max_tokens cannot have a value of type str"),
+        ([{"role": "user", "tool_calls": 1}], {}, "chat.messages[0].tool_calls cannot have a value of type int"),
+        ([HELLO], {"tools": {"name": "t"}}, "chat.tools cannot have a value of type dict"),
+        ([HELLO], {"allowed_tools": "now"}, "chat.allowed_tools cannot have a value of type str"),
+        ("Hi", {"keep": "1h"}, "cache.keep cannot have a value of type str"),
     ],
 )
 def test_type_error_names_the_place(fake: FakeDaemon, prompt: Any, options: dict[str, Any], words: str) -> None:

@@ -83,7 +83,12 @@ def target(path: Path) -> str:
 
 
 def listens(path: Path) -> bool:
-    """Tell whether a process listens on a socket, without waiting."""
+    """
+    Tell whether a process listens on a socket, without waiting.
+
+    Raises:
+        OSError: If this process cannot open a socket.
+    """
     with socket.socket(socket.AF_UNIX) as connection:
         connection.setblocking(False)
         try:
@@ -111,6 +116,8 @@ def socket_exists(path: Path) -> bool:
         return False
     except PermissionError:
         raise UntrustedSocket(f"{path.parent} belongs to another user") from None
+    except OSError:  # a path that is too long, or leads in a circle: nothing is there
+        return False
     if not stat.S_ISDIR(directory.st_mode):
         raise UntrustedSocket(f"{path.parent} is not a directory but a link or a file")
     if directory.st_uid != os.geteuid():

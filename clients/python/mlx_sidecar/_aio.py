@@ -18,9 +18,21 @@ import grpc.aio
 from mlx_sidecar import _requests as requests
 from mlx_sidecar._address import resolve, socket_exists, target
 from mlx_sidecar._aio_streams import AsyncGenerateStream, AsyncLoadStream, AsyncStream, task_is_cancelled
-from mlx_sidecar._channel import CHANNEL_OPTIONS, CONNECT_TIMEOUT, PING, POLL_INTERVAL, answered, metadata, stub
+from mlx_sidecar._channel import (
+    CHANNEL_OPTIONS,
+    CONNECT_TIMEOUT,
+    PING,
+    POLL_INTERVAL,
+    answered,
+    closed_meanwhile,
+    limit,
+    metadata,
+    refuse_too_large,
+    seconds,
+    stub,
+)
 from mlx_sidecar._decode import decode
-from mlx_sidecar._exceptions import Cancelled, ConnectionLost, DaemonNotRunning, SidecarError
+from mlx_sidecar._exceptions import ConnectionLost, DaemonNotRunning, SidecarError
 from mlx_sidecar._failure import failure, not_running, unanswered
 from mlx_sidecar._listing import ModelList
 from mlx_sidecar._messages import Prompt
@@ -51,7 +63,7 @@ class AsyncClient:
             timeout: Seconds for each call that returns no stream, and for connecting if it is less than 2.
         """
         self._socket = resolve(socket)
-        self._timeout = timeout
+        self._timeout = seconds(timeout)
         self._lock = asyncio.Lock()
         self._channel: grpc.aio.Channel | None = None
         self._stub: Any = None
@@ -217,18 +229,21 @@ class AsyncClient:
         return decode(Invalidated, await self._unary("Invalidate", request))
 
     async def _unary(self, method: str, request: Any) -> Any:
-        rpc = getattr(await self._connect(), method)
+        call = await self._start(method, request, self._timeout)
         try:
-            return await rpc(request, timeout=self._timeout, metadata=metadata())
+            return await call
         except grpc.RpcError as error:
             raise self._failed(error) from error
         except asyncio.CancelledError:
             if task_is_cancelled():
                 raise
-            raise Cancelled("the client was closed during the call") from None
+            raise closed_meanwhile() from None
 
     async def _start(self, method: str, request: Any, timeout: float | None) -> Any:
-        return getattr(await self._connect(), method)(request, timeout=timeout, metadata=metadata())
+        """Send a call, and return it."""
+        refuse_too_large(request)
+        longest = limit(timeout)
+        return getattr(await self._connect(), method)(request, timeout=longest, metadata=metadata())
 
     async def _connect(self) -> Any:
         async with self._lock:
@@ -236,6 +251,8 @@ class AsyncClient:
                 raise RuntimeError("this client is closed")
             if not self._connected:
                 await self._open(time.monotonic() + min(self._timeout, CONNECT_TIMEOUT))
+                if self._closed:
+                    raise closed_meanwhile()
                 self._connected = True
             return self._stub
 
@@ -244,6 +261,8 @@ class AsyncClient:
             if time.monotonic() >= deadline:
                 raise not_running(self._socket, "there is no such socket")
             await asyncio.sleep(POLL_INTERVAL)
+        if self._closed:
+            return
         if self._channel is None:
             self._channel = grpc.aio.insecure_channel(target(self._socket), CHANNEL_OPTIONS)
             self._stub = stub(self._channel)
@@ -253,6 +272,9 @@ class AsyncClient:
         except grpc.RpcError as error:
             if not answered(error):
                 raise unanswered(self._socket, "nothing listens on it", "it does not answer in time") from error
+        except asyncio.CancelledError:
+            if task_is_cancelled() or not self._closed:
+                raise
 
     def _failed(self, error: grpc.RpcError) -> SidecarError:
         problem = failure(error, self._socket)

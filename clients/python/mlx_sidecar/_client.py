@@ -15,7 +15,19 @@ from typing import TYPE_CHECKING, Any, Unpack
 import grpc
 
 from mlx_sidecar._address import resolve, socket_exists, target
-from mlx_sidecar._channel import CONNECT_TIMEOUT, PING, POLL_INTERVAL, SYNC_CHANNEL_OPTIONS, answered, metadata, stub
+from mlx_sidecar._channel import (
+    CONNECT_TIMEOUT,
+    PING,
+    POLL_INTERVAL,
+    SYNC_CHANNEL_OPTIONS,
+    answered,
+    closed_meanwhile,
+    limit,
+    metadata,
+    refuse_too_large,
+    seconds,
+    stub,
+)
 from mlx_sidecar._decode import decode
 from mlx_sidecar._exceptions import ConnectionLost, DaemonNotRunning, SidecarError
 from mlx_sidecar._failure import failure, not_running, unanswered
@@ -51,7 +63,7 @@ class Client:
             timeout: Seconds for each call that returns no stream, and for connecting if it is less than 2.
         """
         self._socket = resolve(socket)
-        self._timeout = timeout
+        self._timeout = seconds(timeout)
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
         self._stub: Any = None
@@ -233,14 +245,22 @@ class Client:
         return decode(Invalidated, self._unary("Invalidate", request))
 
     def _unary(self, method: str, request: Any) -> Any:
-        rpc = getattr(self._connect(), method)
         try:
-            return rpc(request, timeout=self._timeout, metadata=metadata())
+            return self._start(method, request, self._timeout)
         except grpc.RpcError as error:
             raise self._failed(error) from error
 
     def _start(self, method: str, request: Any, timeout: float | None) -> Any:
-        return getattr(self._connect(), method)(request, timeout=timeout, metadata=metadata())
+        """Send a call, and return its answer or, of a stream, its running call."""
+        refuse_too_large(request)
+        longest = limit(timeout)
+        rpc = getattr(self._connect(), method)
+        try:
+            return rpc(request, timeout=longest, metadata=metadata())
+        except ValueError:  # gRPC's word for a channel that is closed
+            if self._closed:
+                raise closed_meanwhile() from None
+            raise
 
     def _connect(self) -> Any:
         with self._lock:
@@ -248,21 +268,29 @@ class Client:
                 raise RuntimeError("this client is closed")
             if not self._connected:
                 self._open(time.monotonic() + min(self._timeout, CONNECT_TIMEOUT))
-                self._connected = True
+                self._connected = not self._closed
             return self._stub
 
     def _open(self, deadline: float) -> None:
         while not socket_exists(self._socket):
+            if self._closed:
+                raise closed_meanwhile()
             if time.monotonic() >= deadline:
                 raise not_running(self._socket, "there is no such socket")
             time.sleep(POLL_INTERVAL)
         if self._channel is None:
             self._channel = grpc.insecure_channel(target(self._socket), SYNC_CHANNEL_OPTIONS)
             self._stub = stub(self._channel)
+            if self._closed:  # a `close` in another thread has seen no channel, or closes it as well
+                self._channel.close()
         ping: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(PING)
         try:
             ping(b"", timeout=max(0.0, deadline - time.monotonic()), wait_for_ready=True)
-        except grpc.RpcError as error:
+        except (grpc.RpcError, ValueError) as error:
+            if self._closed:
+                raise closed_meanwhile() from error
+            if isinstance(error, ValueError):
+                raise
             if not answered(error):
                 raise unanswered(self._socket, "nothing listens on it", "it does not answer in time") from error
 

@@ -58,8 +58,12 @@ def _serve(socket: Path) -> str:
 
 def unanswered(socket: Path, why: str, there: str) -> SidecarError:
     """Return the exception for an unanswered call, with the text `why` without a listener, `there` with a listener."""
-    if not listens(socket):
-        return not_running(socket, why)
+    try:
+        if not listens(socket):
+            return not_running(socket, why)
+    except OSError as error:
+        text = f"no connection to {socket}: this process cannot open a socket ({error.strerror})"
+        return ConnectionLost(text, retry_after=RETRY_SECONDS)
     return ConnectionLost(f"mlx-sidecar listens at {socket}, but {there}; try again", retry_after=RETRY_SECONDS)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
@@ -49,7 +49,10 @@ def _messages(turns: Any) -> list[pb.ChatMessage]:
 
 def _message(turn: Any, path: str) -> pb.ChatMessage:
     turn = _data(Message, turn, path)
-    calls = [_tool_call(call, f"{path}.tool_calls[{index}]") for index, call in enumerate(turn.tool_calls)]
+    calls = [
+        _tool_call(call, f"{path}.tool_calls[{index}]")
+        for index, call in enumerate(each(turn.tool_calls, f"{path}.tool_calls"))
+    ]
     return build(
         pb.ChatMessage,
         f"{path}.",
@@ -69,7 +72,21 @@ def _tool_call(call: Any, path: str) -> pb.ToolCall:
 
 def tool_messages(tools: Any) -> list[pb.Tool]:
     """Return tools, each given as a Tool or a mapping."""
-    return [_tool(tool, f"chat.tools[{index}]") for index, tool in enumerate(tools)]
+    return [_tool(tool, f"chat.tools[{index}]") for index, tool in enumerate(each(tools, "chat.tools"))]
+
+
+def each(values: Any, path: str) -> list[Any]:
+    """
+    Return the parts of a list that may be None, which means that there are none.
+
+    Raises:
+        TypeError: With `path`, for another type. A text or a mapping is no list of its letters or keys.
+    """
+    if values is None:
+        return []
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise TypeError(f"{path} cannot have a value of type {type(values).__name__}")
+    return list(values)
 
 
 def _tool(tool: Any, path: str) -> pb.Tool:

@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from mlx_sidecar._exceptions import InvalidArgument
 from mlx_sidecar._messages import Prompt, Tool
 from mlx_sidecar._options import GenerateOptions
-from mlx_sidecar._prompts import as_json, build, prompt_fields, text_or_tokens, tool_messages, value_as_json
+from mlx_sidecar._prompts import as_json, build, each, prompt_fields, text_or_tokens, tool_messages, value_as_json
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 _CACHE_MODES = {
@@ -127,7 +127,7 @@ def generate_request(
         "enable_thinking": enable_thinking,
         "tool_choice": None if tool_choice is None else _choice("chat.tool_choice", _TOOL_CHOICES, tool_choice),
         "required_tool": required_tool,
-        "allowed_tools": list(allowed_tools),
+        "allowed_tools": each(allowed_tools, "chat.allowed_tools"),
         "template_args": {name: value_as_json(value) for name, value in (template_args or {}).items()} or None,
         "reasoning_effort": reasoning_effort,
         "continue_final_message": continue_final_message or None,
@@ -166,7 +166,7 @@ def generate_request(
         cache=build(
             pb.CacheOptions,
             "cache.",
-            mode=_choice("cache.mode", _CACHE_MODES, cache_mode),
+            mode=_choice("cache.mode", _CACHE_MODES, cache_mode or "read_write"),
             salt=salt,
             keep=None if keep is None else _duration(keep, "cache.keep"),
         ),
@@ -245,7 +245,9 @@ def embed_request(
         dimensions=dimensions,
         normalize=normalize,
         pooling=None if pooling is None else _choice("pooling", _POOLINGS, pooling),
-        cache=build(pb.CacheOptions, "cache.", mode=_choice("cache.mode", _CACHE_MODES, cache_mode), salt=salt),
+        cache=build(
+            pb.CacheOptions, "cache.", mode=_choice("cache.mode", _CACHE_MODES, cache_mode or "read_write"), salt=salt
+        ),
         request_id=request_id,
         require_loaded=require_loaded,
         priority=priority,
@@ -288,6 +290,8 @@ def _duration(seconds: float, field: str) -> Duration:
         duration.FromTimedelta(timedelta(seconds=seconds))
     except (ValueError, OverflowError) as error:
         raise InvalidArgument(f"{field}: {error}", field=field) from None
+    except TypeError:
+        raise TypeError(f"{field} cannot have a value of type {type(seconds).__name__}") from None
     return duration
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import tempfile
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,8 +68,12 @@ def _serve(client: Client, port: int) -> None:
     from daemon.cli.output.exporter import serve
 
     stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    with serve(client, _ADDRESS, port) as actual:
+    with ExitStack() as held:
+        try:
+            actual = held.enter_context(serve(client, _ADDRESS, port))
+        except OSError as error:
+            raise click.UsageError(f"It cannot listen at {_ADDRESS}:{port}: {error.strerror}.") from None
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())
         click.echo(f"Figures are at http://{_ADDRESS}:{actual}/metrics", err=True)
         stop.wait()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import chain, repeat
 from typing import Any
 
 import click
@@ -86,14 +87,15 @@ class Chat:
                 if not self._command(*text[1:].partition(" ")[::2]):
                     return
                 continue
-            while not self._turn(Message(role="user", content=text)):
-                self._wait()
+            turn = Message(role="user", content=text)
+            while (pause := self._turn(turn)) is not None:
+                self._wait(pause)
 
     def _begin(self, system: str | None) -> None:
         self._messages = [] if system is None else [Message(role="system", content=system)]
 
-    def _turn(self, turn: Message) -> bool:
-        """Answer a turn, and tell whether it is done: answered or given up. It is not if the daemon went away."""
+    def _turn(self, turn: Message) -> float | None:
+        """Return None if a turn is done, answered or given up; else the seconds after which it can be asked again."""
         try:
             if self._away:
                 self._load()
@@ -103,20 +105,20 @@ class Chat:
             click.echo("Interrupted; this turn is forgotten.", err=True)
         except (ConnectionLost, DaemonNotRunning, ShuttingDown):
             click.echo("The daemon went away; waiting for it to come back. Ctrl-C leaves.", err=True)
-            return False
-        except EngineRestarted:  # a request that kills engines is refused with another error at its third attempt
+            return LOOK_SECONDS
+        except EngineRestarted as error:  # a request that kills engines is refused with another error at its third time
             click.echo("The engine was restarted; waiting for it to come back. Ctrl-C leaves.", err=True)
-            return False
+            return max(LOOK_SECONDS, error.retry_after or 0.0)
         except SidecarError as error:
             answer = explain(error)
             click.echo(f"{answer.text if answer else error}; this turn is forgotten.", err=True)
-        return True
+        return None
 
-    def _wait(self) -> None:
-        """Wait until a daemon answers and is not draining."""
+    def _wait(self, pause: float) -> None:
+        """Wait for so many seconds, and then until a daemon answers and is not draining."""
         self._away = True
-        while True:
-            time.sleep(LOOK_SECONDS)
+        for seconds in chain([pause], repeat(LOOK_SECONDS)):
+            time.sleep(seconds)
             try:
                 if not self._client.stats().daemon.draining:
                     break

@@ -10,7 +10,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import structlog
@@ -40,7 +40,7 @@ log = structlog.get_logger()
 
 def run(config: Config) -> int:
     """
-    Join groups until SIGTERM or SIGINT, and return the exit status.
+    Join groups until SIGTERM or SIGINT, and return the exit status. SIGHUP reopens the log file; on a terminal it ends.
 
     Raises:
         ConfigError: If the address or the key is missing, or cannot be used, or another process joins by this state.
@@ -82,15 +82,16 @@ class Joiner:
         stop = asyncio.Event()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, stop.set)
+        logs.reopen_on_hangup(loop, self._config.log_level, self._config.log_file, stop.set)
         host, port = address_of(self._config.group_listen)
         try:
             listener = socket.create_server((host, port))
         except OSError as error:
             raise ConfigError(f"group_listen {self._config.group_listen}: {error.strerror}.") from None
-        with listener, _presence(self._config.state_dir / presence.NAME) as own:
+        address = "{}:{}".format(*listener.getsockname())
+        own = presence.Present(os.getpid(), __version__, address)
+        with listener, _presence(self._config.state_dir / presence.NAME, own):
             listener.setblocking(False)
-            address = "{}:{}".format(*listener.getsockname())
-            own.listens(presence.Present(os.getpid(), __version__, address))
             log.info("group_listening", address=address)
             accepting = asyncio.create_task(self._accept(listener))
             await stop.wait()
@@ -186,11 +187,17 @@ class Joiner:
 
 
 @contextmanager
-def _presence(file: Path) -> Iterator[presence.Presence]:
-    try:
-        with presence.held(file) as own:
-            yield own
-    except presence.AlreadyPresent:
-        raise ConfigError(
-            f"Another mlx-sidecar join holds {file}; end it, or give this one another state_dir."
-        ) from None
+def _presence(file: Path, own: presence.Present) -> Iterator[None]:
+    """Hold the file by which this process is found until the block ends."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(presence.held(file)).listens(own)
+        except presence.AlreadyPresent:
+            raise ConfigError(
+                f"Another mlx-sidecar join holds {file}; end it, or give this one another state_dir."
+            ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"{file} cannot be written ({error.strerror}); mend that, or give this process another state_dir."
+            ) from None
+        yield

@@ -69,6 +69,8 @@ class CallRouter:
         self._next_start = 0.0
         """When the next engine is started after a death, by the clock."""
         self._closed = False
+        self._abandoned = False
+        """Whether `problem` is that of an engine that was killed and has not ended."""
 
     def open(self, command: ipc.Command) -> EngineCall:
         """
@@ -119,6 +121,20 @@ class CallRouter:
         """Let calls wait for the next engine. Calls that were sent may still be failed by `engine_died`."""
         self._send = None
 
+    def abandon(self, problem: str, *, blame_calls: bool) -> None:
+        """
+        Fail all calls: the engine that has them was killed, and does not end. Others are refused until it does.
+
+        Args:
+            problem: What callers are told.
+            blame_calls: Whether that counts against the requests and models that were running.
+        """
+        if blame_calls:
+            self._blame(self._running())
+        self.disconnect()
+        self.problem, self._abandoned = problem, True
+        self._fail_all(_restarted(problem, RETRY_SECONDS))
+
     def deliver(self, event: ipc.Event) -> None:
         """Hand an event of the engine to its call. An event of a call that was closed is dropped."""
         if (call := self._calls.get(event.call_id)) is not None:
@@ -143,11 +159,13 @@ class CallRouter:
             How many calls were running.
         """
         self.disconnect()
+        if self._abandoned:
+            self.problem, self._abandoned = "", False
         self._next_start = self._clock() + next_start_in
         self.snapshot = _without_engine_state(self.snapshot)
-        running = [call for call_id, call in self._calls.items() if call_id not in self._unsent and not call.over]
+        running = self._running()
         if blame_calls and not self.problem:
-            self.quarantine.died(Suspect.of(call.command, model) for call in running if (model := _model(call.command)))
+            self._blame(running)
         error = _restarted(self.problem or "the engine died and is restarted", next_start_in)
         if self.problem or next_start_in > LONGEST_WAIT_SECONDS:
             self._fail_all(error)
@@ -160,6 +178,13 @@ class CallRouter:
         """Refuse calls from now on, and fail those that are open."""
         self._closed = True
         self._fail_all(shutting_down())
+
+    def _running(self) -> list[EngineCall]:
+        """Return the calls that the engine has and has not answered."""
+        return [call for call_id, call in self._calls.items() if call_id not in self._unsent and not call.over]
+
+    def _blame(self, running: list[EngineCall]) -> None:
+        self.quarantine.died(Suspect.of(call.command, model) for call in running if (model := _model(call.command)))
 
     def _check_quarantine(self, command: ipc.Command) -> None:
         """Raise an error for a call that is in quarantine. An Invalidate call lifts the quarantine of its models."""

@@ -8,6 +8,7 @@ life, also a refusal. The time without one counts only while this process runs, 
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable
 
 from daemon.shared import observed_time
@@ -18,6 +19,8 @@ SILENT_SECONDS = 30.0
 """Longest time without an answer. The door does no long work: it waits for the daemon without standing still."""
 AGAIN_SECONDS = 1.0
 """Time between two connections that failed; the socket's queue may be full."""
+_OURS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
+"""Errors of a connection that tell nothing of the door: this process, or the machine, has run out of something."""
 _REQUEST = b"HEAD / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 """The one request that needs no token on a port."""
 
@@ -47,7 +50,7 @@ async def _until_answered(address: str) -> None:
 
 
 async def _answers(address: str) -> bool:
-    """Tell whether a request gets an answer. One that gets none waits."""
+    """Tell whether a request gets an answer, as far as it can be made. One that gets none waits."""
     try:
         reader, writer = await _connect(address)
         try:
@@ -55,8 +58,8 @@ async def _answers(address: str) -> bool:
             return (await reader.read(64)).startswith(b"HTTP/1.1 ")
         finally:
             writer.close()
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno in _OURS
 
 
 async def _connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -18,7 +18,7 @@ States of the engine process:
   skips it, because the one before has died: it has to show first that it takes calls.
 * READY: it takes calls. Each heartbeat and each other event is a sign of life and tells how long its step takes.
 * STALLED: still takes calls, but health says NOT_SERVING. Killed after 10 s without a sign, a step of 120 s, or with 16
-  threads that hang on disks.
+  threads that hang on disks. If it has not ended 10 s after that, its calls fail and others are refused until it has.
 * RESTARTING: there is no process. The back-off doubles with each death, and begins anew after a life of 60 s.
 
 These limits count only the time in which this process ran (`SeenTime`): a parent that was stopped finds old heartbeats.
@@ -34,12 +34,13 @@ from enum import Enum
 
 import structlog
 
+from daemon.server.supervision import vitals
 from daemon.server.supervision.call_router import CallRouter
 from daemon.server.supervision.engine_process import EngineProcess
 from daemon.server.supervision.start_log import StartLog
-from daemon.shared.durations import seconds
+from daemon.server.supervision.vitals import Vitals
 from daemon.shared.log_fields import Words, cause
-from daemon.shared.observed_time import SeenTime
+from daemon.shared.observed_time import SeenTime, sleep
 from daemon.v1 import ipc_pb2 as ipc
 
 CHECK_SECONDS = 0.5
@@ -52,14 +53,8 @@ An engine that takes no calls for so long after its start is killed. A heartbeat
 loads a library no thread of the engine runs, 2.7 s at a stretch with all files in memory, and much longer on a cold
 disk.
 """
-STALLED_SECONDS = 5.0
-"""A step, or a silence, of this length makes the engine STALLED."""
-SILENT_SECONDS = 10.0
-"""After a silence of this length the engine is killed: its heartbeats come from a thread of their own."""
-STUCK_SECONDS = 120.0
-"""After a step of this length it is killed. The longest step, a slice of weights from a slow disk, takes less."""
-MOST_STUCK = 16
-"""Threads that hang on disks that are gone; with so many the engine is killed, because only its end frees them."""
+KILLED_SECONDS = 10.0
+"""Time of an engine that was killed to end. The system may hold it for longer: in a driver, or for a disk."""
 FIRST_BACKOFF = 1.0
 LAST_BACKOFF = 60.0
 """Seconds between a death and the next start: the first, doubled with each death up to the last."""
@@ -78,64 +73,6 @@ class State(Enum):
     STALLED = "stalled"
     RESTARTING = "restarting"
     STOPPED = "stopped"
-
-
-class _Vitals:
-    """
-    The progress of one engine. A new engine gets a new instance.
-
-    Args:
-        seen: Seconds that this process saw.
-        clock: Seconds that never go back.
-
-    Attributes:
-        last_sign: When its last event came, by `seen`.
-        threads_stuck: Threads that hang, by its last heartbeat.
-    """
-
-    def __init__(self, seen: SeenTime, clock: Callable[[], float]) -> None:
-        self.threads_stuck = 0
-        self._seen = seen
-        self._clock = clock
-        self._started = clock()
-        self._started_seen = self.last_sign = seen()
-        self._step_age_then = 0.0
-        """Age of the current step at the last heartbeat; 0 when idle."""
-
-    @property
-    def lived(self) -> float:
-        """Seconds since its start, by the clock."""
-        return self._clock() - self._started
-
-    @property
-    def lived_seen(self) -> float:
-        """Seconds since its start that this process saw."""
-        return self._seen() - self._started_seen
-
-    @property
-    def silence(self) -> float:
-        """Seconds since its last event."""
-        return self._seen() - self.last_sign
-
-    @property
-    def step_age(self) -> float:
-        """Seconds since its current step began, as far as is known; 0 when idle."""
-        return self._step_age_then + self.silence if self._step_age_then else 0.0
-
-    @property
-    def stalled(self) -> bool:
-        """Whether an engine that takes calls makes no progress."""
-        return self.silence > STALLED_SECONDS or self.step_age > STALLED_SECONDS
-
-    @property
-    def hopeless(self) -> bool:
-        """Whether an engine that takes calls has to be killed."""
-        return self.silence > SILENT_SECONDS or self.step_age > STUCK_SECONDS or self.threads_stuck >= MOST_STUCK
-
-    def heartbeat(self, beat: ipc.Heartbeat) -> None:
-        """Note the content of a heartbeat."""
-        self._step_age_then = seconds(beat.step_age) if beat.HasField("step_age") else 0.0
-        self.threads_stuck = beat.stuck
 
 
 class Supervisor:
@@ -179,7 +116,7 @@ class Supervisor:
         self._spawn = spawn or self._spawn_command
         self._last_backoff = last_backoff
         self._seen = SeenTime(clock, MOST_BETWEEN_CHECKS)
-        self._vitals = _Vitals(self._seen, clock)
+        self._vitals = Vitals(self._seen, clock)
         self._engine: EngineProcess | None = None
         self._backoff = FIRST_BACKOFF
         self._spawned = asyncio.Event()
@@ -204,6 +141,11 @@ class Supervisor:
     def step_age(self) -> float:
         """Seconds since the engine's current step began, as far as is known; 0 when idle."""
         return self._vitals.step_age
+
+    @property
+    def _blames_calls(self) -> bool:
+        """Whether running calls count as the cause of a death. Threads hang because of calls that have ended."""
+        return self._vitals.threads_stuck < vitals.MOST_STUCK
 
     def start(self) -> None:
         """Begin to keep an engine running."""
@@ -240,8 +182,7 @@ class Supervisor:
             self._backoff = FIRST_BACKOFF
         pause, self._backoff = self._backoff, min(self._last_backoff or LAST_BACKOFF, 2 * self._backoff)
         self._set(State.RESTARTING)
-        # An engine that was killed for its stuck threads died of calls that have ended; those that run are bystanders.
-        calls = self._router.engine_died(pause, blame_calls=self._vitals.threads_stuck < MOST_STUCK)
+        calls = self._router.engine_died(pause, blame_calls=self._blames_calls)
         if status is not None and (starts := self._starts.ended(status)):
             lived = round(lived, 3)
             log.error(
@@ -252,7 +193,7 @@ class Supervisor:
 
     async def _live(self) -> int | None:
         """Run one engine from its start to its end, and return its exit status; None if it could not start."""
-        self._vitals = _Vitals(self._seen, self._clock)
+        self._vitals = Vitals(self._seen, self._clock)
         self._starts.begin()
         self._set(State.STARTING)
         try:
@@ -300,17 +241,26 @@ class Supervisor:
                         threads=self._vitals.threads_stuck,
                     )
                 engine.kill()
+                await self._give_up(engine)
                 return
+
+    async def _give_up(self, engine: EngineProcess) -> None:
+        """Fail the calls of an engine that was killed, unless it ends in time; its end cancels this wait."""
+        await sleep(KILLED_SECONDS)
+        log.error("engine_does_not_end", pid=engine.pid)
+        self._router.abandon(
+            "the engine was killed and does not end, because the system holds it, for a disk or a driver",
+            blame_calls=self._blames_calls,
+        )
 
     def _judge(self) -> bool:
         """Set the state that the engine's progress deserves, and return whether it has to be killed."""
-        vitals = self._vitals
         if self.state in (State.STARTING, State.WARMING):
-            if vitals.lived_seen > STALLED_SECONDS:
+            if self._vitals.lived_seen > vitals.STALLED_SECONDS:
                 self._set(State.STARTING)  # the wait is not short, as it turns out
-            return vitals.lived_seen > START_SECONDS
-        self._set(State.STALLED if vitals.stalled else State.READY)
-        return vitals.hopeless
+            return self._vitals.lived_seen > START_SECONDS
+        self._set(State.STALLED if self._vitals.stalled else State.READY)
+        return self._vitals.hopeless
 
     async def _spawn_command(self, starts: StartLog) -> EngineProcess:
         return await EngineProcess.spawn(self._command, starts)
@@ -337,7 +287,7 @@ class Supervisor:
                 log.info("engine_starts_again", starts=failed)
             self._set(State.READY)
             self._router.connect(self._engine.send)
-        elif not self.restarts and self._vitals.lived_seen <= STALLED_SECONDS:
+        elif not self.restarts and self._vitals.lived_seen <= vitals.STALLED_SECONDS:
             self._set(State.WARMING)
 
     def _set(self, state: State) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,6 +126,17 @@ def test_chat_waits_for_its_daemon_and_asks_again(
     assert result.stderr.count("waiting for it to come back. Ctrl-C leaves.") == 1
     assert result.stderr.count("The daemon is back") == 1
     assert "forgotten" not in result.stderr
+
+
+def test_chat_waits_as_long_as_the_engine_is_away(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon answers meanwhile: without the wait it would be asked, and refuse, some times a second."""
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    pretend_typing(monkeypatch, "one")
+    Away(client, EngineRestarted("keeps dying", retry_after=42.0))
+
+    assert run_cli(client, "run", "m").exit_code == 0
+    assert pauses == [42.0, *[chat.LOOK_SECONDS] * 3]
 
 
 def test_ctrl_c_leaves_a_chat_without_a_daemon(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import urllib.request
 from dataclasses import fields
@@ -103,3 +104,12 @@ def test_metrics_without_the_extra_names_it(client: FakeClient, monkeypatch: pyt
 
 def test_metrics_port_and_file_exclude_each_other(client: FakeClient) -> None:
     assert run_cli(client, "metrics", "--port", "0", "--file", "x").exit_code == exit_codes.USAGE
+
+
+def test_metrics_port_in_use_is_named(client: FakeClient) -> None:
+    """As `http` does: a sentence, and no traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        result = run_cli(client, "metrics", "--port", str(port))
+    assert result.exit_code == exit_codes.USAGE
+    assert f"It cannot listen at 127.0.0.1:{port}: Address already in use." in result.stderr

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from daemon.launchd.agent import DAEMON, Agent, as_text, of_this_environment, plist_path, read
 from daemon.launchd.errors import AgentError
+from daemon.shared.config import KEYS
 from daemon.shared.config_sources import load_config
 
 HOME = Path("/Users/ada")
@@ -43,6 +44,7 @@ def test_rendered_plist_is_read_back(tmp_path: Path) -> None:
 def test_plist_keeps_flags_and_variables_only() -> None:
     """Variables of the Hub and of OpenTelemetry are kept, tokens never."""
     environ = {"MLX_SIDECAR_MAX_QUEUE": "5", "HF_HOME": "/Volumes/models", "HF_TOKEN": "hf_secret", "LANG": "C"}
+    environ |= {"XDG_CACHE_HOME": "/Users/ada/.caches", "https_proxy": "http://proxy:3128"}
     environ |= {"OTEL_SERVICE_NAME": "mine", "OTEL_EXPORTER_OTLP_HEADERS": "api-key=otel_secret"}
     made = agent(environ, {"model_ttl": "10m", "evict_on_memory_pressure": False, "model_roots": ("/a", "/b")})
     assert made.environment == {
@@ -52,6 +54,8 @@ def test_plist_keeps_flags_and_variables_only() -> None:
         "MLX_SIDECAR_MODEL_ROOTS": "/a:/b",
         "MLX_SIDECAR_LOG_FILE": "/Users/ada/Library/Logs/mlx-sidecar/daemon.log",
         "HF_HOME": "/Volumes/models",
+        "XDG_CACHE_HOME": "/Users/ada/.caches",
+        "https_proxy": "http://proxy:3128",
         "OTEL_SERVICE_NAME": "mine",
     }
     assert "_secret" not in made.render().decode()
@@ -103,7 +107,68 @@ def test_plist_settings_round_trip(values: dict[str, object]) -> None:
     assert {key: getattr(first, key) for key in values} == {key: getattr(second, key) for key in values}
 
 
-@pytest.mark.parametrize("content", [b"", b"text", plistlib.dumps({"Label": DAEMON.label}), plistlib.dumps([1])])
+SHELL: dict[str, str] = {
+    "socket": "/tmp/a b/s.sock",
+    "state_dir": "/Volumes/State, 2",
+    "model_cache_mb": "7",
+    "max_models": "2",
+    "model_ttl": "1h30m",
+    "evict_on_memory_pressure": "off",
+    "kv_cache_mb": "auto",
+    "kv_disk_mb": "12",
+    "kv_disk_dir": "",
+    "wire_weights": "yes",
+    "max_cache_blocks": "5",
+    "min_prefix_len": "32",
+    "warmup_tokens": "0",
+    "max_queue": "8",
+    "max_queue_share": "50",
+    "max_batch": "3",
+    "drain_timeout": "1.5",
+    "log_level": "DEBUG",
+    "log_file": "~/logs/x.log",
+    "model_roots": "/a:/b c",
+    "http_listen": "127.0.0.1:8080",
+    "http_origins": "http://localhost:3000, http://127.0.0.1:5173",
+    "aliases": "fast=org/small, slow=org/large, it=fast",
+    "http_hosts": "host.docker.internal, Ada.local",
+    "http_hygiene": "0",
+    "tracing": "false",
+    "group_ranks": "192.168.7.1, 192.168.7.2:7000",
+    "group_key_file": "~/key",
+    "group_listen": "192.168.7.1:7000",
+    "group_backend": "jaccl",
+    "group_devices": "/etc/devices.json",
+    "group_memory_mb": "auto",
+    "group_models": "org/large=tensor, org/huge=pipeline",
+}
+"""A value of each setting, as a shell gives it."""
+
+
+def test_service_starts_with_each_setting_of_the_shell() -> None:
+    """The daemon reads the plist's variables at each login: a text that it refuses would end it again and again."""
+    assert SHELL.keys() == KEYS.keys()
+    environ = {f"MLX_SIDECAR_{key.upper()}": text for key, text in SHELL.items()}
+    kept = agent(environ).environment
+    assert load_config({}, kept, HOME).config == load_config({}, environ, HOME).config
+
+
+def test_value_that_no_variable_can_hold_is_refused_at_installation() -> None:
+    """A flag can be repeated, so its path may have the separator of paths in it."""
+    with pytest.raises(AgentError, match=r"model_roots from --model-roots .*config\.toml"):
+        agent({}, {"model_roots": ("/a:b",)})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"text",
+        b'<?xml version="1.0"?><plist><dict><key>La',
+        plistlib.dumps({"Label": DAEMON.label}),
+        plistlib.dumps([1]),
+    ],
+)
 def test_foreign_plist_is_named(tmp_path: Path, content: bytes) -> None:
     """A foreign or damaged plist is named, whatever is wrong with it."""
     file = tmp_path / "a.plist"

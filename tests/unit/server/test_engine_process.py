@@ -10,6 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from daemon.server.supervision import supervisor as module
+from daemon.server.supervision import vitals
 from daemon.server.supervision.engine_call import Backlog, EngineCall
 from daemon.server.supervision.engine_process import EngineProcess
 from daemon.server.supervision.spawning import spawned
@@ -73,7 +74,7 @@ async def test_engine_without_progress_is_killed(
 ) -> None:
     """Silence and a step without end are both noticed."""
     for name, value in limits.items():
-        monkeypatch.setattr(module, name, value)
+        monkeypatch.setattr(vitals, name, value)
     async with supervising() as supervisor:
         error = await error_of(opened(supervisor, model))
         assert error.reason is Reason.ENGINE_RESTARTED

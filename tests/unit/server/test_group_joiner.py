@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
 import sys
 from contextlib import ExitStack, suppress
@@ -14,7 +16,8 @@ from structlog.testing import capture_logs
 from daemon.server.group import joiner
 from daemon.server.group.handshake import call
 from daemon.server.group.joiner import MOST_STRANGERS, Joiner
-from daemon.shared.config import Config
+from daemon.shared import logs, presence
+from daemon.shared.config import Config, ConfigError
 from daemon.v1 import ipc_pb2 as ipc
 
 KEY = bytes(range(32))
@@ -108,3 +111,26 @@ async def test_strangers_do_not_bar_the_first_rank(tmp_path: Path) -> None:
         accepting.cancel()
         with suppress(asyncio.CancelledError):
             await accepting
+
+
+async def test_hangup_reopens_the_log_of_a_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever rotates logs sends it. By default it would end this process, and its group with it."""
+    reopened = asyncio.Event()
+    monkeypatch.setattr(logs, "configure", lambda *_: reopened.set())
+    joining = asyncio.create_task(Joiner(Config(state_dir=tmp_path, group_listen="127.0.0.1:0"), KEY).serve())
+    async with asyncio.timeout(60):
+        while presence.find(tmp_path / presence.NAME) is None:  # noqa: ASYNC110 - a file that appears sends no event
+            await asyncio.sleep(0.01)
+        assert signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL
+        os.kill(os.getpid(), signal.SIGHUP)
+        await reopened.wait()
+        assert not joining.done()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await joining == 0
+
+
+async def test_state_that_cannot_be_written_refuses_a_rank_in_a_sentence(tmp_path: Path) -> None:
+    """It is a matter of the configuration, and no bug."""
+    (tmp_path / presence.NAME).mkdir()
+    with pytest.raises(ConfigError, match=r"join\.json cannot be written \(Is a directory\); mend that, or give"):
+        await Joiner(Config(state_dir=tmp_path, group_listen="127.0.0.1:0"), KEY).serve()

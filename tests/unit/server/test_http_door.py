@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -281,3 +282,18 @@ def test_listener_on_a_port_is_loopback_only() -> None:
     assert listener.socket.getsockname()[0] == "127.0.0.1"
     assert listener.address == f"127.0.0.1:{listener.socket.getsockname()[1]}"
     listener.close()
+
+
+async def test_process_without_descriptors_blames_no_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The door is sound, and answers clients: to kill it would cut their streams off."""
+
+    async def full(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(door_probe, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(asyncio, "open_unix_connection", full)
+    answered = asyncio.Event()
+    probe = asyncio.create_task(door_probe.until_silent("/nowhere", answered.set))
+    async with asyncio.timeout(60):
+        await answered.wait()
+    probe.cancel()

@@ -150,6 +150,28 @@ async def test_typed_error_has_reason_field_and_retry_delay() -> None:
     assert (violation.field, violation.description) == ("sampling.top_p", "come later")
 
 
+@pytest.mark.parametrize(
+    ("seconds", "remaining", "pushback"),
+    [
+        (None, None, None),
+        (0.5, None, "500"),
+        (30.0, None, "30000"),
+        (30.1, None, "-1"),
+        (60.0, 600.0, "-1"),
+        (8.0, 9.0, "8000"),
+        (8.0, 7.0, "-1"),
+    ],
+)
+async def test_clients_retry_by_themselves_only_soon(
+    seconds: float | None, remaining: float | None, pushback: str | None
+) -> None:
+    """Over a longer time the caller decides: gRPC waits without a word, or until a deadline that hides the reason."""
+    context = FakeContext(remaining)
+    await serve(raising(SidecarError(Reason.ENGINE_RESTARTED, "m", retry_after=seconds)), context)
+    assert context.aborted is not None
+    assert dict(context.aborted[2]).get("grpc-retry-pushback-ms") == pushback
+
+
 def test_empty_error_details_are_left_out() -> None:
     """No field, no BadRequest; no retry, no RetryInfo."""
     rich = status(SidecarError(Reason.NAN_LOGITS, "m"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -12,13 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from daemon.doctor import places
 from daemon.doctor.finding import Verdict
 from daemon.server import app, lock_file
 from daemon.server.app import LOOKS_FOR_LIFE, Daemon
 from daemon.server.lock_file import UncleanEnd
-from daemon.server.singleton import InstanceLock
+from daemon.server.singleton import AlreadyRunning, InstanceLock
 from daemon.shared.config import Config
 from daemon.shared.log_fields import permitted
 
@@ -154,3 +156,31 @@ def test_doctor_tells_of_a_killed_daemon_while_none_runs(path: Path) -> None:
     with InstanceLock.acquire(path, wait=0):
         assert places.socket(path).verdict is Verdict.OK
     assert places.socket(path).verdict is Verdict.OK
+
+
+def test_full_disk_costs_neither_the_lock_nor_an_engine(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a new engine's start raises would end the supervisor, and nothing would be left that answers calls."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with capture_logs() as logs, InstanceLock.acquire(path, wait=0) as lock:
+        app.note_engine(lock, 4711)
+        with pytest.raises(AlreadyRunning):
+            InstanceLock.acquire(path, wait=0)
+    assert logs == [{"event": "lock_file_unwritable", "log_level": "warning", "error": "OSError: ENOSPC"}]
+    InstanceLock.acquire(path, wait=0).release()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system has ps")
+def test_engine_that_hangs_is_killed_without_ps(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers of few programs have none. Its absence is no traceback at the start of a daemon."""
+    daemon = subprocess.run([sys.executable, "-c", LEFT_ENGINE.format(end="pass"), path], stdout=subprocess.PIPE)
+
+    def missing(*_: object, **__: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "/bin/ps")
+
+    monkeypatch.setattr(subprocess, "run", missing)
+    with InstanceLock.acquire(path, wait=1) as lock:
+        assert lock.orphan == int(daemon.stdout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import os
 import socket
 import struct
@@ -105,6 +106,24 @@ def test_connected_processes_are_known_by_the_kernel(listener: socket.socket, fo
         child.wait()
         assert peers.connected().keys() <= {os.getpid()}, "a process that ended has no name"
     assert peers.connected() == {}
+
+
+def test_connected_processes_are_known_where_macos_tells_no_listener(
+    listener: socket.socket, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its SO_ACCEPTCONN always fails, with ENOPROTOOPT. All callers would be unknown, and share one turn."""
+
+    class MacSocket(socket.socket):
+        def getsockopt(self, *question: Any) -> Any:
+            if question[:2] == (socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
+            return super().getsockopt(*question)
+
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(folder / "public"))
+        with listener.accept()[0]:
+            monkeypatch.setattr(socket, "socket", MacSocket)
+            assert set(Peers(folder / "private", this_system()).connected()) == {os.getpid()}
 
 
 def test_names_of_programs_are_cleaned_and_cut(listener: socket.socket, folder: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -11,8 +13,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from daemon.server.supervision import call_router, start_log
+from daemon.server.supervision import call_router, start_log, vitals
 from daemon.server.supervision import supervisor as module
+from daemon.server.supervision.engine_process import EngineProcess
 from daemon.server.supervision.supervisor import State
 from daemon.shared.errors import Reason, SidecarError
 from daemon.v1 import ipc_pb2 as ipc
@@ -73,7 +76,7 @@ async def test_long_importing_engine_serves_afterwards(tmp_path: Path) -> None:
     warm, clock = tmp_path / "warm", Clock()
     async with supervising("--warm", str(warm), clock=clock) as supervisor:
         await supervisor.until(State.WARMING)
-        passing(supervisor, clock, 2 * module.STALLED_SECONDS)
+        passing(supervisor, clock, 2 * vitals.STALLED_SECONDS)
         await supervisor.until(State.STARTING)
         assert not supervisor.serves
         warm.touch()
@@ -300,3 +303,27 @@ async def test_engine_calls_keep_their_event_order() -> None:
         assert ids == list(range(fake_engine.BURST))
         assert all(a < b for a, b in pairwise(ids))
         assert text(await events(other)) == "one two three"
+
+
+async def test_engine_that_cannot_be_killed_leaves_no_caller_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver or a disk may hold a process: its calls fail, others are refused with the reason, and its end heals."""
+    monkeypatch.setattr(module, "KILLED_SECONDS", 0.05)
+    kill = EngineProcess.kill
+    monkeypatch.setattr(EngineProcess, "kill", lambda _: None)
+    async with supervising() as supervisor:
+        await supervisor.until(State.READY)
+        with capture_logs() as logs:
+            error = await error_of(opened(supervisor, "stuck"))
+        assert error.reason is Reason.ENGINE_RESTARTED
+        assert "does not end" in error.message
+        assert error.retry_after
+        with pytest.raises(SidecarError, match="was killed and does not end") as refused:
+            opened(supervisor, "ok")
+        assert refused.value.reason is Reason.ENGINE_RESTARTED
+        assert [line["pid"] for line in logs if line["event"] == "engine_does_not_end"] == [supervisor.pid]
+        assert supervisor.router.quarantine.knows
+        monkeypatch.setattr(EngineProcess, "kill", kill)
+        os.kill(supervisor.pid, signal.SIGKILL)
+        await supervisor.until(State.RESTARTING)
+        await supervisor.until(State.READY, 2)
+        assert text(await events(opened(supervisor, "ok"))) == "one two three"

@@ -134,3 +134,19 @@ def test_wake_lock_exists_only_on_macs() -> None:
     """A server does not doze off."""
     assert isinstance(system_wake_lock("darwin"), Caffeinate)
     assert isinstance(system_wake_lock("linux"), NoWakeLock)
+
+
+def test_caffeinate_that_was_reaped_elsewhere_has_ended(program: Path) -> None:
+    """An error here would be the answer to each call: the lock is taken when a first call arrives."""
+    lock = Caffeinate(program)
+    lock.take()
+    first = lock._pid
+    os.kill(first, 9)
+    os.waitpid(first, 0)
+    lock.take()
+    second = lock._pid
+    assert second not in (0, first)
+    os.kill(second, 9)
+    os.waitpid(second, 0)
+    lock.release()
+    assert lock._pid == 0
