@@ -65,7 +65,7 @@ TOKENS = Vocabulary(LLTokenizer(TokenizerWrapper(Walker()), eos_token=[EOS], sli
 
 
 @pytest.mark.parametrize("name", [name for name in HANDS if (one := markup_of(HANDS[name]).calls) and one.syntax])
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(schema=objects(st.one_of(SCHEMAS, st.sampled_from(MIXED))), seed=st.integers(0, 2**32))
 def test_masked_calls_fit_their_schema(name: str, schema: dict[str, Any], seed: int) -> None:
     """For any schema that is not refused, and any tokens that are not masked."""
