@@ -38,6 +38,7 @@ def arguments(text: str) -> tuple[str, bool]:
     """
     try:
         given = json.loads(text.strip() or "null")
+        json.dumps(given, ensure_ascii=False, allow_nan=False).encode()  # NaN, or half a character, is no JSON
     except (ValueError, RecursionError):
         given = text
     if given is None:

@@ -56,6 +56,12 @@ NINE = loop(
 )  # fmt: skip
 """Needs ids of nine letters, as Mistral's do."""
 
+SEEN_IDS = "{% set ns = namespace(seen=[]) %}" + loop(
+    "{% if m.role != 'tool' %}" + TURN + CALLS.replace("ARGUMENTS", "c.function.arguments | tojson")
+    + "{% elif m.tool_call_id not in ns.seen %}{% set ns.seen = ns.seen + [m.tool_call_id] %}" + TURN + "{% endif %}"
+)  # fmt: skip
+"""Writes one answer for each id, as Command R7B does."""
+
 NO_TOOLS = loop("{% if m.role in ['system', 'user', 'assistant'] %}" + TURN + "{% endif %}")
 """Knows no tools: calls and answers vanish."""
 

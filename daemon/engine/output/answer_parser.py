@@ -78,6 +78,7 @@ class AnswerParser:
         bare: Whether the answer is text from its first token, because it has to be in a form.
         single: Whether the answer is over with its first call; calls behind it are dropped.
         in_form: Whether the answer has to be in a form: once its text has begun, a mark is a part of the text.
+        before: Text of the answer that the prompt ends with.
 
     Attributes:
         text_began: Whether the answer has text other than white space.
@@ -88,23 +89,23 @@ class AnswerParser:
 
     def __init__(
         self, markup: ChatMarkup, tools: Sequence[Tool], *, opened: bool, bare: bool = False, single: bool = False,
-        in_form: bool = False,
+        in_form: bool = False, before: str = "",
     ) -> None:  # fmt: skip
         self._markup = markup
         self._begins = {"opened": opened, "bare": bare, "single": single, "in_form": in_form}
+        self._before = before
         self._tools = tools if markup.calls is not None else ()
+        self._reads = bool(self._tools) or (markup.calls is not None and markup.calls.addressed)
         self._reader = Reader()
         self._writer = CallWriter(self._tools, self._reader.keep)
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._read_again = 0
         """Characters that failed attempts have read."""
-        self.blocks = 0
-        self.unread = ""
+        self.blocks, self.unread = 0, ""
         self._in_block = False
         """Whether a block of calls is read that began with its mark."""
-        self.text_began = False
-        self.last_text = ""
+        self.text_began, self.last_text = bool(before.strip()), before[-1:]
         self._reasoned = opened
         """Whether the answer began with reasoning."""
         self._framed = False
@@ -138,7 +139,7 @@ class AnswerParser:
 
     def again(self) -> AnswerParser:
         """Return a parser for another answer to the same prompt."""
-        return AnswerParser(self._markup, self._tools, **self._begins)
+        return AnswerParser(self._markup, self._tools, before=self._before, **self._begins)
 
     def add(self, text: str) -> Parts:
         """Take the next piece of the answer and return the parts that are complete now."""
@@ -204,7 +205,7 @@ class AnswerParser:
     def _starts(self, part: str) -> tuple[str, ...]:
         """Return the marks that begin a call in a part."""
         notation = self._markup.calls
-        plain = part != TEXT or not self._tools or self._tired()
+        plain = part != TEXT or not self._reads or self._tired()
         return () if plain or notation is None or CALL in self._markup.targets else notation.starts
 
     def _tired(self) -> bool:
@@ -265,7 +266,7 @@ class AnswerParser:
     def _opens_with_calls(self) -> bool:
         """Whether the answer may begin with calls that have no mark."""
         notation = self._markup.calls
-        return bool(self._tools) and notation is not None and notation.opens_answer
+        return self._reads and notation is not None and notation.opens_answer
 
     def _read_calls(self) -> Steps[bool]:
         """Read a block of calls. Return False if not even one is whole; the reader is behind the last one."""

@@ -7,6 +7,7 @@ Many notations write a string without quotes, so `5` is a number or a text, and 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from daemon.engine.output.python_reader import read_python
 from daemon.engine.output.reader import Malformed, Reader, Sink, Steps, drive
 
 _ALL = frozenset({"string", "number", "boolean", "null", "object", "array"})
+_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _MOST_SCHEMAS = 500
 """Parts of a schema that are looked at for one argument; a recursive schema has no end."""
 
@@ -30,12 +32,14 @@ class ArgumentType:
         strings: The only strings that it may be; None if it may be any.
         parts: The parts of the schema that describe it.
         root: The whole schema, which references name parts of.
+        whole: Whether its numbers are integers.
     """
 
     kinds: frozenset[str]
     strings: frozenset[str] | None = None
     parts: tuple[Mapping[str, Any], ...] = ()
     root: Mapping[str, Any] = field(default_factory=dict)
+    whole: bool = False
 
     @property
     def only_text(self) -> bool:
@@ -52,9 +56,14 @@ class ArgumentType:
         if self.strings is not None and text in self.strings:
             return json.dumps(text, ensure_ascii=False)
         value = _value(text.strip())
-        if value is not None and _kind(value) in self.kinds - {"string"}:
+        if value is not None and _kind(value) in self.kinds - {"string"} and not self._is_rather_text(value):
             return value
         return json.dumps(text, ensure_ascii=False)
+
+    def _is_rather_text(self, value: str) -> bool:
+        """Return whether a value is a number, such as the version 3.10, where only an integer or a text is allowed."""
+        number = self.whole and _kind(value) == "number" and _INTEGER.fullmatch(value) is None
+        return number and "string" in self.kinds
 
     def member(self, name: str) -> ArgumentType:
         """
@@ -98,33 +107,39 @@ def type_of(schemas: Sequence[Any], root: Mapping[str, Any]) -> ArgumentType:
     parts = tuple(part for schema in schemas for part in _alternatives(schema, root))
     kinds: set[str] = set()
     strings: set[str] = set()
-    any_string = False
+    any_string = fractions = False
     for part in parts:
-        values = _listed(part)
+        values = listed_values(part)
         if values is not None:
             kinds |= {_kind(json.dumps(value)) for value in values}
             strings |= {value for value in values if isinstance(value, str)}
+            fractions |= any(isinstance(value, float) for value in values)
         else:
             types = _types(part)
             kinds |= types or _implied(part)
             any_string |= "string" in types
+            fractions |= "number" in type_names(part)
         if part.get("nullable") is True:
             kinds.add("null")
     if not kinds & _ALL:
         return ArgumentType(_ALL, None, parts, root)
-    return ArgumentType(
-        frozenset(kinds & _ALL), frozenset(strings) if strings and not any_string else None, parts, root
-    )
+    listed = frozenset(strings) if strings and not any_string else None
+    return ArgumentType(frozenset(kinds & _ALL), listed, parts, root, whole=not fractions)
+
+
+def type_names(part: Mapping[str, Any]) -> list[str]:
+    """Return the types that a schema names, as it names them; none if it names none."""
+    named = part.get("type")
+    names = [named] if isinstance(named, str) else named if isinstance(named, list) else []
+    return [name for name in names if isinstance(name, str)]
 
 
 def _types(part: Mapping[str, Any]) -> set[str]:
     """Return the types that a schema names."""
-    named = part.get("type")
-    names = [named] if isinstance(named, str) else named if isinstance(named, list) else []
-    return {"number" if name == "integer" else name for name in names if isinstance(name, str)}
+    return {"number" if name == "integer" else name for name in type_names(part)}
 
 
-def _listed(part: Mapping[str, Any]) -> list[Any] | None:
+def listed_values(part: Mapping[str, Any]) -> list[Any] | None:
     """Return the values that a schema lists, if it does."""
     if "const" in part:
         return [part["const"]]

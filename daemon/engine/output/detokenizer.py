@@ -17,6 +17,8 @@ _CHARACTER_TOKENS = 3
 """A UTF-8 character has at most 4 bytes, so at most the last 3 tokens can be the beginning of a character."""
 _MOST_INVISIBLE = 64
 """Ids without text that are kept at the beginning."""
+_MOST_CONTEXT = 16
+"""Ids of a text that are the context of what goes on with it."""
 
 
 class Streaming(Protocol):
@@ -29,9 +31,15 @@ class Streaming(Protocol):
         """Return the text that was held back; incomplete characters are replacement characters."""
 
 
-def streaming(decode: Decode) -> Streaming:
-    """Return the stream of a decoder: its own where each token has bytes of its own, else by comparing texts."""
-    return decode.stream() if isinstance(decode, TokenText) else Detokenizer(decode)
+def streaming(decode: Decode, before: Sequence[int] = ()) -> Streaming:
+    """
+    Return the stream of a decoder: its own where each token has bytes of its own, else by comparing texts.
+
+    Args:
+        decode: Returns the text of ids.
+        before: Ids of the text that the stream goes on. Some decoders leave out a space at the beginning of a text.
+    """
+    return decode.stream(before) if isinstance(decode, TokenText) else Detokenizer(decode, before)
 
 
 class Detokenizer:
@@ -44,13 +52,14 @@ class Detokenizer:
 
     Args:
         decode: Returns the text of ids.
+        before: Ids that come before, of which the last ones are the first context.
     """
 
-    def __init__(self, decode: Decode) -> None:
+    def __init__(self, decode: Decode, before: Sequence[int] = ()) -> None:
         self._decode = decode
-        self._ids: list[int] = []
-        self._shown_ids = 0
-        self._shown = ""
+        self._ids = list(before[-_MOST_CONTEXT:])
+        self._shown_ids = len(self._ids)
+        self._shown = decode(self._ids) if self._ids else ""
 
     def add(self, token: int) -> str:
         """Take an id and return the text that is complete now, which may be empty."""
@@ -153,6 +162,7 @@ class Output:
     Args:
         decode: Returns the text of ids.
         stops: Stop strings. Text that could be the beginning of a stop string is held back.
+        before: Ids of the text that the completion goes on; none if it begins a text.
 
     Attributes:
         stop_match: The stop string that ended the text; empty if none did.
@@ -160,6 +170,7 @@ class Output:
 
     decode: Decode
     stops: tuple[str, ...] = ()
+    before: Sequence[int] = ()
     stop_match: str = ""
     _detokenizer: Streaming = field(init=False)
     _held: str = field(default="", init=False)
@@ -174,7 +185,7 @@ class Output:
     """Characters that were sent."""
 
     def __post_init__(self) -> None:
-        self._detokenizer = streaming(self.decode)
+        self._detokenizer = streaming(self.decode, self.before)
 
     def add(self, token: Token) -> Piece:
         """Take a token and return the output that may be sent now. Sets `stop_match` if a stop string is complete."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 
 from daemon.engine.output.reader import Malformed, Reader, Sink, Steps
@@ -22,15 +23,13 @@ _WORD = re.compile(r"[-+.0-9A-Za-z_]*")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 _WORDS = ("true", "false", "null")
 _CLOSES = {"{": "}", "[": "]"}
-_LARGEST = 1e308
-"""A larger number becomes infinite when it is read."""
 
 
 def is_number(text: str) -> bool:
-    """Return whether a text is a JSON number that can be read as one."""
+    """Return whether a text is a JSON number that can be read as one: not as infinite."""
     if len(text) > MOST_DIGITS or not _NUMBER.fullmatch(text):
         return False
-    return abs(float(text)) <= _LARGEST
+    return math.isfinite(float(text))
 
 
 def quoted(text: str) -> str:

@@ -108,9 +108,10 @@ class TokenText:
         stream = self.stream()
         return "".join([*map(stream.add, ids), stream.flush()])
 
-    def stream(self) -> TextStream:
-        """Return a stream that has seen no id."""
-        return TextStream(self)
+    def stream(self, before: Sequence[int] = ()) -> TextStream:
+        """Return a stream that goes on behind ids; their text is no part of its own."""
+        begun = any(self.bytes_of(id_, first=False) is not None for id_ in reversed(before))
+        return TextStream(self, begun=begun)
 
     def without(self, dropped: Collection[int]) -> TokenText:
         """Return the same, but some ids have no text, and no other id notices them. For any thread."""
@@ -163,13 +164,20 @@ class TokenText:
 
 
 class TextStream:
-    """The text of ids that come one by one; of `TokenText`. Characters are shown when they are whole."""
+    """
+    The text of ids that come one by one; of `TokenText`. Characters are shown when they are whole.
 
-    def __init__(self, text: TokenText) -> None:
+    Args:
+        text: The text of all ids.
+        begun: Whether other ids come before, so that this is not the beginning of a text.
+    """
+
+    def __init__(self, text: TokenText, *, begun: bool = False) -> None:
         self._text = text
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._first = True
-        self._blank, self._to_strip = text.stripped
+        self._first = not begun
+        self._blank, strip = text.stripped
+        self._to_strip = 0 if begun else strip
 
     def add(self, token: int) -> str:
         """Take an id and return the text that is complete now, which may be empty."""

@@ -52,7 +52,7 @@ class ToolCall:
 
     Attributes:
         index: Its position among the calls of the answer, from 0.
-        id: The model's own name for it, or else 9 random letters and digits.
+        id: The model's own name for it, or else 9 random letters and digits. No other call of the answer has it.
         name: Name of the tool.
         arguments_json: A JSON object as text.
     """
@@ -108,6 +108,8 @@ class CallWriter:
         """Id and name of the call that has begun."""
         self._written: list[str] = []
         """Its arguments so far."""
+        self._ids: set[str] = set()
+        """Ids of the calls so far."""
 
     def begin(self, name: str, id_: str = "") -> Tool:
         """
@@ -119,7 +121,10 @@ class CallWriter:
         tool = next((tool for tool in self.tools if tool.name == name), None)
         if tool is None:
             raise Malformed("the request has no such tool")
-        self._open = (id_ or _made_id(), name)
+        # A model may write an id twice, and callers tell the results of calls apart by their ids.
+        unused = id_ if id_ and id_ not in self._ids else _made_id()
+        self._ids.add(unused)
+        self._open = (unused, name)
         self._pieces.append(CallPiece(self.count, *self._open))
         return tool
 
@@ -146,6 +151,7 @@ class CallWriter:
     def withdraw(self) -> None:
         """Forget the call that has begun, if there is one."""
         if self._open is not None:
+            self._ids.discard(self._open[0])
             self._pieces.append(CallPiece(self.count, withdrawn=True))
         self._open = None
         self._written.clear()

@@ -31,6 +31,7 @@ def turns(messages: Sequence[pb.ChatMessage], shape: TemplateShape) -> list[Turn
         SidecarError: INVALID_ARGUMENT if the arguments of a call are no JSON object.
     """
     names = _names(messages)
+    messages = messages if shape.repeated_ids else _with_ids_of_their_own(messages)
     made: list[Turn] = []
     for index, message in enumerate(messages):
         made += _turns(index, message, names.get(index, ""), shape)
@@ -131,6 +132,27 @@ def _names(messages: Sequence[pb.ChatMessage]) -> dict[int, str]:
             by_place = open_calls.pop(0) if open_calls else ""
             names[index] = known.get(message.tool_call_id, "") if message.tool_call_id else by_place
     return names
+
+
+def _with_ids_of_their_own(messages: Sequence[pb.ChatMessage]) -> list[pb.ChatMessage]:
+    """Return messages in which each call has an id that no call before it has, and their answers have the same."""
+    made: list[pb.ChatMessage] = []
+    seen: set[str] = set()
+    given: dict[str, list[str]] = {}
+    for message in messages:
+        copy = pb.ChatMessage()
+        copy.CopyFrom(message)
+        calls = [call for call in copy.tool_calls if call.id]
+        given |= {call.id: [] for call in calls}
+        for call in calls:
+            unused = call.id if call.id not in seen else f"{call.id}-{len(seen)}"
+            given[call.id].append(unused)
+            call.id = unused
+            seen.add(unused)
+        if copy.role == "tool" and (ids := given.get(copy.tool_call_id)):
+            copy.tool_call_id = ids.pop(0) if len(ids) > 1 else ids[0]
+        made.append(copy)
+    return made
 
 
 def _turns(index: int, message: pb.ChatMessage, name: str, shape: TemplateShape) -> list[Turn]:

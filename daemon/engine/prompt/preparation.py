@@ -13,7 +13,7 @@ from daemon.engine.output.tool_calls import Tool
 from daemon.engine.prompt.answer_constraints import budget_of, form_of, free_mask
 from daemon.engine.prompt.conversation import flagged, json_object, turns, warnings
 from daemon.engine.prompt.places import Places, places_of
-from daemon.engine.prompt.template_options import cut, left_open, template_options
+from daemon.engine.prompt.template_options import cut, declarations, left_open, template_options
 from daemon.engine.prompt.template_shape import FLAGS
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.engine.structured_output.constraint import Constraint
@@ -58,7 +58,7 @@ class PreparedRequest:
         """Return it for another answer to its prompt: with an output, a parser and a form that have seen nothing."""
         return replace(
             self,
-            output=Output(self.output.decode, self.output.stops),
+            output=Output(self.output.decode, self.output.stops, self.output.before),
             channels=None if self.channels is None else self.channels.again(),
             form=None if self.form is None else self.form.again(),
         )
@@ -97,8 +97,10 @@ def prepare_request(
     form = form_of(request, tokenizer, markup, tools, header)
     stops = tuple(request.stop.strings)
     budget = budget_of(request, markup)
+    going_on = prompt.tokens if continued or not request.HasField("chat") else ()
     if markup is None:
-        return PreparedRequest(source, tokenizer, prompt, Output(tokenizer.decode, stops), None, form, None)
+        output = Output(tokenizer.decode, stops, going_on)
+        return PreparedRequest(source, tokenizer, prompt, output, None, form, None)
     if markup.calls is None:  # the template gets the tools, but no mark tells a call from text
         tools = {}
     wanted = request.chat.enable_thinking or not request.chat.HasField("enable_thinking")
@@ -106,7 +108,15 @@ def prepare_request(
     bare = continued or (answer and thinking is None and not header)
     opened = markup.opened(prompt.tokens)
     single = request.stop.at_tool_call
-    channels = AnswerParser(markup, tuple(tools.values()), opened=opened, bare=bare, single=single, in_form=answer)
+    channels = AnswerParser(
+        markup,
+        tuple(tools.values()),
+        opened=opened,
+        bare=bare,
+        single=single,
+        in_form=answer,
+        before=request.chat.messages[-1].content if continued and not opened else "",
+    )
     decode = tokenizer.decoder(markup, calls=bool(tools))
     free = None
     if form is None:
@@ -117,7 +127,7 @@ def prepare_request(
         source,
         tokenizer,
         prompt,
-        Output(decode, stops),
+        Output(decode, stops, going_on),
         channels,
         form,
         thinking,
@@ -218,9 +228,9 @@ def render(request: pb.GenerateRequest, tokenizer: Tokenizer, now: float | None 
     if not tokenizer.has_chat_template:
         raise invalid("chat", "needs a chat template and this model has none; send text instead")
     chat = request.chat
-    tools = [tool.declaration() for tool in offered_tools(chat)]
+    tools = offered_tools(chat)
     shape = tokenizer.shape(tools=bool(tools))
-    messages, options = turns(chat.messages, shape), template_options(request, shape, tools)
+    messages, options = turns(chat.messages, shape), template_options(request, shape, declarations(tools, shape))
     if shape.switch == FLAGS and chat.HasField("enable_thinking"):
         messages = flagged(messages, thinking=chat.enable_thinking)
     if chat.continue_final_message:

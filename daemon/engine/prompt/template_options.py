@@ -1,10 +1,12 @@
-"""The variables that a request gives to its chat template, and the mark at which a turn is left open."""
+"""What a request gives to its chat template besides the messages, and the mark at which a turn is left open."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from daemon.engine.output.tool_calls import Tool
 from daemon.engine.prompt.conversation import Turn, json_value
 from daemon.engine.prompt.template_shape import FLAGS, SWITCHES, TemplateShape
 from daemon.shared.errors import invalid
@@ -99,3 +101,34 @@ def cut(text: str, content: str) -> str:
             "chat.continue_final_message", "cannot be kept to: the model's chat template changes the last message"
         )
     return before
+
+
+_DATA = ("const", "default", "enum", "examples")
+"""Keywords with values, and not with schemas."""
+
+
+def declarations(tools: Sequence[Tool], shape: TemplateShape) -> list[dict[str, Any]]:
+    """Return tools as a template takes them. A schema that it would fail at is spelled in another way."""
+    return [replace(tool, parameters=_spelled(tool.parameters, shape)).declaration() for tool in tools]
+
+
+def _spelled(schema: dict[str, Any], shape: TemplateShape) -> dict[str, Any]:
+    if not shape.type_lists:
+        schema = _without_type_lists(schema)
+    if not shape.bare_schemas and "properties" not in schema:
+        schema = {"type": "object", **schema, "properties": {}}
+    return schema
+
+
+def _without_type_lists(schema: Any) -> Any:
+    """Return a schema with alternatives of one type each in place of lists of types."""
+    if isinstance(schema, list):
+        return [_without_type_lists(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {word: part if word in _DATA else _without_type_lists(part) for word, part in schema.items()}
+    kinds = made.get("type")
+    if isinstance(kinds, list) and "anyOf" not in made:
+        del made["type"]
+        made["anyOf"] = [{"type": kind} for kind in kinds]
+    return made

@@ -25,18 +25,17 @@ Render: TypeAlias = Callable[[Sequence[Message], Mapping[str, Any]], str]
 _ARGUMENT, _VALUE, _SECOND = "qzxargument", "qzxvalue", "qzxsecond"
 _ANSWER, _NEXT_ANSWER, _WORDS = "qzxanswer", "qzxnextanswer", "qzxwords"
 _THOUGHT = "qzxthought"
-_TOOL = {
-    "type": "function",
-    "function": {
-        "name": "qzxtool",
-        "description": "A tool.",
-        "parameters": {
-            "type": "object",
-            "properties": {"qzxparameter": {"type": "string", "description": "A parameter."}},
-            "required": ["qzxparameter"],
-        },
-    },
-}
+
+
+def _tool(kind: Any = "string") -> dict[str, Any]:
+    """Return a tool with a parameter of a type; with none for None."""
+    described = {"qzxparameter": {"type": kind, "description": "A parameter."}}
+    of_parameters = {} if kind is None else {"properties": described, "required": ["qzxparameter"]}
+    function = {"name": "qzxtool", "description": "A tool.", "parameters": {"type": "object", **of_parameters}}
+    return {"type": "function", "function": function}
+
+
+_TOOL = _tool()
 _SHORT_IDS = ("qzx4c6e8a", "qzx5d7f9b")
 _LONG_IDS = ("call_qzx4c6e8aqzx4c6e8a", "call_qzx5d7f9bqzx5d7f9b")
 _USER: Message = {"role": "user", "content": "qzxquestion"}
@@ -70,14 +69,16 @@ class Probe:
             self._always = {"tools": [_TOOL]}  # a template for tools may take nothing else
             if self._text([_USER]) is None:
                 return shape
-        return self._gaps(self._reasoning(self._parts(self._call(self._roles(shape)))))
+        return self._schemas(self._gaps(self._reasoning(self._parts(self._call(self._roles(shape))))))
 
-    def _text(self, messages: Sequence[Message], *, tools: bool = False, prompt: bool = True) -> str | None:
+    def _text(
+        self, messages: Sequence[Message], *, tools: bool = False, prompt: bool = True, tool: Mapping[str, Any] = _TOOL
+    ) -> str | None:
         """Return a conversation as text; None if the template refuses it, or if the time is over."""
         self._over = self._over or not self._more()
         if self._over:
             return None
-        options = {"add_generation_prompt": prompt, **self._always, **({"tools": [_TOOL]} if tools else {})}
+        options = {"add_generation_prompt": prompt, **self._always, **({"tools": [tool]} if tools else {})}
         try:
             return self._render(messages, options)
         except Exception:  # a template can raise anything that a program can
@@ -166,7 +167,13 @@ class Probe:
             dropped.add("further_calls")
         if text is not None and _ANSWER in text and _NEXT_ANSWER not in text:
             dropped.add("answers")
-        return replace(shape, leaves_out=shape.leaves_out | dropped)
+        return replace(shape, leaves_out=shape.leaves_out | dropped, repeated_ids=self._takes_again(shape))
+
+    def _takes_again(self, shape: TemplateShape) -> bool:
+        """Return whether the answer of a call is written if an earlier call had its id."""
+        talk = _called(shape)
+        text = self._text([*talk, talk[1], {**talk[2], "content": _NEXT_ANSWER}], tools=True)
+        return text is None or _ANSWER not in text or _NEXT_ANSWER in text
 
     def _beside(self, shape: TemplateShape) -> TemplateShape:
         """Find whether a turn has room for text and calls, or has to become two turns."""
@@ -229,6 +236,16 @@ class Probe:
         if text is None or not 0 <= text.find(_WORDS) < text.find(_VALUE):
             return shape
         return replace(shape, after_text=_space_around(text, _WORDS)[1])
+
+    def _schemas(self, shape: TemplateShape) -> TemplateShape:
+        """Find at which schemas of a tool the template fails, if it takes tools at all."""
+
+        def takes(kind: Any) -> bool:
+            return self._text([_USER], tools=True, tool=_tool(kind)) is not None or self._over
+
+        if not takes("string"):
+            return shape
+        return replace(shape, bare_schemas=takes(None), type_lists=takes(["string", "null"]))
 
 
 def _space_around(text: str, word: str) -> tuple[str, str]:

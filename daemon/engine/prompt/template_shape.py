@@ -38,6 +38,7 @@ class TemplateShape:
         text_arguments: Whether the arguments of a call are JSON text, and not a mapping.
         call_content: The content of a turn that has calls and no text: "empty", "none" (null) or "missing".
         short_ids: Whether ids of calls need nine letters or digits.
+        repeated_ids: Whether a later call may have the id of an earlier one.
         reasoning_key: The key of a turn's reasoning, or `BLOCKS`.
         joined_reasoning: Whether a turn with calls has room for reasoning or text, but not for both.
         split_turns: Whether a turn with text and calls has to become two turns.
@@ -46,6 +47,8 @@ class TemplateShape:
         systems: Whether it may begin with several.
         late_system: Whether a system turn may stand anywhere, and is written at its place.
         user_runs: Whether user turns may follow each other, and those of the assistant.
+        bare_schemas: Whether the schema of a tool may be without `properties`.
+        type_lists: Whether the type of an argument may be a list of types.
         leaves_out: What the template drops without a word; keys of `LEFT_OUT`.
         before_reasoning, after_reasoning: White space that the template writes around reasoning.
         before_text: White space that it writes between reasoning and text.
@@ -57,6 +60,7 @@ class TemplateShape:
     text_arguments: bool = False
     call_content: str = "empty"
     short_ids: bool = False
+    repeated_ids: bool = True
     reasoning_key: str = "reasoning_content"
     joined_reasoning: bool = False
     split_turns: bool = False
@@ -65,6 +69,8 @@ class TemplateShape:
     systems: bool = True
     late_system: bool = True
     user_runs: bool = True
+    bare_schemas: bool = True
+    type_lists: bool = True
     leaves_out: frozenset[str] = frozenset()
     before_reasoning: str = ""
     after_reasoning: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -23,9 +24,15 @@ class CallGuard:
 
     Attributes:
         starts: For each mark that begins a block of calls, the grammar of the block.
+        begins: See `Notation.sure`.
     """
 
     starts: Mapping[str, GrammarMatcher]
+    begins: re.Pattern[str] | None = None
+
+    def sure(self, block: str) -> bool:
+        """Return whether what is written of a block can be no text. A word such as `functools` can be one."""
+        return self.begins is None or self.begins.match(block) is not None
 
     def entered(self, block: str) -> GrammarMatcher | None:
         """Return the grammar of a block behind what is written of it; None if that is no beginning of a block."""
@@ -63,7 +70,7 @@ def call_guard(
         }
     except SidecarError as error:
         return None, [f"calls are not kept to a grammar: {error.message}"]
-    return CallGuard(starts) if starts else None, warnings
+    return CallGuard(starts, notation.sure) if starts else None, warnings
 
 
 def _kept(

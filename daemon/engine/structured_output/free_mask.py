@@ -70,6 +70,8 @@ class FreeMask:
         """The grammar of the call that is being written, at its position."""
         self._blocks = 0
         """Blocks of calls that have begun and are known here."""
+        self._begun = False
+        """Whether the last block may still be kept to its grammar."""
 
     @property
     def waits(self) -> bool:
@@ -118,14 +120,17 @@ class FreeMask:
         if self._scout.reasoning and self._left is not None:
             self._left -= 1
         self._scout.add(self._detokenizer.add(token))
-        if self._scout.blocks > self._blocks:
-            self._blocks = self._scout.blocks
-            if self._guard is not None:
-                self._enter(self._guard, self._scout.call_text)
+        self._begun = self._begun or self._scout.blocks > self._blocks
+        self._blocks = self._scout.blocks
+        if self._begun and self._guard is not None:
+            self._enter(self._guard, self._scout.call_text)
 
     def _enter(self, guard: CallGuard, block: str) -> None:
         """Keep a block of calls to its grammar from here on, unless what was written of it is none."""
-        if self._scout.last_text in _QUOTES or not block:
+        spoken = self._scout.last_text in _QUOTES or not block
+        sure = guard.sure(block)
+        self._begun = not (spoken or sure)
+        if spoken or not sure:
             return
         try:
             self._call = guard.entered(block)

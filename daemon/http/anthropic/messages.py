@@ -71,6 +71,8 @@ def _asked(request: Conversation, options: GenerateOptions) -> Ask:
         if found.turns[-1].tool_calls:
             raise invalid(found.places[-1], "has calls of tools: a turn with their results comes next")
         options["continue_final_message"] = True
+        if options.pop("reasoning_budget", None) is not None:
+            found.notes.append("thinking.budget_tokens is left out: the answer goes on as text")
     notes = [*_left_out(request), *without_idle_form(options, "output_config.format"), *found.notes]
     told = [index for index, tool in enumerate(request.tools or ()) if isinstance(tool, CustomTool)]
     places = tool_places(told) | {f"chat.messages[{index}]": place for index, place in enumerate(found.places)}

@@ -13,6 +13,7 @@ from daemon.http.ollama.figures import Figures, scores
 from daemon.http.ollama.names import daemon_name
 from daemon.http.ollama.sampling import generation
 from mlx_sidecar import Delta, Finished, GeneratedToolCall, GenerateEvent, Started
+from mlx_sidecar import Message as Turn
 from mlx_sidecar import Tool as Offered
 
 
@@ -26,7 +27,15 @@ def ask(request: ChatRequest) -> Ask:
     options = generation(request)
     if request.tools:
         options["tools"] = [_offered(tool) for tool in request.tools]
-    return Ask(daemon_name(request.model), turns(request.messages or ()), options)
+    prompt = turns(request.messages or ())
+    if prompt and _goes_on(prompt[-1]):
+        options["continue_final_message"] = True
+    return Ask(daemon_name(request.model), prompt, options)
+
+
+def _goes_on(last: Turn) -> bool:
+    """Whether an answer goes on with the last turn: as Ollama has it, with a text of the assistant's."""
+    return last.role == "assistant" and bool(last.content) and not last.tool_calls
 
 
 def _offered(tool: Tool) -> Offered:

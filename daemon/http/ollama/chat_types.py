@@ -69,7 +69,9 @@ class ChatRequest(Generation):
     """The body of `POST /api/chat`."""
 
     messages: Items[Message] | None = Field(
-        None, description="the conversation; without one the model is loaded, or unloaded with `keep_alive` 0"
+        None,
+        description="the conversation; an assistant's text at its end is continued; without messages the model is "
+        "loaded, or unloaded with `keep_alive` 0",
     )
     tools: Items[Tool] | None = Field(None, description="functions that the model may call")
 

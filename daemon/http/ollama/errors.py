@@ -31,6 +31,7 @@ def line(piece: BaseModel) -> bytes:
 NAMES = {
     "chat": "messages",
     "chat.messages": "messages",
+    "chat.continue_final_message": "messages",
     "chat.tools": "tools",
     "chat.messages[].tool_calls[].name": "messages[].tool_calls[].function.name",
     "chat.tools[].name": "tools[].function.name",

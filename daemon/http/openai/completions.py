@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from daemon.http.errors import invalid
 from daemon.http.generation import Answer, Ask
 from daemon.http.openai.completion_types import CompletionChoice, CompletionRequest, PlainPrompt, TextCompletion
-from daemon.http.openai.logprobs import PlainScores, plain_scores
+from daemon.http.openai.logprobs import Offsets, PlainScores, plain_scores
 from daemon.http.openai.sampling import sampling, total, usage
 from mlx_sidecar import Delta, Finished, GenerateEvent, GenerateOptions, Started, TokenLogprob, Usage
 
@@ -96,7 +95,8 @@ def _scores(request: CompletionRequest, echo: Echo, answer: Answer) -> PlainScor
     prompt, first = answer.prompt_logprobs if request.echo else (), echo.first
     if first is None:
         first = echo.text[: max(0, len(echo.text) - sum(len(one.text) for one in prompt))]
-    return plain_scores([*prompt, *answer.logprobs], first=first if request.echo else None, top=bool(request.logprobs))
+    offsets, top = Offsets(echo.text + answer.text), bool(request.logprobs)
+    return plain_scores([*prompt, *answer.logprobs], offsets, first=first if request.echo else None, top=top)
 
 
 def answer_id(started: Started) -> str:
@@ -130,8 +130,7 @@ class CompletionStream:
         self._now = now
         self._id = self._model = ""
         self._ends: list[Finished] = []
-        self._scored: Counter[int] = Counter()
-        """Characters of the tokens of each answer with scores that were sent."""
+        self._offsets = [Offsets() for _ in range(request.n or 1)]
 
     def chunks(self, event: GenerateEvent) -> Iterator[TextCompletion]:
         """Yield what a client gets of an event."""
@@ -156,8 +155,9 @@ class CompletionStream:
         self, index: int, text: str, reason: str | None = None, logprobs: Sequence[TokenLogprob] = ()
     ) -> TextCompletion:
         top = bool(self._request.logprobs)
-        scores = plain_scores(logprobs, first=None, top=top, begin=self._scored[index]) if logprobs else None
-        self._scored[index] += sum(len(one.text) for one in logprobs)
+        if self._request.logprobs is not None:
+            self._offsets[index].add(text)
+        scores = plain_scores(logprobs, self._offsets[index], first=None, top=top) if logprobs else None
         return self._empty([CompletionChoice(index=index, text=text, logprobs=scores, finish_reason=reason)])
 
     def _empty(self, choices: list[CompletionChoice]) -> TextCompletion:

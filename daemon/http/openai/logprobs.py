@@ -59,26 +59,61 @@ def _finite(logprob: float) -> float:
     return max(logprob, UNLIKELY)
 
 
-def plain_scores(scored: Sequence[TokenLogprob], *, first: str | None, top: bool, begin: int = 0) -> PlainScores:
+class Offsets:
+    """
+    Finds where tokens begin in a text that is still written, by the texts of the tokens alone.
+
+    These need not add up to the text: parts of a character are U+FFFD each, and some special tokens are no text.
+    Such a token begins where the token before it ended. The next token is looked for as far behind as they may reach.
+    """
+
+    def __init__(self, text: str = "") -> None:
+        self._text = text
+        self._taken = 0
+        """Characters of `_text` that have tokens."""
+        self._dropped = 0
+        """Characters of the whole text before `_text`."""
+        self._slack = 0
+        """Most characters that tokens which were not found may have behind `_taken`."""
+
+    def add(self, text: str) -> None:
+        """Add to the text."""
+        self._dropped += self._taken
+        self._text, self._taken = self._text[self._taken :] + text, 0
+
+    def next(self, token: str) -> int:
+        """Return where the next token begins; each token is asked for once, in order."""
+        found = self._text.find(token, self._taken, self._taken + self._slack + len(token)) if token else -1
+        if found < 0:
+            self._slack += len(token)
+            return self._dropped + self._taken
+        self._taken, self._slack = found + len(token), 0
+        return self._dropped + found
+
+
+def plain_scores(scored: Sequence[TokenLogprob], offsets: Offsets, *, first: str | None, top: bool) -> PlainScores:
     """
     Return the log-probabilities of a text's tokens.
 
     Args:
         scored: The tokens: those of the prompt but its first, if it is echoed, then those of the answer.
+        offsets: Where they begin in the text.
         first: Text of the prompt's first token, which has no log-probability; None if no prompt is echoed.
         top: Whether others were asked for.
-        begin: Characters of the text before these tokens, of which a stream has sent the scores.
     """
     echo = first is not None
-    offset = begin + len(first or "")
-    offsets = []
-    for one in scored:
-        offsets.append(offset)
-        offset += len(one.text)
-    likely = [{other.text: _finite(other.logprob) for other in one.top} for one in scored]
+    tokens = [first or ""] * echo + [one.text for one in scored]
     return PlainScores(
-        tokens=[first or ""] * echo + [one.text for one in scored],
+        tokens=tokens,
         token_logprobs=[None] * echo + [_finite(one.logprob) for one in scored],
-        top_logprobs=[None] * echo + [*likely] if top else None,
-        text_offset=[0] * echo + offsets,
+        top_logprobs=[None] * echo + [_likely(one) for one in scored] if top else None,
+        text_offset=[offsets.next(token) for token in tokens],
     )
+
+
+def _likely(one: TokenLogprob) -> dict[str, float]:
+    """Return the likeliest tokens by their text. Of several with one text, as parts of characters, the first counts."""
+    found: dict[str, float] = {}
+    for other in one.top:
+        found.setdefault(other.text, _finite(other.logprob))
+    return found

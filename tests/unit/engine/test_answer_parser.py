@@ -129,6 +129,22 @@ def test_structured_answer_needs_no_harmony_header() -> None:
     assert channels.add('{"a": 1').text == '{"a": 1'
 
 
+@pytest.mark.parametrize(
+    "number", ["1.7976931348623157e308", "-1.7976931348623157E+308", "5e-324", "9" * 40, "-0", "1.50"]
+)
+def test_number_of_a_call_stays_as_it_is_written(number: str) -> None:
+    """Up to the largest number that can be read, which models write for "no limit"."""
+    (call,) = calls_in(f'<tool_call>{{"name": "search", "arguments": {{"query": {number}}}}}</tool_call>')
+    assert call == f'{{"query": {number}}}'
+    assert not calls_in('<tool_call>{"name": "search", "arguments": {"query": 1.8e308}}</tool_call>')
+
+
+def calls_in(answer: str) -> list[str]:
+    """Return the arguments of the calls of an answer."""
+    channels = AnswerParser(HERMES, TOOLS, opened=False)
+    return [call.arguments_json for part in (channels.add(answer), channels.finish(ended=True)) for call in part.calls]
+
+
 def test_unparsable_tool_call_makes_all_calls_text() -> None:
     """If a parser skips a call, all calls between the marks are text."""
     whole = '<|open|>call tool="search"<|sep|><|close|>call<|sep|>'

@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
 import pytest
+from llguidance import LLTokenizer
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from daemon.engine.output.answer_parser import AnswerParser
+from daemon.engine.output.chat_markup import ChatMarkup
 from daemon.engine.output.notations.detection import HARMONY_MARKS
+from daemon.engine.output.tool_calls import Tool
 from daemon.engine.prompt import answer_constraints
+from daemon.engine.structured_output.call_guard import call_guard
 from daemon.engine.structured_output.free_mask import FreeMask
+from daemon.engine.structured_output.matcher import Vocabulary
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import marked_model
+from tests.unit.engine.fake_tokenizer import FakeTokenizer
 from tests.unit.engine.harness import Answer, Harness
 
 PAINT = {
@@ -263,3 +272,90 @@ def test_reasoning_budget_holds_before_a_form(harness: Harness, model: Callable[
 def test_budget_needs_a_model_that_reasons(harness: Harness, model: Callable[..., str]) -> None:
     answer = harness.run(request(model([], ""), chat={"tools": []}, reasoning_budget=5))
     assert answer.failure.field == "reasoning_budget"
+
+
+SPOKEN = {
+    "functools": ("functools[", "import functools\n@functools.lru_cache\n", 'So. functools[{"name": "'),
+    "Command R": (
+        "Action: ```json tool_name",
+        "Plan: milk.\nAction: go to the shop\nAction: ```sh\nls\n```\n",
+        'Plan: home. Action: ```json\n[\n    {"tool_name": "',
+    ),
+    "Functionary 3.2": (">>>all", "So:\n>>> print(1)\n1\n>>>all\nYes >>>nobody\n", "So. >>>go_home\n"),
+}
+"""Notations with a mark that is a word: a text of the template, an answer with the word, and how a call begins."""
+
+
+@pytest.mark.parametrize("name", SPOKEN)
+def test_words_in_text_begin_no_call(name: str) -> None:
+    """A mask would make a call of an answer about Python."""
+    known_by, said, begun = SPOKEN[name]
+    assert not any(_masked(known_by, said))
+    assert _masked(known_by, begun)[-1]
+
+
+def _masked(known_by: str, written: str) -> list[bool]:
+    """Return for each character of an answer whether the next one is masked."""
+    markup = ChatMarkup(TokenizerWrapper(FakeTokenizer((), known_by)))
+    tokens = Vocabulary(LLTokenizer("byte"), {})
+    tools = {"chat.tools[0]": Tool("go_home", "", {})}
+    guard, warnings = call_guard(tools, markup, lambda field: tokens)
+    assert guard is not None, warnings
+    scout = AnswerParser(markup, tuple(tools.values()), opened=False)
+    mask = FreeMask(tokens.tokens.vocab_size, scout, lambda ids: bytes(ids).decode(), guard=guard)
+    masked = []
+    for byte in written.encode():
+        masks = (mask.mask(SimpleNamespace(id=byte)), mask.late_mask())
+        masked.append(any(one is not None for one in masks))
+    return masked
+
+
+M = "]<]minimax[>["
+WITHOUT_QUOTES = {
+    "MiniMax M3": (f'{M}<tool_call>\n{M}<invoke name="run">{M}<code>', f"{M}</code>{M}</invoke>\n{M}</tool_call>"),
+    "GLM": ("<tool_call>run\n<arg_key>code</arg_key>\n<arg_value>", "</arg_value>\n</tool_call>"),
+    "LongCat": (
+        "<longcat_tool_call>run<longcat_arg_key>code</longcat_arg_key><longcat_arg_value>",
+        "</longcat_arg_value></longcat_tool_call>",
+    ),
+    "Qwen 3 Coder": (
+        "<tool_call>\n<function=run>\n<parameter=code>\n",
+        "\n</parameter>\n</function>\n</tool_call>",
+    ),
+    "Seed-OSS": (
+        "<seed:tool_call>\n<function=run>\n<parameter=code>",
+        "</parameter>\n</function>\n</seed:tool_call>",
+    ),
+    "MiniMax M2": (
+        '<minimax:tool_call>\n<invoke name="run">\n<parameter name="code">',
+        "</parameter>\n</invoke>\n</minimax:tool_call>",
+    ),
+    "DeepSeek V3.2": (
+        '<｜DSML｜function_calls>\n<｜DSML｜invoke name="run">\n<｜DSML｜parameter name="code" string="true">',
+        "</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜function_calls>",
+    ),
+    "Gemma 4": ('<|tool_call>call:run{code:<|"|>', '<|"|>}<tool_call|>'),
+    "FunctionGemma": ("<start_function_call>call:run{code:<escape>", "<escape>}<end_function_call>"),
+}
+"""A call of one text, before and behind it, in notations that write texts without escapes."""
+
+
+@pytest.mark.parametrize("kind", [{"type": "string"}, {"anyOf": [{"type": "string"}, {"type": "integer"}]}], ids=str)
+@pytest.mark.parametrize("name", WITHOUT_QUOTES)
+def test_masks_leave_no_character_out_of_a_text(name: str, kind: dict[str, Any]) -> None:
+    """Code has brackets, and marks have them: a mask that kept them out would change an argument."""
+    begun, ended = WITHOUT_QUOTES[name]
+    code = "a[0] ]< ]<] </b> <|x|> {c} (d) 'e' \"f\" <g\n\té漢🙂]"
+    schema = {"type": "object", "properties": {"code": kind}, "required": ["code"]}
+    tool = Tool("run", "", schema)
+    markup = ChatMarkup(TokenizerWrapper(FakeTokenizer((), MARKS[name][1])))
+    tokens = Vocabulary(LLTokenizer("byte"), {})
+    guard, warnings = call_guard({"chat.tools[0]": tool}, markup, lambda field: tokens)
+    assert guard is not None
+    assert not warnings
+    matcher = guard.entered(begun + code + ended)
+    assert matcher is not None
+    assert matcher.complete
+    parser = AnswerParser(markup, [tool], opened=False)
+    calls = [call for parts in (parser.add(begun + code + ended), parser.finish(ended=True)) for call in parts.calls]
+    assert [json.loads(call.arguments_json) for call in calls] == [{"code": code}]

@@ -64,9 +64,11 @@ def markup(written: Mapping[str, Any]) -> ChatMarkup:
     return ChatMarkup(understood(TokenizerWrapper(FakeTokenizer(written["words"], written["template"]))))
 
 
-def parse(marks: ChatMarkup, pieces: Sequence[str], tools: Sequence[Tool] = TOOLS, *, ended: bool = True) -> Parts:
+def parse(
+    marks: ChatMarkup, pieces: Sequence[str], tools: Sequence[Tool] = TOOLS, *, ended: bool = True, before: str = ""
+) -> Parts:
     """Return the parts of an answer, and check that the pieces of each call are the call."""
-    parser = AnswerParser(marks, tools, opened=False)
+    parser = AnswerParser(marks, tools, opened=False, bare=bool(before), before=before)
     parts = Parts()
     for piece in pieces:
         parts += parser.add(piece)
@@ -120,6 +122,27 @@ def test_text_around_calls_is_kept(name: str) -> None:
     assert parts.text == "So. \n\nLet me see."
 
 
+@pytest.mark.parametrize("name", ["Llama 3", "pythonic Llama"])
+def test_text_in_the_prompt_begins_the_answer(name: str) -> None:
+    """Calls without a mark do not begin a message that has begun; white space is no beginning."""
+    answer, marks = WRITTEN[name]["answer"], markup(WRITTEN[name])
+    for pieces in cuts(answer):
+        assert parse(marks, pieces, before="An example: ").text == answer
+        assert calls_of(parse(marks, pieces, before=" \n")) == [FIRST, SECOND]
+
+
+@pytest.mark.parametrize("tools", [[], TOOLS], ids=["alone", "tools"])
+def test_functionary_text_loses_its_recipient(tools: list[Tool]) -> None:
+    """The prompt ends with `>>>`, whether the request has tools or not."""
+    marks = markup(WRITTEN["Functionary 3.2"])
+    for pieces in cuts("all\nHello >>>all\nYou >>> all, >>>none\n{}"):
+        parts = parse(marks, pieces, tools)
+        assert (parts.text, parts.calls) == ("Hello You >>> all, >>>none\n{}", [])
+    assert parse(marks, ["all of it"], tools).text == "all of it"
+    assert parse(marks, ["all\nof it"], tools, before="Yes, ").text == "all\nof it"
+    assert parse(marks, [WRITTEN["Functionary 3.2"]["answer"]], []).text == WRITTEN["Functionary 3.2"]["answer"]
+
+
 @pytest.mark.parametrize("name", WRITTEN)
 def test_a_cut_call_is_text_or_whole(name: str) -> None:
     """Whatever is cut off, no call has other arguments, and the names of calls that are none are in the text."""
@@ -158,6 +181,18 @@ def test_model_ids_of_calls_are_kept() -> None:
         assert [call.id for call in parts.calls] == expected
 
 
+def test_calls_of_an_answer_have_ids_of_their_own() -> None:
+    """Callers tell the results of calls apart by their ids. A call that was withdrawn leaves its id to the next one."""
+    call = "<|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>{}<|tool_call_end|>"
+    section = f"<|tool_calls_section_begin|>{call}{call}<|tool_calls_section_end|>"
+    marks = markup(WRITTEN["Kimi K2"])
+    first, second = (one.id for one in parse(marks, [section]).calls)
+    assert first == "functions.get_weather:0"
+    assert second.isalnum()
+    broken = section.replace("{}<|tool_call_end|>", "{,", 1)
+    assert parse(marks, [broken, section]).calls[0].id == first
+
+
 def test_only_pieces_of_a_withdrawn_call_are_left_out() -> None:
     """Whole calls before it stay, and so does the end of a call that was announced earlier."""
     whole = [CallPiece(0, "a", "weather", "{}")]
@@ -166,3 +201,24 @@ def test_only_pieces_of_a_withdrawn_call_are_left_out() -> None:
     assert standing([*whole, *begun, withdrawn]) == whole
     assert standing([begun[1], withdrawn, *begun, withdrawn, again]) == [withdrawn, again]
     assert standing([*whole, *begun]) == [*whole, *begun]
+
+
+@pytest.mark.parametrize(
+    ("schema", "written", "value"),
+    [
+        ({"type": ["string", "integer"]}, "3.10", "3.10"),
+        ({"type": ["string", "integer"]}, "3", 3),
+        ({"anyOf": [{"type": "integer"}, {"type": "string"}]}, "1e3", "1e3"),
+        ({"type": ["string", "number"]}, "3.10", 3.1),
+        ({"enum": ["a", 1]}, "1.5", "1.5"),
+        ({"enum": ["a", 1.5]}, "1.5", 1.5),
+        ({"type": "integer"}, "3.5", 3.5),
+        ({}, "3.10", 3.1),
+    ],
+)
+def test_number_that_is_no_integer_is_a_text_where_it_can_be(schema: dict[str, Any], written: str, value: Any) -> None:
+    """A version, such as 3.10, is no number where the schema allows integers and texts."""
+    tool = Tool("f", "", {"type": "object", "properties": {"a": schema}})
+    answer = f"<tool_call>f<arg_key>a</arg_key><arg_value>{written}</arg_value></tool_call>"
+    (call,) = parse(markup(WRITTEN["GLM 4.7"]), [answer], [tool]).calls
+    assert json.loads(call.arguments_json) == {"a": value}

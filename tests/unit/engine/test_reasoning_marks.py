@@ -109,3 +109,13 @@ def test_call_may_follow_granite_answer() -> None:
     answer = '<think>H</think><response>I add.</response><|tool_call|>[{"name": "add", "arguments": {"a": 1}}]'
     parts = parse("Granite 3.3", answer, TOOLS, 4)
     assert (parts.text, [call.arguments_json for call in parts.calls]) == ("I add.", ['{"a": 1}'])
+
+
+@pytest.mark.parametrize("name", ["Qwen 3", "GLM", "MiniMax M3", "Granite 3.3"])
+def test_continued_text_has_no_reasoning(name: str) -> None:
+    """Its text has begun in the prompt, so a mark is spoken about."""
+    answer = FAMILIES[name][2].format("a mark") + " is written"
+    parser = AnswerParser(markup(name), TOOLS, opened=False, bare=True, before="So ")
+    parts = parser.add(answer)
+    parts += parser.finish(ended=True)
+    assert (parts.text, parts.reasoning) == (answer, "")

@@ -66,6 +66,7 @@ QUIET = {"leaves_out": frozenset({"reasoning"})}
         ("FIRST_CALL", {"leaves_out": frozenset({"reasoning", "further_calls"})}),
         ("NAMES_TOOLS", QUIET),
         ("NINE", {"short_ids": True, **QUIET}),
+        ("SEEN_IDS", {"repeated_ids": False, **QUIET}),
         ("NO_TOOLS", {"leaves_out": frozenset({"calls", "answers", "reasoning"})}),
         ("ALTERNATES", {"system": False, "systems": False, "late_system": False, "user_runs": False, **QUIET}),
         ("FIRST_SYSTEM", {"systems": False, "late_system": False, "leaves_out": frozenset({"calls", "reasoning"})}),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from daemon.cache.resolver import Resolver, Wanted
+from daemon.engine.output.detokenizer import Token
 from daemon.engine.prompt.chat_templates import Templates
 from daemon.engine.prompt.preparation import Rendered, prepare_request, render
 from daemon.engine.prompt.tokenizer import Tokenizer
@@ -191,6 +192,17 @@ def test_call_ids_have_the_length_that_a_template_needs(model: Model) -> None:
     assert "(a1b2c3d4e)" in model.text(HI, kept)
 
 
+def test_repeated_call_ids_lose_no_answer(model: Model) -> None:
+    """Of one turn as of several: some models number the calls of each turn anew."""
+    calls = [pb.ToolCall(id="0", name="look"), pb.ToolCall(id="0", name="look"), pb.ToolCall(name="look")]
+    answers = [says("tool", text, tool_call_id="0") for text in ("blue", "grey")]
+    talk = [HI, says("assistant", tool_calls=calls), *answers, says("tool", "red"), HI]
+    talk += [says("assistant", tool_calls=calls[:1]), says("tool", "green", tool_call_id="0")]
+    text = model.has(habits.SEEN_IDS).text(*talk)
+    assert [text.count(f"<tool>{word}</>") for word in ("blue", "grey", "red", "green")] == [1, 1, 1, 1]
+    assert model.has(habits.ECHO).text(*talk) == text
+
+
 def test_text_and_calls_become_two_turns_if_need_be(model: Model) -> None:
     """Else the template would leave the text out."""
     rendered = model.has(habits.CALLS_OR_TEXT).render(HI, says("assistant", "I look.", tool_calls=[CALL]))
@@ -326,6 +338,61 @@ def test_message_that_a_template_changes_cannot_be_continued(model: Model) -> No
     assert text == "<user>Hi</><assistant>Yes"
     field = model.has(SHORTENS).refusal(HI, says("assistant", "Yes"), continue_final_message=True)
     assert field == "chat.continue_final_message"
+
+
+SIGNATURES = """
+{%- for tool in tools or [] %}{{ tool.function.name }}(
+{%- for name, part in tool.function.parameters.properties.items() %}
+{{- name }}: {% if part.type is defined %}{{ part.type.strip() }}
+{%- else %}{{ part.anyOf | map(attribute='type') | join(' | ') }}{% endif %}{{ ', ' }}
+{%- endfor %}){% endfor -%}
+"""
+"""A template that writes signatures of tools from their schemas, as those of Seed-OSS and Hermes do."""
+
+
+def test_schemas_are_spelled_as_a_template_takes_them(model: Model) -> None:
+    """Other templates get them as they are."""
+    parts = {"x": {"type": ["string", "null"], "default": None}, "type": {"type": "integer"}}
+    given = [{}, {"type": "object"}, {"type": "object", "properties": parts}]
+    tools = [pb.Tool(name=name, parameters_json=json.dumps(one)) for name, one in zip("abc", given, strict=True)]
+    text = model.has(SIGNATURES + habits.ECHO).text(HI, tools=tools)
+    assert text == "a()b()c(x: string | null, type: integer, )<user>Hi</>"
+    text = model.has("{{ tools | map(attribute='function.parameters') | list | tojson }}" + habits.ECHO).text(
+        HI, tools=tools
+    )
+    assert json.loads(text.removesuffix("<user>Hi</>")) == given
+
+
+STRIPS = [
+    {"type": "Replace", "pattern": {"String": "Ġ"}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+    {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+]
+"""The decoder of Llama 2 and of many others: a text loses a space at its beginning."""
+
+
+def test_answer_that_goes_on_keeps_its_first_space(model: Model) -> None:
+    """The prompt and the answer are one text, unless the answer begins a turn."""
+    files = {"tokenizer.json": {"decoder": {"type": "Sequence", "decoders": STRIPS}}}
+    tokenizer = model.has(habits.ECHO).write(files).tokenizer
+    source = Resolver([]).resolve(Wanted(str(model.path)))
+    ids = tokenizer.encode(" the code", special=False)
+
+    def answer(**prompt: Any) -> str:
+        prepared = prepare_request(pb.GenerateRequest(**prompt), source, tokenizer)
+        first, again = (
+            "".join([*(output.add(Token(id_)).text for id_ in ids), output.finish().text])
+            for output in (prepared.output, prepared.again().output)
+        )
+        assert first == again
+        return first
+
+    assert answer(text="Yes,") == " the code"
+    assert answer(tokens=pb.TokenIds(ids=tokenizer.encode("Yes,", special=False))) == " the code"
+    continued = pb.Chat(messages=[HI, says("assistant", "Yes,")], continue_final_message=True)
+    assert answer(chat=continued) == " the code"
+    assert answer(chat=pb.Chat(messages=[HI])) == "the code"
 
 
 def test_stream_begins_with_the_warnings(harness: Harness, model: Model) -> None:

@@ -126,6 +126,31 @@ def test_unknown_decoders_stream_the_whole(kind: str, data: st.DataObject) -> No
     assert streamed(decode, ids) == decode(ids)
 
 
+@pytest.mark.parametrize("kind", [*KINDS, *OTHERS])
+@settings(deadline=None)
+@given(data=st.data())
+def test_text_that_goes_on_keeps_its_spaces(kind: str, data: st.DataObject) -> None:
+    """A decoder that leaves out a space at the beginning of a text leaves out none behind other ids."""
+    tokenizer = {**KINDS, **OTHERS}[kind]
+    whole_words = [id_ for id_ in range(4, len(tokenizer)) if "\ufffd" not in by_library(tokenizer, [id_])]
+    several = st.lists(st.sampled_from(whole_words), max_size=6)
+    before, ids = data.draw(several), data.draw(several)
+    known = token_text(tokenizer)
+    decode: Decode = known if known is not None else lambda some: by_library(tokenizer, some)
+    stream = streaming(decode, before)
+    shown = "".join([*map(stream.add, ids), stream.flush()])
+    assert decode(before) + shown == decode([*before, *ids])
+
+
+def test_absent_ids_begin_no_text() -> None:
+    """Such as a BOS: what follows it alone is the beginning of a text."""
+    tokenizer = KINDS["byte fallback, leading space stripped"]
+    end, hello = ids_of(tokenizer, "</s>", "▁hello")
+    decode = text_of(tokenizer, [end])
+    assert streaming(decode, [end]).add(hello) == "hello"
+    assert streaming(decode, [end, hello, end]).add(hello) == " hello"
+
+
 @settings(deadline=None)
 @given(st.text(max_size=30))
 def test_any_text_comes_back_from_its_bytes(text: str) -> None:

@@ -118,6 +118,10 @@ def test_answer_at_the_end_is_continued() -> None:
     assert options(messages=prefilled) == {"continue_final_message": True}
     read = CountRequest.model_validate({"model": "m", "messages": prefilled})
     assert counted(read).options == {"continue_final_message": True}
+    thinks = {"messages": prefilled, "thinking": {"type": "enabled", "budget_tokens": 1024}}
+    assert options(**thinks) == {"continue_final_message": True, "enable_thinking": True}
+    (note,) = ask(**thinks).notes
+    assert note.startswith("thinking.budget_tokens is left out")
 
 
 def test_thinking_comes_back_from_its_signature() -> None:

@@ -113,6 +113,9 @@ def test_ollama_tells_of_what_a_tool_brought() -> None:
     [
         ('{"city": "Os', {"INVALID_JSON": '{"city": "Os'}),
         ("[1]", {"INVALID_JSON": "[1]"}),
+        ('{"a": NaN}', {"INVALID_JSON": '{"a": NaN}'}),
+        ('{"a": 1e999}', {"INVALID_JSON": '{"a": 1e999}'}),
+        ('{"a": "\\ud83d"}', {"INVALID_JSON": '{"a": "\\ud83d"}'}),
         ("null", {}),
         (" ", {}),
         ('{"city": "Oslo"}', {"city": "Oslo"}),

@@ -145,6 +145,15 @@ def test_results_answer_calls_by_name_and_order() -> None:
     ]
 
 
+def test_text_of_the_assistant_is_continued() -> None:
+    """A turn that says nothing, or calls a tool, is none to go on with."""
+    asked = {"role": "user", "content": "Hi"}
+    call = {"function": {"name": "look", "arguments": {}}}
+    assert options(messages=[asked, {"role": "assistant", "content": "Well,"}])["continue_final_message"]
+    for last in (asked, {"role": "assistant", "content": ""}, {"role": "assistant", "tool_calls": [call]}):
+        assert "continue_final_message" not in options(messages=[asked, last])
+
+
 def test_options_are_passed_on() -> None:
     """Under the daemon's names; those about llama.cpp change nothing."""
     given = {

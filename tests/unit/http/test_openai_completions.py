@@ -127,6 +127,47 @@ def test_scores_of_an_echoed_prompt_come_first() -> None:
     assert choice.logprobs.text_offset == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_offsets_are_places_in_the_text(stream: bool) -> None:
+    """Whatever a token tells of itself: a part of a character, a mark that is no text, a space that the text lost."""
+    asked = request("Say", logprobs=0, stream=stream)
+    told = [
+        (" a", "a"),
+        ("\ufffd", ""),
+        ("\ufffd", ""),
+        ("\ufffd", "🙂"),
+        (" b", " b"),
+        ("<|end|>", ""),
+        ("b c", "b c"),
+        ("d\ufffd", ""),
+        ("\ufffde", "dée"),
+        (".", "."),
+    ]
+    seen = [EVENTS[0], *(Delta(text, (1,), (TokenLogprob(1, -1, (), token),)) for token, text in told), EVENTS[4]]
+    if stream:
+        made = CompletionStream(asked)
+        chunks = [chunk.choices[0].logprobs for event in seen for chunk in made.chunks(event)]
+        offsets = [offset for scores in chunks if scores is not None for offset in scores.text_offset]
+    else:
+        (choice,) = completion(asked, [collect_samples(seen)], [Echo()]).choices
+        assert choice.text == "a🙂 bb cdée."
+        assert choice.logprobs is not None
+        offsets = choice.logprobs.text_offset
+    at = "a🙂 bb cdée.".index
+    # Of a character in parts, only the place before it is known.
+    assert [offsets[number] for number in (0, 1, 4, 6, 7, 9)] == [0, offsets[1], at(" b"), at("b c"), at("d"), at(".")]
+    assert offsets == sorted(offsets)
+
+
+def test_likeliest_of_tokens_with_one_text_counts() -> None:
+    """Tokens that are parts of characters have the same text."""
+    top = (TopLogprob(1, -1, "\ufffd"), TopLogprob(2, -2, "a"), TopLogprob(3, -3, "\ufffd"))
+    seen = [EVENTS[0], Delta("é", (1,), (TokenLogprob(1, -1, top, "\ufffd"),)), EVENTS[4]]
+    (choice,) = completion(request("b", logprobs=3), [collect_samples(seen)], [Echo()]).choices
+    assert choice.logprobs is not None
+    assert choice.logprobs.top_logprobs == [{"\ufffd": -1, "a": -2}]
+
+
 def test_echoed_text_is_the_text_of_its_tokens() -> None:
     """The first one too, whose text the daemon does not tell."""
     asked = request("ab", echo=True, logprobs=0)

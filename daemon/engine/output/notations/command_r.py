@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from daemon.engine.output.notations.notation import JsonKeys, Notation, read_json_calls
 from daemon.engine.output.notations.syntax import CallSyntax, json_call
 from daemon.engine.output.reader import Malformed, Reader, Steps
@@ -35,4 +37,5 @@ COMMAND_R = Notation(
         f"\n]{_FENCE}",
         between=",\n    ",
     ),
+    sure=re.compile(rf"{_START}\s*{_FENCE}(?:json)?\s*\["),
 )

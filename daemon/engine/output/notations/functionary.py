@@ -7,6 +7,8 @@ end, and the arguments. Text is a message to `all`. The prompt ends with the fir
 
 from __future__ import annotations
 
+import re
+
 from daemon.engine.output.notations.notation import Notation, read_arguments, read_end, read_name
 from daemon.engine.output.notations.syntax import CallSyntax, json_call
 from daemon.engine.output.reader import Reader, Steps, read_until
@@ -46,4 +48,6 @@ FUNCTIONARY_32 = Notation(
     _read_message,
     CallSyntax(json_call("", "\n", ""), apart=_TO, opening=True),
     opens_answer=True,
+    sure=re.compile(r">>>[^\n]+\n"),
+    addressed=True,
 )

@@ -16,7 +16,7 @@ header with the name of the tool, so that calls cannot be required of it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,9 @@ from daemon.engine.output.notations.syntax import (
     Unenforceable,
     arguments,
     members,
+    no_strings,
     raw_value,
+    refuse_limits,
     within,
 )
 from daemon.engine.output.reader import Malformed, Reader, Steps, read_until, read_value
@@ -103,15 +105,23 @@ def _parameter(key: str | None, schema: Any, root: Mapping[str, Any], tags: _Tag
         raise Unenforceable(f"has the property {key!r}, a name that this model's notation of calls cannot hold")
     end = f"{tags.parameter_end}\n"
     name = Pattern(r'[^<>"\s]{1,100}') if key is None else Text(key)
-    value = raw_value(schema, root, end)
     if tags.states_strings:
-        kinds = type_of([schema], root).kinds
-        text = Sequence((Text('" string="true">'), value if "string" in kinds else Free(end)))
-        other = Sequence((Text('" string="false">'), Json(within(schema, root)), Text(end)))
-        value = text if kinds == {"string"} else other if "string" not in kinds else Choice((text, other))
+        value: Part = Choice(tuple(_stated(type_of([schema], root), schema, root, end)))
     else:
-        value = Sequence((Text('">'), value))
+        value = Sequence((Text('">'), raw_value(schema, root, end)))
     return Sequence((Text(f'{tags.parameter} name="'), name, value))
+
+
+def _stated(kind: ArgumentType, schema: Any, root: Mapping[str, Any], end: str) -> Iterator[Part]:
+    """Yield the syntax of values behind the word that says whether they are strings."""
+    if "string" in kind.kinds:
+        only: list[Part] = [Text(text + end) for text in sorted(kind.strings or ())]
+        if not only:
+            refuse_limits(kind)
+        yield from (Sequence((Text('" string="true">'), text)) for text in only or [Free(end)])
+    if kind.kinds != {"string"}:
+        others = no_strings(kind) if "string" in kind.kinds else [Json(within(schema, root))]
+        yield from (Sequence((Text('" string="false">'), other, Text(end))) for other in others)
 
 
 def _read_invocation(reader: Reader, calls: CallWriter, tags: _Tags) -> Steps[None]:

@@ -7,6 +7,9 @@ Phi 4, Nemotron, Hunyuan and MiniMax M1 write a list, or several objects, betwee
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 from daemon.engine.output.notations.notation import KEYS, JsonKeys, Notation, read_end, read_json_call, read_json_calls
 from daemon.engine.output.notations.syntax import CallSyntax, Pattern, Sequence, Text, json_call
 from daemon.engine.output.reader import Reader, Steps
@@ -56,7 +59,7 @@ HERMES = marked(
 )
 GRANITE = marked("Granite 3", "<|tool_call|>", "", _list("<|tool_call|>", ""))
 PHI = marked("Phi 4", "<|tool_call|>", "<|/tool_call|>", _list("<|tool_call|>", "<|/tool_call|>"))
-FUNCTOOLS = marked("functools", "functools", "", _list("functools", ""))
+FUNCTOOLS = replace(marked("functools", "functools", "", _list("functools", "")), sure=re.compile(r"functools\s*\["))
 GIGACHAT = marked("GigaChat 3.1", "<|function_call|>", "", CallSyntax(_OBJECT, "<|function_call|>", ""))
 NEMOTRON = marked("Nemotron", "<TOOLCALL>", "</TOOLCALL>", _list("<TOOLCALL>", "</TOOLCALL>"))
 TOOL_CALLS = marked(

@@ -24,6 +24,7 @@ from daemon.engine.output.notations.syntax import (
     Unenforceable,
     arguments,
     members,
+    no_strings,
     raw_value,
     refuse_limits,
 )
@@ -79,8 +80,9 @@ def _param(key: str, schema: Any, root: Mapping[str, Any]) -> Part:
 def _value(schema: Any, root: Mapping[str, Any]) -> Part:
     """Return the syntax of a value and its end: text without markup, a CDATA section, or JSON."""
     kind = type_of([schema], root)
-    if kind.strings is not None and kind.only_text:
-        return Choice(tuple(Text(_written(text)) for text in sorted(kind.strings)))
+    if kind.strings is not None:
+        listed = [Text(_written(text)) for text in sorted(kind.strings)]
+        return Choice((*listed, *(Sequence((value, Text(_PARAM_END))) for value in no_strings(kind))))
     if "string" in kind.kinds:
         refuse_limits(kind)
         return _ANY_TEXT

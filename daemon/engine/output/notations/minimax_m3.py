@@ -18,9 +18,11 @@ from daemon.engine.output.notations.notation import Notation, read_end
 from daemon.engine.output.notations.structured import Style, Values, optional
 from daemon.engine.output.notations.syntax import (
     CallSyntax,
+    Choice,
+    Free,
+    Later,
     Maybe,
     Part,
-    Pattern,
     Sequence,
     Several,
     Text,
@@ -112,15 +114,27 @@ def _call(tool: Tool) -> Part:
     return Sequence((Text(f'{_INVOKE} name="{tool.name}">'), inner, Text(f"{_INVOKE_END}\n")))
 
 
+_ANY = Free("")
+"""Any text. It ends with the tag of its element, which `_element` knows."""
+
+
 def _text(only: str | None) -> Part:
-    # An element's text ends at the mark of the next tag, which `_element` writes.
-    return Pattern(r"[^\]]*") if only is None else Text(only)
+    return _ANY if only is None else Text(only)
+
+
+def _choices(part: Part) -> tuple[Part, ...]:
+    """Return what a part may be, each alone if one of them is any text."""
+    inner = part.part if isinstance(part, Later) else part
+    choices = inner.parts if isinstance(inner, Choice) else (inner,)
+    return choices if _ANY in choices else (part,)
 
 
 def _element(name: str, part: Part) -> Part:
     if re.search("[<>/\n]", name):
         raise Unenforceable(f"has the property {name!r}, a name that this model's notation of calls cannot hold")
-    return Sequence((Text(f"{_MARK}<{name}>"), part, Text(f"{_MARK}</{name}>")))
+    close = f"{_MARK}</{name}>"
+    ended = [Free(close) if inner is _ANY else Sequence((inner, Text(close))) for inner in _choices(part)]
+    return Sequence((Text(f"{_MARK}<{name}>"), Choice(tuple(ended))))
 
 
 def _elements(parts: Mapping[str, Part], required: frozenset[str]) -> Part:

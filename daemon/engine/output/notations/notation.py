@@ -23,6 +23,8 @@ class Notation:
         read: Reads a block from its mark on.
         syntax: The syntax that required calls keep to; None if it is not known.
         opens_answer: Whether a block may begin the answer without a mark.
+        sure: How a block begins that can be no text, for marks that are words; None if the mark is enough.
+        addressed: Whether a text has a header of the notation too, so that it is read without tools as well.
     """
 
     name: str
@@ -30,6 +32,8 @@ class Notation:
     read: ReadCalls
     syntax: CallSyntax | None = None
     opens_answer: bool = False
+    sure: re.Pattern[str] | None = None
+    addressed: bool = False
 
     def can_hold(self, name: str) -> bool:
         """Whether a call can name this tool: its name has no line end, bracket, quote or backslash."""

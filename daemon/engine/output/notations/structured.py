@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from daemon.engine.output.argument_types import ArgumentType, type_of
+from daemon.engine.output.argument_types import ArgumentType, listed_values, type_names, type_of
 from daemon.engine.output.notations.syntax import (
     Choice,
     Json,
@@ -69,6 +69,10 @@ class Values:
         key = tuple(map(id, kind.parts))
         if key in self._known:
             return self._known[key]
+        if any(isinstance(value, list | dict) for part in kind.parts for value in listed_values(part) or ()):
+            raise Unenforceable(
+                "lists an object or a list among its values, which this notation of calls cannot keep to"
+            )
         self._known[key] = later = Later()
         choices = [*self._strings(kind), *self._scalars(kind), *self._lists(kind), *self._objects(kind)]
         if not choices:
@@ -92,12 +96,11 @@ class Values:
             return [Json({"type": sorted(scalars)})]
         found: list[Part] = []
         for part in kind.parts:
-            listed = [part["const"]] if "const" in part else part.get("enum")
-            if isinstance(listed, list):
+            listed = listed_values(part)
+            if listed is not None:
                 found += [Text(json.dumps(value)) for value in listed if isinstance(value, int | float | None)]
                 continue
-            named = [part["type"]] if isinstance(part["type"], str) else part["type"]
-            types = [name for name in named if name in ("number", "integer", "boolean", "null")]
+            types = [name for name in type_names(part) if name in ("number", "integer", "boolean", "null")]
             types += ["null"] if part.get("nullable") is True and "null" not in types else []
             if types:
                 found.append(Json(within({**part, "type": types}, self._root)))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from daemon.engine.output.argument_types import ArgumentType, type_of
+from daemon.engine.output.argument_types import ArgumentType, listed_values, type_names, type_of
 from daemon.engine.output.tool_calls import Tool
 
 
@@ -161,12 +162,34 @@ def raw_value(schema: Any, root: Mapping[str, Any], end: str) -> Part:
         Unenforceable: If the schema restricts a string in a way that only JSON strings can be kept to.
     """
     kind = type_of([schema], root)
-    if kind.strings is not None and kind.only_text:
-        return Choice(tuple(Text(text + end) for text in sorted(kind.strings)))
-    if "string" in kind.kinds:
+    if "string" not in kind.kinds:
+        return Sequence((Json(within(schema, root)), Text(end)))
+    if kind.strings is None:
         refuse_limits(kind)
-        return Free(end)
-    return Sequence((Json(within(schema, root)), Text(end)))
+        return Free(end)  # the text of any other value is a text as well
+    listed = [Text(text + end) for text in sorted(kind.strings)]
+    return Choice((*listed, *(Sequence((value, Text(end))) for value in no_strings(kind))))
+
+
+_NO_STRINGS = ("number", "boolean", "null", "object", "array")
+
+
+def no_strings(kind: ArgumentType) -> list[Part]:
+    """Return the syntax of the values that are no strings, as JSON."""
+    found: list[Part] = []
+    for part in kind.parts or ({},):
+        values = listed_values(part)
+        types: list[str] = []
+        if values is not None:
+            found += [Text(json.dumps(value, ensure_ascii=False)) for value in values if not isinstance(value, str)]
+        else:
+            types = [name for name in type_names(part) or _NO_STRINGS if name != "string"]
+        if part.get("nullable") is True and "null" not in types:
+            types.append("null")
+        if types:
+            rest = {word: value for word, value in part.items() if word not in ("const", "enum", "nullable")}
+            found.append(Json(within({**rest, "type": types}, kind.root)))
+    return found
 
 
 def refuse_limits(kind: ArgumentType) -> None:
