@@ -7,8 +7,9 @@ import stat
 from pathlib import Path
 
 from daemon.doctor.finding import Finding, failed, ok, skipped, warning
-from daemon.kv.disk.limits import RESERVE, Space, budget
+from daemon.kv.disk.limits import RESERVE, budget
 from daemon.kv.disk.piece import SUFFIX
+from daemon.kv.disk.space import space_of
 from daemon.kv.disk.troubles import mend_small, small, too_small
 from daemon.server.singleton import unclean_end
 from daemon.server.socket_path import SocketPathError, check_name, check_vacant, prepare_directory
@@ -57,8 +58,7 @@ def log_file(path: Path | None) -> Finding:
             "" if place == path else f": {place} is no directory that can be written to"
         )
         return failed("log file", found, "set log_file to a file in a directory of your own")
-    disk = os.statvfs(place)
-    free = disk.f_bavail * disk.f_frsize
+    free = space_of(place).free
     if free < MAX_FILE_BYTES:
         found = f"{path}, on a disk with {size(free)} left; one log file takes {size(MAX_FILE_BYTES)}"
         return failed("log file", found, "make room: log lines that do not fit are lost")
@@ -87,8 +87,7 @@ def prefixes(folder: Path, wanted: int | None, check: str = "prefixes on disk") 
     if place == folder and _mode(folder) & 0o077:
         return warning(check, f"{folder} is open to other users", f"chmod 700 {folder}")
     used = sum(map(_size, folder.glob("*" + SUFFIX)))
-    disk = os.statvfs(place)
-    space = Space(disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize)
+    space = space_of(place)
     most = budget(wanted, used, space)
     found = f"{folder}, {size(used)} of {size(most)}; {size(space.free)} of the disk are free"
     if most <= used and space.free < space.total // RESERVE:

@@ -169,7 +169,9 @@ class Reading:
         with opened(path, self._source.roots) as file:
             stamp = Stamp.from_status(os.fstat(file.fileno()))
             header = header_of(file, path)
-            # By the descriptor, because the name may lead to another file by now. MLX opens a descriptor of its own.
+            # By the descriptor, because the name may lead to another file by now. MLX opens a descriptor of its own: on
+            # Linux at the beginning, on macOS as a duplicate, which shares the place in the file.
+            file.seek(0)
             loaded = mx.load(f"/dev/fd/{file.fileno()}", format="safetensors")
         assert isinstance(loaded, dict)
         described = _in_order(header)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 import sys
@@ -213,8 +214,12 @@ def _in_parts(body: bytes) -> Iterator[bytes]:
 
 def _prepare(connection: socket.socket) -> None:
     """Send small frames at once, and give up on a machine that is cut off."""
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if sys.platform == "darwin":
-        connection.setsockopt(socket.IPPROTO_TCP, _MAC_DROP_SECONDS, int(SILENT_SECONDS))
-    else:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS)
+    try:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sys.platform == "darwin":
+            connection.setsockopt(socket.IPPROTO_TCP, _MAC_DROP_SECONDS, int(SILENT_SECONDS))
+        else:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # macOS: the other side is gone, which the next read tells with its name
+            raise

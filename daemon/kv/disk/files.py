@@ -32,6 +32,7 @@ from daemon.kv.disk.found import Found
 from daemon.kv.disk.limits import RESERVE, Space
 from daemon.kv.disk.note import sync
 from daemon.kv.disk.piece import SUFFIX, Part, Piece
+from daemon.kv.disk.space import space_of
 from daemon.shared import liveness
 from daemon.shared.failpoints import failpoint
 
@@ -108,8 +109,7 @@ class Files:
 
     def space(self) -> Space:
         """Return the size of the disk, and what is free."""
-        about = os.statvfs(self.folder)
-        return Space(about.f_blocks * about.f_frsize, about.f_bavail * about.f_frsize)
+        return space_of(self.folder)
 
     def scan(self, now: float) -> Found:
         """

@@ -10,10 +10,12 @@ later one, which may be about what it has read since.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import secrets
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from daemon.kv.disk.catalog import Catalog, Entry
@@ -120,5 +122,10 @@ def sync(directory: Path) -> None:
     folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(folder)
+        if (
+            full := getattr(fcntl, "F_FULLFSYNC", None)
+        ) is not None:  # on macOS, fsync leaves it in the disk's own cache
+            with suppress(OSError):  # a file system without it, such as that of a server
+                fcntl.fcntl(folder, full)
     finally:
         os.close(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -125,6 +126,23 @@ def _write_many(file: Path, count: int, size: int) -> None:
         for one in range(count)
     }
     file.write_bytes(safetensors(header, bytes(one % 251 for one in range(count * size))))
+
+
+def test_mlx_finds_the_descriptor_at_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening /dev/fd/N duplicates N on macOS, with its place in the file; MLX reads the header from there."""
+    file = tmp_path / "model.safetensors"
+    _write(file, 1)
+    begins: list[bytes] = []
+    load = mx.load
+
+    def as_on_a_mac(name: str, **how: Any) -> Any:
+        with open(os.dup(int(name.rpartition("/")[2])), "rb", buffering=0) as duplicate:
+            begins.append(duplicate.read(8))
+        return load(str(file), **how)
+
+    monkeypatch.setattr(mx, "load", as_on_a_mac)
+    _read(file)
+    assert begins == [file.read_bytes()[:8]]
 
 
 def test_truncation_during_a_weight_read_is_corrupt(tmp_path: Path) -> None:

@@ -234,7 +234,7 @@ def test_doctor_reports_an_unsafe_socket_path(folder: Path) -> None:
 
 def test_doctor_reports_a_full_log_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk under the log is reported, because log lines would be lost."""
-    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_bavail=300, f_frsize=4096))
+    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_blocks=1000, f_bavail=300, f_frsize=4096))
     finding = places.log_file(tmp_path / "log")
     assert finding.verdict is Verdict.FAILED
     assert finding.found.endswith("on a disk with 1.2 MiB left; one log file takes 10.0 MiB")

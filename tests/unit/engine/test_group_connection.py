@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from contextlib import suppress
@@ -125,6 +126,28 @@ def test_closed_connection_gives_the_rank_up(pair: Pair) -> None:
     with pytest.raises(FrameError):
         pair[0].receive()
     assert pair[2] == ["a rank closed the connection"]
+
+
+def test_connection_that_closed_before_its_start_gives_the_rank_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS sets no option of a socket whose other end is gone. Any other refusal of an option is a fault."""
+    refused = [errno.EINVAL]
+
+    def refuse(*_: object) -> None:
+        raise OSError(refused[-1], "refused")
+
+    monkeypatch.setattr(socket.socket, "setsockopt", refuse)
+    one, two = socket.socketpair()
+    two.close()
+    ended: list[str] = []
+    given = ipc.GroupConnection(fd=one.detach(), up=bytes(32), down=bytes(32), name="a rank")
+    first = Connection(given, leads=True, ended=ended.append)
+    with pytest.raises(FrameError):
+        first.receive()
+    assert ended == ["a rank closed the connection"]
+    refused.append(errno.ENOPROTOOPT)
+    with pytest.raises(OSError, match="refused"):
+        connection._prepare(first._socket)
+    first.close()
 
 
 def test_reason_of_the_other_side_is_passed_on(pair: Pair) -> None:

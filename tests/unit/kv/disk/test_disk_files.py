@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -202,6 +203,28 @@ def test_note_is_removed_by_those_that_saw_it(tmp_path: Path) -> None:
     assert reader.look()
     reader.clear()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("trouble", [None, OSError(errno.ENOTSUP, "no such operation")])
+def test_lasting_removal_reaches_the_platter_of_a_mac(
+    files: Files, monkeypatch: pytest.MonkeyPatch, trouble: OSError | None
+) -> None:
+    """There, fsync stops at the cache of the disk. A file system without a full one does what it can."""
+    asked: list[int] = []
+
+    def ask(descriptor: int, command: int) -> None:
+        assert os.path.samestat(os.fstat(descriptor), files.folder.stat())
+        asked.append(command)
+        if trouble is not None:
+            raise trouble
+
+    files.write(PIECE, PARTS)
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", ask)
+    files.remove([PIECE.name])
+    assert asked == []
+    files.remove([PIECE.name], lasting=True)
+    assert asked == [51]
 
 
 def test_index_spares_reading_the_headers(files: Files) -> None:

@@ -1,0 +1,45 @@
+"""The space of a disk."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from daemon.kv.disk.limits import Space
+from daemon.kv.disk.space import space_of
+
+
+def test_space_of_linux_is_told_by_statvfs(tmp_path: Path) -> None:
+    """The whole disk, and what this user may fill."""
+    about, found = os.statvfs(tmp_path), space_of(tmp_path, "linux")
+    assert found.total == about.f_blocks * about.f_frsize
+    assert 0 <= found.free <= found.total
+
+
+def test_space_of_a_large_disk_is_whole_on_a_mac(tmp_path: Path) -> None:
+    """Its statvfs has 32 bits for the number of blocks."""
+
+    def statfs(path: bytes, room: Any) -> int:
+        assert path == os.fsencode(tmp_path)
+        ctypes.memmove(room, struct.pack("=IiQQQ", 4096, 1 << 20, 5 << 32, 3 << 32, 2 << 32), 32)
+        return 0
+
+    assert space_of(tmp_path, "darwin", SimpleNamespace(statfs=statfs)) == Space(80 << 40, 32 << 40)
+
+
+def test_disk_that_is_gone_is_a_fault_on_a_mac(tmp_path: Path) -> None:
+    """The error has the system's number, by which a remedy is found."""
+
+    def statfs(*_: object) -> int:
+        ctypes.set_errno(errno.ENOENT)
+        return -1
+
+    with pytest.raises(FileNotFoundError):
+        space_of(tmp_path, "darwin", SimpleNamespace(statfs=statfs))
