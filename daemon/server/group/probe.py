@@ -80,8 +80,8 @@ async def serve(session: Session, config: Config) -> None:
         OSError: If the connection fails, or the caller is too slow.
     """
     loop, connection = asyncio.get_running_loop(), session.connection
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # macOS refuses this once the caller is gone
         async with asyncio.timeout(PROBE_SECONDS):
             while (head := await _exactly(connection, _LENGTH_BYTES)) != _END:
                 if not head or not await _exactly(connection, min(int.from_bytes(head, "big"), _PIECE)):
