@@ -147,7 +147,10 @@ def test_prompt_waits_again_if_others_fell_short(
     monkeypatch.setattr(PrefillQueue, "add", limited)
     if fault == "nothing is stored":
         monkeypatch.setattr(PrefixCache, "store", lambda *_, **__: 0)
-    calls = [harness.begin(greedy(case.path, prompt, 8)) for prompt in prompts]
+    with monkeypatch.context() as held:  # nothing is computed before all of them count on each other
+        held.setattr(PrefillQueue, "step", lambda queue, decode: iter(()))
+        calls = [harness.begin(greedy(case.path, prompt, 8)) for prompt in prompts]
+        harness.until(lambda: harness.engine._runner.prefilling == len(prompts))
     answers = [Answer(harness.finish(call)) for call in calls]
     assert [answer.ids for answer in answers] == alone
     postponed = [outcome.sequence for outcome in outcomes if isinstance(outcome, Postponed)]
