@@ -8,7 +8,7 @@ PROTOS := $(wildcard protos/*/v1/*.proto)
 .PHONY: help demo test test-slow corpus agents frameworks attacks group chaos fuzz soak lint types fmt gen released bench train clean dist
 
 help: ## Show this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## Start a daemon on the embedded model and show cold against warm
 	@$(BIN)/python -m tools.demo

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import tempfile
@@ -60,7 +61,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @contextmanager
 def short_folder() -> Iterator[Path]:
     """Make a directory whose path is short enough for a socket below it."""
-    path = Path(tempfile.mkdtemp(prefix="mlxs-", dir="/tmp"))
+    path = Path(tempfile.mkdtemp(prefix="mlxs-", dir=os.path.realpath("/tmp")))
     yield path
     shutil.rmtree(path)
 
@@ -75,7 +76,7 @@ def _folder() -> Iterator[Path]:
 @pytest.fixture(name="daemon", scope="session")
 def _daemon() -> Iterator[RunningDaemon]:
     """Return a daemon with the real engine, shared by all tests. Use a salt of your own where reuse matters."""
-    path = Path(tempfile.mkdtemp(prefix="mlxs-", dir="/tmp"))
+    path = Path(tempfile.mkdtemp(prefix="mlxs-", dir=os.path.realpath("/tmp")))
     daemon = RunningDaemon.start(path)
     yield daemon
     assert daemon.stop() == 0

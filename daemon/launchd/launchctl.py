@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from daemon.launchd.agent import EXIT_SECONDS
 from daemon.launchd.errors import LaunchctlError
 from daemon.launchd.job import Job
-from daemon.shared.observed_time import output_of
+from daemon.shared.observed_time import output_of, polls
 
 PROGRAM = "launchctl"
 LAUNCHCTL_TIMEOUT_SECONDS = EXIT_SECONDS + 30
@@ -20,9 +20,12 @@ NOT_FOUND = 113
 _GONE = (3, NOT_FOUND)
 """Exit statuses of `bootout` if there is nothing to do: no such process, no such service."""
 _IN_PROGRESS = 36
+_EIO = 5
+_AGAIN_SECONDS, _PAUSE_SECONDS = 5.0, 0.5
+"""How long and how often `bootstrap` is repeated: for a while after `bootout`, launchd refuses a job that is gone."""
 
 _HINTS = {
-    5: "this may mean that another version is still loaded, or that the plist is refused; see launchd/README.md",
+    _EIO: "this may mean that another version is still loaded, or that the plist is refused; see launchd/README.md",
     119: "the service is disabled; run: launchctl enable {target}",
     125: "nobody is logged in at the screen, or background items are switched off in System Settings > Login Items",
     134: "the plist is for another kind of session; run: mlx-sidecar service install",
@@ -74,12 +77,17 @@ class Launchctl:
 
     def bootstrap(self, domain: str, plist: str) -> None:
         """
-        Load a plist; with `RunAtLoad` this starts the job.
+        Load a plist; with `RunAtLoad` this starts the job. An I/O error is taken as final only after some seconds.
 
         Raises:
             LaunchctlError: If launchd refuses it.
         """
-        self._must("bootstrap", domain, plist)
+        arguments = "bootstrap", domain, plist
+        for _ in polls(_AGAIN_SECONDS, _PAUSE_SECONDS):
+            answer = self._run(*arguments)
+            if answer.status != _EIO:
+                break
+        _check(answer, arguments)
 
     def bootout(self, target: str) -> None:
         """
@@ -118,14 +126,7 @@ class Launchctl:
         self._must("kill", "SIGTERM", target, fine=_GONE)
 
     def _must(self, *arguments: str, fine: tuple[int, ...] = ()) -> None:
-        answer = self._run(*arguments)
-        if answer.status == 0 or answer.status in fine:
-            return
-        hint = _HINTS.get(answer.status, "").format(target=arguments[-1])
-        raise LaunchctlError(
-            f"{shlex.join([PROGRAM, *arguments])} failed with status {answer.status}: "
-            f"{' '.join(answer.text.split()) or 'no message'}" + (f" ({hint})" if hint else "")
-        )
+        _check(self._run(*arguments), arguments, fine)
 
     def _run(self, *arguments: str) -> _Answer:
         try:
@@ -140,3 +141,13 @@ class Launchctl:
                 f"{shlex.join([PROGRAM, *arguments])} did not answer within {LAUNCHCTL_TIMEOUT_SECONDS} s"
             ) from None
         return _Answer(done.returncode, done.stdout.decode("utf-8", "replace"))
+
+
+def _check(answer: _Answer, arguments: tuple[str, ...], fine: tuple[int, ...] = ()) -> None:
+    if answer.status == 0 or answer.status in fine:
+        return
+    hint = _HINTS.get(answer.status, "").format(target=arguments[-1])
+    raise LaunchctlError(
+        f"{shlex.join([PROGRAM, *arguments])} failed with status {answer.status}: "
+        f"{' '.join(answer.text.split()) or 'no message'}" + (f" ({hint})" if hint else "")
+    )

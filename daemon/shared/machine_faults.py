@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 
 from daemon.shared.errors import Reason, SidecarError
@@ -36,6 +37,8 @@ _FAULTY: Mapping[int, str] = {
     errno.ETIMEDOUT: "check the file system that it is on",
     errno.EBUSY: "end what uses it",
 }
+_MAC_PRIVACY = "allow its Python in System Settings > Privacy & Security > Files and Folders, or Full Disk Access"
+"""macOS keeps services from other disks and from some folders of the user, whatever the modes of the files are."""
 _TEXTS: Mapping[int, str] = {number: os.strerror(number) for number in (*_EXHAUSTED, *_FAULTY)}
 
 _NO_MEMORY = re.compile(
@@ -78,12 +81,16 @@ def machine_fault(error: BaseException, what: str) -> SidecarError | None:
                 retry_after=EXHAUSTED_RETRY_SECONDS,
             )
         if number in _FAULTY:
-            return _fault(what, _TEXTS[number], _FAULTY[number], errno=errno.errorcode[number])
+            return _fault(what, _TEXTS[number], _cure(number), errno=errno.errorcode[number])
     return None
 
 
 def _fault(what: str, why: str, cure: str, **metadata: str) -> SidecarError:
     return SidecarError(Reason.MACHINE_FAULT, f"{what}: {why}; {cure}", metadata=metadata)
+
+
+def _cure(number: int) -> str:
+    return _MAC_PRIVACY if number == errno.EPERM and sys.platform == "darwin" else _FAULTY[number]
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from mlx_sidecar import Client, EngineRestarted, ModelCorrupt
-from tests.support.daemons import wait_until
+from tests.support.daemons import alive, wait_until
 from tests.support.groups import RunningGroup, write_key
 from tests.support.models import copy_of_embedded, write_random
 from tests.support.repetitions import scaled
@@ -162,7 +162,7 @@ def test_stopped_rank_ends_calls_with_a_reason(folder: Path, start_group: Callab
             list(stream)
         group.ready(client)
         assert ids(client, model) == before
-        assert not Path(f"/proc/{stopped}").exists()
+        assert not alive(stopped)
     group.stop()
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import signal
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +24,10 @@ def write_key(file: Path) -> Path:
 
 def child_engines(parent: int) -> list[int]:
     """Return the process ids of the engines that a process started."""
-    pids = []
-    for folder in Path("/proc").iterdir():
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            command = (folder / "cmdline").read_bytes().split(b"\0")
-        except (OSError, IndexError):
-            continue
-        if fields and fields[1] == str(parent) and b"daemon.engine" in command:
-            pids.append(int(folder.name))
-    return pids
+    command = ["ps", "-Aww", "-o", "pid=,ppid=,command="]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = [line.split() for line in shown.stdout.splitlines()]
+    return [int(row[0]) for row in rows if row[1] == str(parent) and "daemon.engine" in row]
 
 
 START_SECONDS = 300

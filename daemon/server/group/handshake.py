@@ -14,11 +14,13 @@ proves nothing before the caller has. Each direction of the session then has a k
 from __future__ import annotations
 
 import asyncio
+import errno
 import hmac
 import os
 import secrets
 import socket
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -41,6 +43,8 @@ KEY_BYTES = 32
 _MOST_BYTES = 4096
 """Most bytes of a frame of the handshake: the other side is not known yet."""
 _LENGTH_BYTES = 4
+_LOCAL_NETWORK = "; macOS may keep a service from it: see System Settings > Privacy & Security > Local Network"
+"""Since macOS 15 a user's service may not call machines of the local network, until that is allowed there."""
 _MOST_KEY_FILE = 1024
 
 
@@ -139,7 +143,8 @@ def unreached() -> Iterator[None]:
     except GroupError:
         raise
     except OSError as error:
-        raise GroupError(f"cannot be reached: {error.strerror}") from None
+        kept = sys.platform == "darwin" and error.errno == errno.EHOSTUNREACH
+        raise GroupError(f"cannot be reached: {error.strerror}{_LOCAL_NETWORK if kept else ''}") from None
 
 
 async def call(connection: socket.socket, key: bytes, rank: int, ranks: int) -> Session:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -133,3 +134,24 @@ def test_command_table_matches_the_modules() -> None:
         assert about.endswith(".")
     folder = Path(commands.__file__ or "").parent
     assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == set(COMMANDS)
+
+
+_FORKS = (
+    "import atexit, os, sys\n"
+    "atexit.register(lambda: print(os.environ['GRPC_ENABLE_FORK_SUPPORT'], file=sys.stderr))\n"
+    "from daemon.__main__ import main\n"
+    "main()\n"
+)
+
+
+@pytest.mark.parametrize(("given", "told"), [(None, "0"), ("1", "1")])
+def test_grpc_leaves_forks_alone(given: str | None, told: str) -> None:
+    """
+    Commands start programs after calls: `launch` its door, `service` launchctl, `doctor` a daemon. On macOS that forks.
+
+    gRPC's handlers would run in each fork, and can hang or abort it while threads of a closed channel end.
+    """
+    environ = {name: value for name, value in os.environ.items() if name != "GRPC_ENABLE_FORK_SUPPORT"}
+    environ |= {} if given is None else {"GRPC_ENABLE_FORK_SUPPORT": given}
+    done = subprocess.run([sys.executable, "-c", _FORKS, "--version"], capture_output=True, text=True, env=environ)
+    assert done.stderr.split() == [told]

@@ -112,6 +112,10 @@ class Launchd:
 
     def _bootstrap(self, domain: str, plist: Path) -> NoReturn:
         self._check_domain(domain, "Bootstrap failed")
+        if refused := self.settings.get("refused_bootstraps", 0):
+            self.settings["refused_bootstraps"] = refused - 1
+            (self.folder / "settings.json").write_text(json.dumps(self.settings))
+            answer(5, "Bootstrap failed: 5: Input/output error\n")
         if plist.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             answer(122, "Bootstrap failed: 122: Path had bad ownership/permissions\n")
         job = plistlib.loads(plist.read_bytes())

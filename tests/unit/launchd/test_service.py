@@ -185,6 +185,15 @@ def test_service_waits_for_a_bootout_in_progress(mac: Mac, service: Service) -> 
     assert service.uninstall()
 
 
+def test_install_loads_again_while_launchd_forgets_the_old_job(mac: Mac, service: Service) -> None:
+    """After a bootout, launchd refuses a bootstrap with an I/O error for a moment, though it shows no job any more."""
+    service.install(agent_of(mac))
+    mac.settings(refused_bootstraps=2)
+    assert service.install(agent_of(mac, MLX_SIDECAR_MAX_QUEUE="3"))
+    assert service.status().ready
+    assert len([call for call in mac.calls() if call[0] == "bootstrap"]) == 4
+
+
 def test_install_enables_a_disabled_service(mac: Mac, service: Service) -> None:
     """`launchctl disable` outlives the plist, and a bootstrap would fail with a bare I/O error."""
     mac.launchctl("disable", mac.target)

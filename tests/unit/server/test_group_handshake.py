@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
+import sys
 from pathlib import Path
 
 import pytest
 
 from daemon.server.group import handshake
-from daemon.server.group.handshake import GroupError, Session, answer, call, read_key
+from daemon.server.group.handshake import GroupError, Session, answer, call, read_key, unreached
 from daemon.v1 import ipc_pb2 as ipc
 from tests.support.groups import write_key
 
@@ -142,3 +145,14 @@ def test_missing_key_file_is_refused(tmp_path: Path) -> None:
         read_key(tmp_path / "key")
     with pytest.raises(GroupError, match="mlx-sidecar group key"):
         read_key(None)
+
+
+@pytest.mark.parametrize("number", [errno.EHOSTUNREACH, errno.ECONNREFUSED])
+@pytest.mark.parametrize("platform", ["darwin", "linux"])
+def test_macos_local_network_permission_is_named(platform: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it a service gets EHOSTUNREACH, while `group test` in Terminal reaches the rank."""
+    monkeypatch.setattr(sys, "platform", platform)
+    with pytest.raises(GroupError) as failed, unreached():
+        raise OSError(number, os.strerror(number))
+    assert str(failed.value).startswith(f"cannot be reached: {os.strerror(number)}")
+    assert ("Local Network" in str(failed.value)) == ((platform, number) == ("darwin", errno.EHOSTUNREACH))

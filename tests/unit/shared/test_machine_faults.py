@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 
 import pytest
 
@@ -95,3 +96,17 @@ def test_self_caused_error_ends_the_cause_search() -> None:
     one, other = ValueError("one"), ValueError("other")
     one.__cause__, other.__cause__ = other, one
     assert _of(one) is None
+
+
+def test_macos_privacy_has_its_own_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a service gets EPERM for files of its own user, on other disks and in Documents: their modes are right."""
+    cures = {}
+    for platform in ("darwin", "linux"):
+        monkeypatch.setattr(sys, "platform", platform)
+        for number in (errno.EPERM, errno.EACCES):
+            fault = machine_fault(PermissionError(number, os.strerror(number)), "config.json cannot be read")
+            assert fault is not None
+            cures[platform, number] = fault.message.rpartition("; ")[2]
+    assert "Privacy & Security" in cures["darwin", errno.EPERM]
+    assert cures["linux", errno.EPERM] == "let the daemon's user do that"
+    assert cures["darwin", errno.EACCES] == cures["linux", errno.EACCES] == "let the daemon's user read it"
