@@ -41,6 +41,7 @@ from daemon.engine.loop import Link, Loop
 from daemon.shared import clocks, logs
 from daemon.shared.config_sources import from_json
 from daemon.shared.failpoints import failpoint
+from daemon.shared.machine_faults import DeviceFailedError
 from daemon.shared.observed_time import SeenTime
 from daemon.shared.process_setup import limits_kept
 from daemon.v1 import ipc_pb2 as ipc
@@ -86,7 +87,7 @@ def main() -> int:
     link.flush()
     try:
         loop.run(engine)
-    except Exception:
+    except (Exception, DeviceFailedError):
         log.exception("engine_loop_failed")
         return 1
     finally:

@@ -32,6 +32,7 @@ from daemon.kv.keeps import Keeps
 from daemon.kv.nodes import Extent
 from daemon.kv.thinning import Thinning
 from daemon.kv.trie import PrefixTrie
+from daemon.shared.machine_faults import pass_on_device_failure
 
 log = structlog.get_logger()
 
@@ -207,5 +208,6 @@ class Evictor:
     def _compact(self) -> None:
         try:
             self.trie.compact(self._copy)
-        except Exception:
+        except Exception as error:
+            pass_on_device_failure(error)
             log.exception("prefix_compaction_failed")

@@ -41,14 +41,35 @@ _MAC_PRIVACY = "allow its Python in System Settings > Privacy & Security > Files
 """macOS keeps services from other disks and from some folders of the user, whatever the modes of the files are."""
 _TEXTS: Mapping[int, str] = {number: os.strerror(number) for number in (*_EXHAUSTED, *_FAULTY)}
 
-_NO_MEMORY = re.compile(
-    r"^\[(metal::)?malloc|std::bad_alloc|Unable to allocate|Insufficient Memory|^cuda.* failed: out of memory"
-)
-"""What the errors of MLX, Metal and CUDA have when memory runs out; the tests have whole texts."""
+_NO_MEMORY = re.compile(r"^\[(metal::)?malloc|std::bad_alloc|Unable to allocate|^cuda.* failed: out of memory")
+"""What the errors of MLX and CUDA have when memory runs out; the tests have whole texts."""
 _OF_RUST = re.compile(r"\(os error (\d+)\)")
 _NO_COMPILER = re.compile(r"^\[Compile::eval_cpu\] Failed to (compile|load)")
 _NO_TEMPORARY = re.compile(r"temp_directory_path|No usable temporary directory")
 _OF_CPP = "filesystem error: "
+_DEVICE_FAILED = "[METAL] Command buffer execution failed"
+
+
+class DeviceFailedError(BaseException):
+    """
+    A GPU dropped work that it was given: the engine has to end. No `Exception`, so that no call takes it for its own.
+
+    Metal drops work when memory is short or the display waits, for example, and tells it afterwards. MLX raises that
+    once, in whatever call comes next, and evaluations before it may have returned without an error. So arrays of any
+    request may hold anything, and stored KV too.
+    """
+
+
+def pass_on_device_failure(error: BaseException) -> None:
+    """
+    Raise what ends the engine, if that is what an error is about. Called where errors of computations are caught.
+
+    Raises:
+        DeviceFailedError: If the error, or one that led to it, is that of a GPU that dropped work.
+    """
+    for link in _chain(error):
+        if isinstance(link, RuntimeError) and str(link).startswith(_DEVICE_FAILED):
+            raise DeviceFailedError(str(link)) from error
 
 
 def machine_fault(error: BaseException, what: str) -> SidecarError | None:
@@ -63,7 +84,11 @@ def machine_fault(error: BaseException, what: str) -> SidecarError | None:
 
     Returns:
         MACHINE_EXHAUSTED, with a time to retry, if something ran out; MACHINE_FAULT if something has to be mended.
+
+    Raises:
+        DeviceFailedError: If a GPU dropped work.
     """
+    pass_on_device_failure(error)
     for link in _chain(error):
         if isinstance(link, SidecarError):
             return link if link.reason in (Reason.MACHINE_EXHAUSTED, Reason.MACHINE_FAULT) else None

@@ -12,6 +12,7 @@ import structlog
 from daemon.kv.mlx.layerwise import forward_layerwise
 from daemon.kv.mlx.layout import Layout
 from daemon.shared.log_fields import cause
+from daemon.shared.machine_faults import pass_on_device_failure
 from daemon.shared.slices import SHORT, Sliced
 
 PROMPT = tuple(range(1, 17))
@@ -54,6 +55,7 @@ def warm_up(warmup: WarmUp, clock: Callable[[], float]) -> Sliced[None]:
     try:
         yield from _generate(warmup, lambda: clock() - started >= ENOUGH_SECONDS)
     except Exception as error:
+        pass_on_device_failure(error)
         log.warning("warm_up_failed", error=cause(error))
     warmup.seconds = clock() - started
 

@@ -34,6 +34,7 @@ from daemon.kv.mlx.request_kv import Boundary, RequestKV
 from daemon.kv.mlx.shared_prefix import SharedPrefix
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.spec import NotHeldError, Resume
+from daemon.shared.machine_faults import pass_on_device_failure
 
 log = structlog.get_logger()
 
@@ -226,7 +227,8 @@ class SequenceKV:
             runs = prefixes.runs(prefix, layout.parts)
             shared = common(self, self.sharable(request.prompt))
             self.cache = layout.restored_cache(self.loaded.model, runs, prefix.checkpoint, prefix.tokens, room, shared)
-        except Exception:
+        except Exception as error:
+            pass_on_device_failure(error)
             log.exception("prefix_restore_failed", request_id=request.request_id)
             return
         self.cached, self.common = prefix.tokens, shared
@@ -288,7 +290,8 @@ class SequenceKV:
             prefixes.store(self.namespace, tokens[:first], layout.parts, live, resume=resume, kept=kept)
         except NotHeldError:
             return  # a window has passed these tokens; the blocks that were stored before it did remain
-        except Exception:
+        except Exception as error:
+            pass_on_device_failure(error)
             log.exception("prefix_store_failed", request_id=request_id)
 
     def forget(self, prompt: list[int], prefixes: PrefixCache) -> None:

@@ -34,6 +34,7 @@ from daemon.kv.disk.limits import share
 from daemon.shared import readings
 from daemon.shared.config import Config
 from daemon.shared.frames import FrameError
+from daemon.shared.machine_faults import DeviceFailedError
 from daemon.shared.model_names import plain
 from daemon.v1 import ipc_pb2 as ipc
 
@@ -117,7 +118,7 @@ class Rank:
         except (Diverged, FrameError) as error:
             log.exception("group_diverged")
             self.give_up(str(error))
-        except Exception:
+        except (Exception, DeviceFailedError):
             log.exception("engine_loop_failed")
             threading.Event().wait(_KNOWN_SECONDS)  # MLX may have lost a rank, and its connection tells which
             self.give_up(f"rank {self._rank} failed; its log has the error")

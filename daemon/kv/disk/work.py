@@ -20,6 +20,7 @@ from daemon.kv.disk.limits import Space
 from daemon.kv.disk.log_lines import log_fault, log_scan
 from daemon.kv.disk.note import Note
 from daemon.kv.disk.piece import Part, Piece
+from daemon.shared.machine_faults import pass_on_device_failure
 from daemon.shared.readings import told
 
 RETRY_SECONDS = 2.0
@@ -132,6 +133,7 @@ class DiskWork:
 
     def told(self, kind: str, error: Exception) -> None:
         """Count a fault of a kind of work, and log it if it is the first since that work succeeded."""
+        pass_on_device_failure(error)
         self.counters.faults += 1
         if kind not in self._told:
             self._told.add(kind)

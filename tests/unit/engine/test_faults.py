@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import mlx.core as mx
 import pytest
 from structlog.testing import capture_logs
 
+from daemon.cache.mlx import warm_up
+from daemon.cache.mlx.self_tests import Verdicts
 from daemon.cache.model_cache import ModelCache
 from daemon.cache.resolver import EMBEDDED_PATH
 from daemon.engine.calls import generate as calls_module
@@ -20,8 +23,10 @@ from daemon.engine.execution.prefill_queue import PrefillQueue
 from daemon.engine.execution.runner import Runner
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.execution.together import forward
+from daemon.kv.mlx import self_test
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.shared.errors import Reason, SidecarError
+from daemon.shared.machine_faults import DeviceFailedError
 from daemon.shared.model_overrides import ModelOverrides
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -91,6 +96,42 @@ def test_unexpected_exception_fails_one_request(
     assert "a secret" not in failure.message
     assert Answer(harness.finish(other)).finished.usage.completion_tokens == 20
     harness.settle()
+
+
+def _dropped(*_: object, **__: object) -> None:
+    raise RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPUCommand")
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [(Prefill, "begin"), (PrefixCache, "runs"), (PrefixCache, "store")],
+    ids=["begin", "restore", "store"],
+)
+def test_work_that_the_gpu_dropped_ends_the_engine(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, target: Any, name: str
+) -> None:
+    """The call that gets the error is any: tokens and KV of all others may be wrong too, and nothing tells."""
+    harness.run(generate(PROMPT))
+    monkeypatch.setattr(target, name, _dropped)
+    with pytest.raises(DeviceFailedError):
+        harness.run(generate(PROMPT))
+
+
+def test_work_that_the_gpu_dropped_is_no_verdict_on_a_model(
+    engine: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A verdict is kept: the model would do without reuse until the next update of the system."""
+    monkeypatch.setattr(self_test, "_copy", _dropped)
+    with pytest.raises(DeviceFailedError):
+        engine(verdicts=Verdicts()).run(LOAD)
+
+
+def test_warm_up_that_the_gpu_dropped_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams may run beside it, and their passes may be those that were dropped."""
+    unused: Any = None
+    monkeypatch.setattr(warm_up, "_generate", _dropped)
+    with pytest.raises(DeviceFailedError):
+        list(warm_up.warm_up(warm_up.WarmUp(unused, unused, 2), lambda: 0.0))
 
 
 def test_draft_model_is_given_back_after_an_error(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from structlog.testing import capture_logs
 
 from daemon.kv.nodes import Extent
 from daemon.kv.prefix_cache import PrefixCache
+from daemon.shared.machine_faults import DeviceFailedError
 from tests.unit.kv.fake_kv import BLOCK_BYTES, FakeKV, FakePrefixes, prompt
 
 
@@ -104,6 +105,16 @@ def test_failed_compaction_costs_only_blocks() -> None:
     assert prefixes.cache.trie.blocks == 7
 
 
+def test_compaction_that_the_gpu_dropped_ends_the_engine() -> None:
+    """The arrays that were to be copied may hold anything."""
+    prefixes = FakePrefixes(nbytes=10 * BLOCK_BYTES)
+    prefixes.cache = PrefixCache(prefixes.cache.limits, copy=_dropped)
+    prefixes.store("n", prompt(*range(10)))
+
+    with pytest.raises(DeviceFailedError):
+        prefixes.store("n", prompt(*range(20, 27)))
+
+
 def test_salt_leaves_others_half_of_the_budget() -> None:
     prefixes = FakePrefixes(blocks=20)
     prefixes.store("m/quiet", prompt(*range(10)))
@@ -127,3 +138,7 @@ def test_lone_salt_may_use_the_whole_budget() -> None:
 
 def _no_memory(extent: Extent, first: int, last: int) -> Extent:
     raise RuntimeError("out of memory")
+
+
+def _dropped(extent: Extent, first: int, last: int) -> Extent:
+    raise RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPUCommand")

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from daemon.shared.errors import Reason, SidecarError
-from daemon.shared.machine_faults import machine_fault
+from daemon.shared.machine_faults import DeviceFailedError, machine_fault
 
 EXHAUSTED = [errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN]
 FAULTY = [errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENXIO, errno.ESTALE]
@@ -42,10 +42,6 @@ def test_permanent_machine_faults_are_not_retryable(number: int) -> None:
         (MemoryError("std::bad_alloc"), "MACHINE_EXHAUSTED"),
         (RuntimeError("[metal::malloc] Attempting to allocate 99 bytes which is greater than"), "MACHINE_EXHAUSTED"),
         (RuntimeError("[malloc] Unable to allocate 99 bytes."), "MACHINE_EXHAUSTED"),
-        (
-            RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPUCommand"),
-            "MACHINE_EXHAUSTED",
-        ),
         (RuntimeError("cudaMallocAsync(&data, size, stream) failed: out of memory"), "MACHINE_EXHAUSTED"),
         (Exception("No space left on device (os error 28)"), "MACHINE_EXHAUSTED"),
         (Exception("Input/output error (os error 5)"), "MACHINE_FAULT"),
@@ -110,3 +106,23 @@ def test_macos_privacy_has_its_own_cure(monkeypatch: pytest.MonkeyPatch) -> None
     assert "Privacy & Security" in cures["darwin", errno.EPERM]
     assert cures["linux", errno.EPERM] == "let the daemon's user do that"
     assert cures["darwin", errno.EACCES] == cures["linux", errno.EACCES] == "let the daemon's user read it"
+
+
+@pytest.mark.parametrize(
+    "why",
+    [
+        "Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)",
+        "Caused GPU Timeout Error (00000002:kIOGPUCommandBufferCallbackErrorTimeout)",
+        "Impacting Interactivity (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)",
+    ],
+)
+def test_work_that_a_gpu_dropped_ends_the_engine(why: str) -> None:
+    """The call that gets the error need not be the one whose work was dropped; a library may have hidden it."""
+    error = RuntimeError(f"[METAL] Command buffer execution failed: {why}")
+    hidden = ValueError("no such layer")
+    hidden.__cause__ = error
+    for raised in (error, hidden):
+        with pytest.raises(DeviceFailedError, match="Command buffer execution failed"):
+            machine_fault(raised, "it cannot be loaded")
+    assert not issubclass(DeviceFailedError, Exception), "a call would take it for its own"
+    assert _of(ValueError(f"[METAL] Command buffer execution failed: {why}")) is None, "of a caller's text"

@@ -8,7 +8,8 @@ import pytest
 
 from daemon.kv.disk.note import MOST_FORGOTTEN
 from daemon.kv.disk.restores import STALL_SECONDS
-from tests.unit.kv.disk.fake_disk import NAME, TOKENS, FakeDisk, MemoryFiles, written
+from daemon.shared.machine_faults import DeviceFailedError
+from tests.unit.kv.disk.fake_disk import NAME, TOKENS, FakeCodec, FakeDisk, MemoryFiles, written
 from tests.unit.kv.fake_kv import FakePrefixes, prompt
 
 
@@ -188,3 +189,19 @@ def test_note_goes_when_its_files_can_be_removed_at_last() -> None:
     later = FakeDisk(FakePrefixes(), disk.files)
     later.settle()
     assert later.restore(NAME, [*prompt(5, 6), 9]) == prompt(5, 6)
+
+
+def test_work_that_the_gpu_dropped_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is stored may be wrong: on the disk it would outlive the engine, which has to end."""
+    disk = written()
+    disk.knows(NAME)
+    disk.prefixes.store(NAME, TOKENS)
+    disk.prefixes.reuse(NAME, [*TOKENS, 9])
+
+    def dropped(*_: object) -> None:
+        raise RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPUCommand")
+
+    monkeypatch.setattr(FakeCodec, "blocks", dropped)
+    with pytest.raises(DeviceFailedError):
+        disk.settle()
+    assert disk.files.content == {}
