@@ -122,10 +122,9 @@ def sync(directory: Path) -> None:
     folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(folder)
-        if (
-            full := getattr(fcntl, "F_FULLFSYNC", None)
-        ) is not None:  # on macOS, fsync leaves it in the disk's own cache
+        to_the_drive = getattr(fcntl, "F_FULLFSYNC", None)  # on macOS, fsync leaves it in the drive's own cache
+        if to_the_drive is not None:
             with suppress(OSError):  # a file system without it, such as that of a server
-                fcntl.fcntl(folder, full)
+                fcntl.fcntl(folder, to_the_drive)
     finally:
         os.close(folder)
