@@ -281,7 +281,7 @@ SPOKEN = {
         "Plan: milk.\nAction: go to the shop\nAction: ```sh\nls\n```\n",
         'Plan: home. Action: ```json\n[\n    {"tool_name": "',
     ),
-    "Functionary 3.2": (">>>all", "So:\n>>> print(1)\n1\n>>>all\nYes >>>nobody\n", "So. >>>go_home\n"),
+    "Functionary 3.2": (">>>all", "So:\n>>> print(1)\n1\n>>>all\nYes >>>nowhere\n", "So. >>>go_home\n"),
 }
 """Notations with a mark that is a word: a text of the template, an answer with the word, and how a call begins."""
 
