@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import shutil
@@ -22,12 +21,16 @@ PACKAGES = ("mlx", "mlx-lm", "transformers", "grpcio", "mlx-sidecar")
 
 def describe() -> dict[str, object]:
     """Return machine, versions, BLAS and commit."""
+    from daemon.engine.device import kernels  # loads MLX, which other users of this module do not need
+
     return {
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "processor": _processor(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
-        "blas": f"{_openblas()}, preloaded for every process" if _preloaded() else "as shipped with mlx",
+        "blas": f"OpenBLAS (kernels for {kernels()}), preloaded for every process"
+        if _preloaded()
+        else "as shipped with mlx",
         "commit": _git("rev-parse", "HEAD") + (" and changes" if _git("status", "--porcelain", "--", "daemon") else ""),
     }
 
@@ -71,13 +74,6 @@ def own_bytes(pid: int) -> int:
     if not rollup.exists():
         return resident_bytes([pid])
     return 1024 * sum(int(line.split()[1]) for line in rollup.read_text().splitlines() if line.startswith("Private_"))
-
-
-def _openblas() -> str:
-    """Name OpenBLAS and the processor that it has chosen its kernels for; a wrong one costs a factor."""
-    corename = ctypes.CDLL(None).openblas_get_corename
-    corename.restype = ctypes.c_char_p
-    return f"OpenBLAS (kernels for {corename().decode()})"
 
 
 def _preloaded() -> bool:

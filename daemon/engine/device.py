@@ -51,7 +51,7 @@ def probe() -> dict[str, object]:
         "working_set_bytes": working_set(),
         "computes": bool(mx.all(product == size).item()),
         "gflops": None if device_name() != "cpu" else _gflops(),
-        "kernels": _kernels(),
+        "kernels": kernels(),
         "vectors": vectors(),
         "pressure": sysctl_level() if sysctl_level() is not None else ("psi" if PSI.exists() else None),
     }
@@ -69,7 +69,7 @@ def _gflops() -> float:
     return round(2 * size**3 / min(seconds) / 1e9, 1)
 
 
-def _kernels() -> str | None:
+def kernels() -> str | None:
     """Return the processor that OpenBLAS has chosen its kernels for; None if another library multiplies."""
     try:
         corename = ctypes.CDLL(None).openblas_get_corename
