@@ -87,6 +87,8 @@ class CallWriter:
     Takes the calls that a parser reads: `begin`, `write` any number of times, `end`.
 
     A call that has ended stays, whatever follows. A call that has not is withdrawn if its text turns out to be none.
+    The last brace of the arguments is passed on with the end of the call. Clients of an API that can withdraw nothing
+    so never have whole arguments of a call that is none.
 
     Args:
         tools: The request's tools.
@@ -108,6 +110,8 @@ class CallWriter:
         """Id and name of the call that has begun."""
         self._written: list[str] = []
         """Its arguments so far."""
+        self._held = ""
+        """The brace among them that may be the last one, and white space behind it: no piece has it yet."""
         self._ids: set[str] = set()
         """Ids of the calls so far."""
 
@@ -131,15 +135,18 @@ class CallWriter:
     def write(self, arguments_json: str) -> None:
         """Add to the arguments of the call that has begun."""
         self._written.append(arguments_json)
-        self._pieces.append(CallPiece(self.count, arguments_json=arguments_json))
+        arguments_json = self._held + arguments_json
+        sure = arguments_json.rstrip().removesuffix("}")
+        self._held = arguments_json[len(sure) :]
+        self._add_piece(sure)
 
     def end(self) -> None:
         """End the call that has begun. The text up to here is accounted for."""
         assert self._open is not None
+        self._add_piece(self._held)
         self._calls.append(ToolCall(self.count, *self._open, "".join(self._written)))
         self.count += 1
-        self._open = None
-        self._written.clear()
+        self._close()
         self._keep()
 
     def whole(self, name: str, arguments_json: str, id_: str = "") -> None:
@@ -153,7 +160,14 @@ class CallWriter:
         if self._open is not None:
             self._ids.discard(self._open[0])
             self._pieces.append(CallPiece(self.count, withdrawn=True))
-        self._open = None
+        self._close()
+
+    def _add_piece(self, arguments_json: str) -> None:
+        if arguments_json:
+            self._pieces.append(CallPiece(self.count, arguments_json=arguments_json))
+
+    def _close(self) -> None:
+        self._open, self._held = None, ""
         self._written.clear()
 
     def take_over(self, other: CallWriter) -> None:

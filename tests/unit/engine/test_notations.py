@@ -67,7 +67,7 @@ def markup(written: Mapping[str, Any]) -> ChatMarkup:
 def parse(
     marks: ChatMarkup, pieces: Sequence[str], tools: Sequence[Tool] = TOOLS, *, ended: bool = True, before: str = ""
 ) -> Parts:
-    """Return the parts of an answer, and check that the pieces of each call are the call."""
+    """Return the parts of an answer. The pieces of a call are the call; withdrawn ones never had whole arguments."""
     parser = AnswerParser(marks, tools, opened=False, bare=bool(before), before=before)
     parts = Parts()
     for piece in pieces:
@@ -76,7 +76,9 @@ def parse(
     streamed: dict[int, list[str]] = {}
     for part in parts.pieces:
         if part.withdrawn:
-            streamed.pop(part.index)
+            *_, arguments = streamed.pop(part.index)
+            with pytest.raises(json.JSONDecodeError):
+                json.loads(arguments)
         elif part.name:
             streamed[part.index] = [part.id, part.name, part.arguments_json]
         else:

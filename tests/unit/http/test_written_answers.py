@@ -159,6 +159,7 @@ def _openai_stream(events: Sequence[GenerateEvent]) -> Meant:
 
 
 def _is_whole(text: str, events: Sequence[GenerateEvent]) -> bool:
+    """Whether arguments are those of a whole call."""
     return any(call.arguments_json == text for event in events if isinstance(event, Delta) for call in event.tool_calls)
 
 
@@ -191,8 +192,9 @@ def _responses(events: Sequence[GenerateEvent]) -> Meant:
     assert streamed == meant
     stopped = any(isinstance(event, Finished) and event.stop_match for event in events)
     if not (meant.calls or meant.reasoning or stopped):
-        # A token may have a part of a mark before its text, and no token of a stop string is listed.
-        assert meant.text in scores or "\ufffd" in scores
+        # Tokens have marks before the text, and among it. No token of a stop string is listed.
+        listed = iter(scores)
+        assert all(character in listed for character in meant.text) or "\ufffd" in scores
     return meant
 
 
