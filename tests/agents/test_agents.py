@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 OLD, NEW = "old words\n", "new words\n"
 LAST_WORDS = "The notes are new."
+THOUGHT, LOST = "This is step", "My thoughts are lost."
 REUSED = 0.8
 """Share of the second session's first prompt that the first session has left. The user's words are not its end."""
 ASKED = ("Please change the notes.", "Once more, but in other words: write the notes anew.")
@@ -37,8 +38,12 @@ LONG = {"max_position_embeddings": 131072, "num_hidden_layers": 1, "num_attentio
 """A model of one small layer: tens of thousands of tokens are computed in no time."""
 
 TEMPLATE = """\
+{%- set given = namespace(lost=false) %}
 {%- for message in messages %}
-{{- '<|im_start|>' ~ message.role ~ '\\n' ~ message.content }}
+{{- '<|im_start|>' ~ message.role ~ '\\n' }}
+{%- if message.reasoning_content %}{{- '<think>\\n' ~ message.reasoning_content.strip('\\n') ~ '\\n</think>\\n\\n' }}
+{%- elif message.tool_calls %}{% set given.lost = true %}{% endif %}
+{{- message.content }}
 {%- if loop.first %}{% for tool in tools or [] %}{{- tool | tojson ~ '\\n' }}{% endfor %}{% endif %}
 {%- for tool_call in message.tool_calls or [] %}
 {%- set tool_call = tool_call.function %}
@@ -50,11 +55,17 @@ TEMPLATE = """\
 {%- set results = messages | selectattr('role', 'equalto', 'tool') | list | length %}
 {%- if MAIN not in (tools or []) | map(attribute='function') | map(attribute='name') | list %}
 {{- 'a side job' }}
+{%- elif given.lost %}
+{{- 'the main job, without what was thought of it' }}
 {%- else %}
 {{- 'the main job, step ' ~ [results, STEPS] | min }}
 {%- endif %}
 """
-"""Of a model that calls tools as Hermes does. A side job, such as a title, is one without the tool that edits."""
+"""
+Of a model that thinks, and calls tools as Hermes does. A side job, such as a title, is one without the tool that edits.
+
+A turn with calls that comes back without its reasoning has an end of its own.
+"""
 
 
 def called(name: str, **arguments: Any) -> str:
@@ -195,9 +206,17 @@ class Desk:
 
     def _write_model(self) -> Path:
         calls = self._agent.calls(str(self._file))
-        steps = {f"the main job, step {number}": [f"Step {number}. ", call] for number, call in enumerate(calls)}
+        steps = {
+            f"the main job, step {number}": [f"<think>\n{THOUGHT} {number}.\n</think>\n\n", f"Step {number}. ", call]
+            for number, call in enumerate(calls)
+        }
         end = f"the main job, step {len(calls)}"
-        answers = {**steps, end: [LAST_WORDS[:9], LAST_WORDS[9:]], "a side job": ["Nothing."]}
+        answers = {
+            **steps,
+            end: [LAST_WORDS[:9], LAST_WORDS[9:]],
+            "the main job, without what was thought of it": [LOST],
+            "a side job": ["Nothing."],
+        }
         given = f"{{%- set MAIN, STEPS = {self._agent.tool!r}, {len(calls)} %}}\n"
         return scripted_model(self._folder / "model", answers, given + TEMPLATE, **LONG)
 
@@ -219,7 +238,11 @@ class Desk:
 
 
 def test_agent_changes_a_file_and_tells_so(sessions: list[Session]) -> None:
-    """In each of its sessions: it looks, edits, shows the model's last words and ends without an error."""
+    """
+    In each of its sessions: it looks, edits, shows the model's last words and ends without an error.
+
+    With the results of a call it gives back what the model thought before, or the model's words were others.
+    """
     for session in sessions:
         assert (session.status, session.content) == (0, NEW), session.output
         assert LAST_WORDS in session.output

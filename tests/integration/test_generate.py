@@ -83,7 +83,7 @@ def test_second_chat_turn_reuses_the_first(client: Client) -> None:
     example = next(corpus.held_out(seed=4, tokens_hint=300))
     history = conversation(example)
     first = client.complete("embedded", history, max_tokens=32, salt="turns")
-    history += [Message("assistant", first.text), Message("user", corpus.question(example.facts[1]))]
+    history += [first.message, Message("user", corpus.question(example.facts[1]))]
     second = client.complete("embedded", history, max_tokens=32, salt="turns")
     assert second.usage.cached_tokens >= first.usage.prompt_tokens
     assert second.text == client.complete("embedded", history, max_tokens=32, cache_mode="bypass").text

@@ -30,7 +30,7 @@ def test_second_turn_reuses_all_that_the_model_wrote(client: Client, tmp_path: P
     assert (asked.reason, len(asked.tool_calls), asked.text) == ("tool_calls", 1, "\n\nI look.\n")
     assert len(asked.token_ids) == len(FIRST)
 
-    history.append(Message("assistant", asked.text, reasoning_content=asked.reasoning, tool_calls=asked.tool_calls))
+    history.append(asked.message)
     history.append(Message("tool", "dry", tool_call_id=asked.tool_calls[0].id))
     told = client.complete(model, history, tools=[WEATHER])
     assert told.text == "No rain."

@@ -82,7 +82,7 @@ def test_streamed_tool_call_and_its_result_round_trip(client: Client, model: str
     assert [called.id for called in asked.tool_calls] == [call.id]
     assert len(asked.token_ids) == len(ANSWERS["Does it rain?"])
 
-    history.append(Message("assistant", asked.text, reasoning_content=asked.reasoning, tool_calls=asked.tool_calls))
+    history.append(asked.message)
     history.append(Message("tool", "wet", tool_call_id=call.id))
     told = client.complete(model, history, tools=[WEATHER])
     assert (told.text, told.reasoning, told.tool_calls, told.reason) == ("It rains.", "", (), "stop")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from mlx_sidecar._logprobs import PromptLogprobs, TokenLogprob
-from mlx_sidecar._messages import ToolCall
+from mlx_sidecar._messages import Message, ToolCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +283,11 @@ class Completion:
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     miss: Miss | None = None
     disk_tokens: int = 0
+
+    @property
+    def message(self) -> Message:
+        """The answer as a turn of the conversation: its text, its reasoning and its calls, for the next prompt."""
+        return Message("assistant", self.text, self.reasoning, self.tool_calls)
 
 
 @dataclass(frozen=True, slots=True)

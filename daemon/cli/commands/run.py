@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -11,14 +11,13 @@ import click
 from daemon.cli.choice import Choice
 from daemon.cli.commands.completion import complete_model
 from daemon.cli.input import joined, piped, read_stdin
-from daemon.cli.output.answer import print_answer, print_samples, print_timings, print_warnings
+from daemon.cli.output.answer import cut_warnings, print_answer, print_samples, print_timings, print_warnings
 from daemon.cli.output.formatting import examples, print_json, stdin_is_terminal, stdout_is_terminal
 from daemon.cli.output.progress import follow
 from daemon.cli.session import Session, absolute, absolute_if_path, calls_daemon, seconds
-from daemon.shared.wording import count
 
 if TYPE_CHECKING:
-    from mlx_sidecar import Client, Completion, Prompt
+    from mlx_sidecar import Client, Prompt
 
 _STDIN = Path("-")
 
@@ -242,18 +241,6 @@ def _answer(client: Client, model: str, prompt: Prompt, options: dict[str, Any],
         results = stream.results()
     if as_json:
         print_json(results if samples else results[0])
-    print_warnings([*results[0].warnings, *_cut(results, options)])
+    print_warnings([*results[0].warnings, *cut_warnings(results, options)])
     if verbose:
         print_timings(*results)
-
-
-def _cut(results: Sequence[Completion], options: dict[str, Any]) -> Iterator[str]:
-    """Yield a sentence for each answer that ended at its most tokens, and is of no use so."""
-    for result in results:
-        if result.reason != "length":
-            continue
-        tokens = f"the answer was cut after {count(result.usage.completion_tokens, 'token')}"
-        if "json_object" in options or "json_schema" in options:
-            yield f"{tokens}, so it is no whole JSON; raise --max-tokens"
-        elif result.reasoning and not result.text:
-            yield f"{tokens}, all of them reasoning; raise --max-tokens, or lower --think-budget"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -112,6 +112,24 @@ def print_warnings(warnings: Iterable[str]) -> None:
     """Print what the daemon warns of, a line each, to stderr."""
     for text in warnings:
         click.echo(f"Warning: {printable(text)}", err=True)
+
+
+def cut_warnings(results: Sequence[Completion], options: Mapping[str, Any]) -> Iterator[str]:
+    """
+    Yield a sentence for each answer that ended at its most tokens, and is of no use so.
+
+    Args:
+        results: The answers.
+        options: The options of the Generate call that they answer.
+    """
+    for result in results:
+        if result.reason != "length":
+            continue
+        tokens = f"the answer was cut after {count(result.usage.completion_tokens, 'token')}"
+        if "json_object" in options or "json_schema" in options:
+            yield f"{tokens}, so it is no whole JSON; raise --max-tokens"
+        elif result.reasoning and not result.text:
+            yield f"{tokens}, all of them reasoning; raise --max-tokens, or lower --think-budget"
 
 
 def describe_miss(miss: Miss) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from daemon.cli.exit_codes import explain
-from daemon.cli.output.answer import print_answer, print_timings, print_warnings
+from daemon.cli.output.answer import cut_warnings, print_answer, print_timings, print_warnings
 from mlx_sidecar import (
     Client,
     ConnectionLost,
@@ -132,8 +132,9 @@ class Chat:
         with self._client.generate(self._model, [*self._messages, turn], **self._options) as stream:
             print_answer(stream)
             result = stream.result()
-        self._messages += [turn, Message(role="assistant", content=result.text)]
-        print_warnings(text for text in result.warnings if text not in self._warned)
+        self._messages += [turn, result.message]
+        new = [text for text in result.warnings if text not in self._warned]
+        print_warnings([*new, *cut_warnings([result], self._options)])
         self._warned.update(result.warnings)
         if self._verbose:
             print_timings(result)

@@ -18,6 +18,7 @@ from mlx_sidecar import (
     ConnectionLost,
     ContextLengthExceeded,
     DaemonNotRunning,
+    Delta,
     EngineRestarted,
     Message,
     ShuttingDown,
@@ -45,6 +46,26 @@ def test_chat_turn_includes_the_earlier_turns(client: FakeClient, monkeypatch: p
 
     assert result.exit_code == 0
     assert prompts(client) == [[SYSTEM, ONE], [SYSTEM, ONE, HELLO, TWO]]
+
+
+def test_chat_turn_includes_the_reasoning_of_earlier_turns(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_typing(monkeypatch, "one", "two")
+    client.deltas = [Delta("", (1,), (), reasoning="Hm."), "Hello"]
+
+    run_cli(client, "run", "m")
+
+    assert prompts(client)[1] == [ONE, replace(HELLO, reasoning_content="Hm."), TWO]
+
+
+def test_chat_says_that_an_answer_was_cut_while_it_reasoned(
+    client: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_typing(monkeypatch, "one", "two")
+    client.deltas, client.reason = [Delta("", (1,), (), reasoning="Hm.")], "length"
+
+    result = run_cli(client, "run", "m", "--max-tokens", "2")
+
+    assert result.stderr.count("all of them reasoning; raise --max-tokens") == 2
 
 
 def test_chat_shows_each_warning_once(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
