@@ -29,6 +29,8 @@ from tests.conftest import short_folder
 STARTS_ITS_OWN = ("startup",)
 """Workloads about servers that start; they take longest, and the whole run below has them."""
 
+LONG = ("guesses", "second-turn")
+"""Workloads on several models."""
 
 MAY_BE_NONE = (KEPT, MEMORY, AGAIN)
 """Figures without a bound below: a peer rounds to 10 MB, this process may not grow, and nothing is computed twice."""
@@ -64,7 +66,14 @@ def _results() -> dict[str, Result]:
     return {}
 
 
-@pytest.mark.parametrize("name", [name for name in WORKLOADS if name not in STARTS_ITS_OWN])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in LONG else [])
+        for name in WORKLOADS
+        if name not in STARTS_ITS_OWN
+    ],
+)
 def test_benchmark_workload_measures_every_system(bench: OneStart, results: dict[str, Result], name: str) -> None:
     """A workload has positive figures for mlx-sidecar and at least one peer, and its JSON can be read back."""
     result = results[name] = WORKLOADS[name](bench)
@@ -114,6 +123,7 @@ def test_gpu_benchmark_shows_that_warm_is_cold(folder: Path) -> None:
     assert all(figures["tokens_per_second"].values())
 
 
+@pytest.mark.slow
 def test_guard_is_measured(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model makes no call, and each stream has all of its tokens; `guard` checks that."""
     monkeypatch.setattr(guard, "ROUNDS", 1)

@@ -41,9 +41,9 @@ def allowed(logits: NDArray[np.float32] = LOGITS, top_p: float = 1, top_k: int =
     chances = probabilities(logits)
     order = np.argsort(-chances)
     before = np.cumsum(chances[order]) - chances[order]
-    kept = {int(token) for token, mass in zip(order, before, strict=True) if mass < top_p}
-    kept &= {int(token) for token in order if chances[token] >= min_p * chances.max()}
-    return kept & {int(token) for token in order[: top_k or len(order)]}
+    kept = (before < top_p) & (chances[order] >= min_p * chances.max())
+    kept[top_k or len(order) :] = False
+    return {int(token) for token in order[kept]}
 
 
 def test_default_sampling_is_greedy() -> None:
