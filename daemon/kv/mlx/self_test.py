@@ -119,7 +119,7 @@ def proving(model: Any) -> Sliced[bool]:
 
 def _chooses_blocks(model: Any) -> bool:
     """Whether an attention of a model chooses blocks by their places in the cache."""
-    return any(getattr(part, _SLOT_BLOCKS, None) for part in model.modules())
+    return any(getattr(part, _SLOT_BLOCKS, None) for layer in model.layers for part in layer.modules())
 
 
 def _rows_are_exact(model: Any) -> Sliced[bool]:
