@@ -10,7 +10,7 @@ A model in memory is leased by requests, pinned, or idle. Eight events drop mode
     1 a load begins              _begin        idle models, LRU first    the bytes of its files and a slot are free
     2 its real size is known     _weigh        idle models, LRU first    these bytes and a slot are free
     3 a load or a use ends       _trim         idle models, LRU first    the cache is within its budget
-    4 a request needs KV memory  shed          idle models, LRU first    so many bytes are free
+    4 KV, or a load beside it     shed          idle models, LRU first    so many bytes are free
     5 the system lacks memory    shed          idle models, LRU first    so many bytes are free
     6 an idle time ends          evict_stale   each model of that age
     7 a stale model is wanted    _fresh        that model; it is loaded anew
@@ -146,6 +146,11 @@ class ModelCache(Generic[S, M]):
             return 0
         victims = self._evict_until(lambda freed, _: freed >= nbytes)
         return sum(entry.nbytes for entry in victims)
+
+    @property
+    def spare_bytes(self) -> int:
+        """Bytes that `shed` could free."""
+        return sum(entry.nbytes for entry in self._idle()) if self.limits.evict_on_memory_pressure else 0
 
     def entries(self) -> list[Entry[M]]:
         """Return all models in memory, draining ones included, most recently used first."""

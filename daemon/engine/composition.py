@@ -15,7 +15,7 @@ from daemon.cache.digest_notes import FILE_NAME as DIGESTS
 from daemon.cache.digest_notes import DigestFile
 from daemon.cache.digests import Digests
 from daemon.cache.limits import ModelLimits
-from daemon.cache.mlx.computing_place import place_of
+from daemon.cache.mlx.computing_place import code_of_kv, place_of
 from daemon.cache.mlx.load_notes import LoadNotes, NoteFile
 from daemon.cache.mlx.loader import supported
 from daemon.cache.mlx.measurements import MEASUREMENTS, Measurements
@@ -197,7 +197,7 @@ def _disk_tier(
     on_disk = partial(together, background, ranks.rank, str(folder)) if ranks else partial(_on_disk, background)
     in_order = partial(on_disk, repeat("writes"))
     reads = partial(on_disk, cycle(("reads", "more reads")))
-    files = Files(folder, ranks.part if ranks else "")
+    files = Files(folder, ranks.part if ranks else code_of_kv())
     work = DiskWork(files, Note(config.state_dir, folder), in_order, reads, clock, wall)
     nbytes = share(config.kv_disk_bytes, shared=alone and bool(config.group_ranks))
     tier = DiskTier(work, nbytes, prefixes, ArrayCodec(), clock, wall, memory.has_room, alone=alone)

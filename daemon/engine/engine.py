@@ -140,11 +140,12 @@ class Engine:
         runs = not self._gather() and self._runner.busy
         if runs:
             self._runner.step()
-        self._streams.active = self._runner.decoding > 0
+        streaming = self._runner.usual_decode is not None  # sequences that are held do not count
+        self._streams.active = streaming
         self._share.served(self._clock() - began)
         if self._disk.busy:
             self._disk.step()
-        loads = self._models.busy and (self._share.due or not self._runner.decoding)
+        loads = self._models.busy and (self._share.due or not streaming)
         if loads:
             self._load_slice()
         if runs or loads:

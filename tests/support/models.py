@@ -89,6 +89,12 @@ _CONFIGS: dict[str, dict[str, Any]] = {
         "sliding_window": 32, "sliding_window_layers": [1], "conv_window": 2, "num_swa_attention_heads": 4,
         "num_swa_key_value_heads": 2,
     },
+    "minimax_m3_vl": {
+        "text_config": {
+            **_COMMON, "moe_layer_freq": [0, 0], "dense_intermediate_size": 96, "sparse_attention_freq": [0, 1],
+            "index_n_heads": 2, "index_head_dim": 16, "index_block_size": 8, "index_topk_blocks": 3,
+        },
+    },
 }  # fmt: skip
 
 TINY = {family: {"model_type": family, **_COMMON, **config} for family, config in _CONFIGS.items()}

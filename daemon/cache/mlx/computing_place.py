@@ -24,6 +24,16 @@ _SYSTEM_FILES = ("/System/Library/CoreServices/SystemVersion.plist", "/proc/driv
 """They name the build of macOS, with its Metal and Accelerate, and the driver of a CUDA card."""
 
 
+def code_of_kv() -> str:
+    """
+    Return the versions of the libraries that compute KV, in words.
+
+    A release of mlx-lm may mend how a model computes: KV of the one before it is wrong then, under the same name. A
+    place is too narrow a name for it: KV is worth more than a test, and may outlive an update of the system.
+    """
+    return f"mlx {version('mlx')}, mlx-lm {version('mlx-lm')}"
+
+
 def place_of(device: str) -> str:
     """
     Return what results depend on beside the model, as a digest. Takes some ten milliseconds.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from daemon.cache.context_length import most_positions
 from daemon.cache.entry import ModelLease
 from daemon.cache.identity import ModelSource
 from daemon.cache.mlx.loader import LoadedModel
@@ -13,6 +14,7 @@ from daemon.engine.background.task import Task, Waiting
 from daemon.engine.calls.driver import Services, leased
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.model_search import searched
+from daemon.engine.prompt.preparation import PreparedRequest, Prompt
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.kv.mlx.ahead import Ahead
 from daemon.shared.errors import invalid
@@ -39,7 +41,7 @@ class DraftModel:
 def draft_model(
     services: Services,
     request: pb.GenerateRequest,
-    tokenizer: Tokenizer,
+    prepared: PreparedRequest,
     model: LoadedModel,
     found: Callable[[ModelSource], None],
 ) -> Waiting[DraftModel]:
@@ -49,7 +51,7 @@ def draft_model(
     Args:
         services: The parts of the engine.
         request: The request, which names a draft model.
-        tokenizer: That of its model.
+        prepared: The same, prepared for its model.
         model: Its model, in memory.
         found: Takes the draft model before its weights are loaded.
 
@@ -58,19 +60,20 @@ def draft_model(
             cannot be had.
     """
     check_ahead(model, "draft_model", request.model)
-    return (yield from searched(lambda: _find_and_load(services, request, tokenizer, found)))
+    return (yield from searched(lambda: _find_and_load(services, request, prepared, found)))
 
 
 def _find_and_load(
-    services: Services, request: pb.GenerateRequest, tokenizer: Tokenizer, known: Callable[[ModelSource], None]
+    services: Services, request: pb.GenerateRequest, prepared: PreparedRequest, known: Callable[[ModelSource], None]
 ) -> Waiting[DraftModel]:
     def compare(found: Found) -> Task[ModelSource]:
         assert isinstance(found, ModelSource)
 
         def compared(other: Tokenizer) -> ModelSource:
-            if difference := other.difference(tokenizer):
+            if difference := other.difference(prepared.tokenizer):
                 said = f"has another tokenizer than {request.model}; it needs the same ({difference})"
                 raise invalid("draft_model", said)
+            _refuse_small(found, prepared.prompt)
             return found
 
         return services.with_tokenizer(found, compared)
@@ -86,6 +89,22 @@ def _find_and_load(
         ticket.cancel()
         raise
     return DraftModel(source, ticket.lease)
+
+
+def _refuse_small(draft: ModelSource, prompt: Prompt) -> None:
+    """
+    Refuse a draft model with fewer token ids or learned positions than a request needs: MLX would read beyond them.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT at `draft_model`.
+    """
+    largest, ids = max(prompt.tokens), draft.vocab_size
+    if ids and largest >= ids:
+        raise invalid("draft_model", f"has {ids} token ids, and the prompt has token {largest}; leave out one of them")
+    length, most = len(prompt.tokens), most_positions(draft.config)
+    if most is not None and length > most:
+        said = f"has learned {most} positions, and the prompt has {length} tokens; leave it out, or shorten the prompt"
+        raise invalid("draft_model", said)
 
 
 def check_ahead(model: LoadedModel, field: str, name: str) -> None:

@@ -81,7 +81,7 @@ def generate(services: Services, call_id: int, request: pb.GenerateRequest, prog
         draft: DraftModel | None = None
         if request.draft_model:
             found = partial(read_ahead, services, request, record.drafts, tokens=prepared.prompt.tokens)
-            draft = yield from draft_model(services, request, prepared.tokenizer, ticket.lease.model, found)
+            draft = yield from draft_model(services, request, prepared, ticket.lease.model, found)
             held.callback(draft.lease.release)
         services.overrides.done(ticket.name, request.adapter)
         if ticket.outcome is not LoadOutcome.HIT:

@@ -56,8 +56,13 @@ class ModelLoader:
         self._shard = shard
 
     def begin(self, source: ModelSource, skip_warmup: bool) -> Load[LoadedModel]:
-        """Free prefixes for a model and return its load, which is driven slice by slice."""
-        self._memory.shed_prefixes(source.size_bytes)
+        """
+        Free memory for a model and return its load, which is driven slice by slice.
+
+        Raises:
+            SidecarError: BUDGET_IN_USE, here and by the load, if its weights do not fit beside running requests.
+        """
+        self._memory.make_room_for_weights(source.name, source.size_bytes)
         return load(
             source,
             0 if skip_warmup else self._warmup_tokens,
@@ -66,7 +71,7 @@ class ModelLoader:
             self._digests.learn,
             resting(self._streams.are_active),
             # By then the real size is known and counts as used, so there is no further need.
-            lambda: self._memory.shed_prefixes(0),
+            lambda: self._memory.make_room_for_weights(source.name, 0),
             self._shard,
             self._measured,
             self._verdicts,

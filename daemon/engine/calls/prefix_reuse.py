@@ -30,12 +30,15 @@ def read_ahead(
 def restored(services: Services, salt: str, restores: list[Restore], model: LoadedModel) -> Call:
     """Wait until what prompts have on the disk is in the prefix cache, as far as that goes well."""
     key, layout = model.source.key, model.layout
-    if layout.reusable:
-        namespace = Namespace(key.weights, key.adapter, layout.signature, salt).digest()
-        services.disk.knows(namespace, layout.parts, model.source.name)
+    if not layout.reusable:  # it may have been, and the disk has pieces of it still
         for restore in restores:
-            restore.go(namespace, layout.parts)
-        yield from until(lambda: all(restore.over() for restore in restores))
+            restore.close()
+        return
+    namespace = Namespace(key.weights, key.adapter, layout.signature, salt).digest()
+    services.disk.knows(namespace, layout.parts, model.source.name)
+    for restore in restores:
+        restore.go(namespace, layout.parts)
+    yield from until(lambda: all(restore.over() for restore in restores))
 
 
 def reads(request: pb.GenerateRequest | pb.EmbedRequest) -> bool:

@@ -26,6 +26,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
+from daemon.cache.context_length import MOST, most_positions
 from daemon.engine.execution.head_guesses import MOST_OF_HEAD, HeadGuesses
 from daemon.engine.execution.head_kv import HeadKV
 from daemon.engine.execution.ngram_guesses import NgramGuesses
@@ -204,12 +205,18 @@ class Guesser:
         fed = len(self.unfed) + 1
         # A reader of a shared prefix attends in parts as long as a pass has few tokens, with the bits of single ones.
         few = BLOCK_TOKENS if kv.common is None else FEW - fed
+        few = min(few, self._positions - max(longest, kv.held) - fed)  # rows are padded to the widest
         if layout.parts.resumes_anywhere:
             return few
         room = BLOCK_TOKENS - kv.held % BLOCK_TOKENS - fed
         if self._window:
             room = min(room, self._window - max(longest, kv.held) - fed)  # windows of all rows turn together
         return min(room, few)
+
+    @cached_property
+    def _positions(self) -> int:
+        """Positions that its model has: it would be fed what lies behind its table."""
+        return most_positions(self._sequence.loaded.source.config) or MOST
 
     @cached_property
     def _window(self) -> int:
@@ -238,10 +245,16 @@ class DraftGuesses:
         self._undo: Undo | None = None
         self._fed = 0
         """Guesses that it was fed."""
+        loaded = self._draft.kv.loaded
+        self._ids = loaded.source.vocab_size or loaded.vocab_size
+        """Token ids that it has: its model may have more, behind those of the tokenizer that both have."""
+        self._positions = most_positions(loaded.source.config) or MOST
+        self._lost = False
+        """Whether the sequence has come to an id or a position that it has not: MLX would read beyond its tables."""
 
     def ready(self) -> bool:
-        """Return True: the draft model always guesses."""
-        return True
+        """Return whether the draft model can read the sequence: it always guesses then."""
+        return not self._lost
 
     def offer(self, most: int) -> tuple[Source, int]:
         """Return how many tokens the request wants of the draft model at a time, as far as they fit."""
@@ -254,6 +267,9 @@ class DraftGuesses:
         start = len(sequence.prompt)
         unseen = [*sequence.prompt[kv.held :], *sequence.generated[max(0, kv.held - start) :]]
         unseen += [] if known else [pending()]
+        self._lost = max(unseen) >= self._ids or kv.held + len(unseen) + most - 1 > self._positions
+        if self._lost:
+            return _OF_DRAFT, []
         tokens, guesses = mx.array(unseen), []
         for index in range(most):
             logits = kv.loaded.model(tokens[None], cache=kv.cache)[:, -1, : sequence.loaded.vocab_size]

@@ -130,6 +130,20 @@ class FirstAnswers(RankAnswers):
         self._differs = differs
         self._reports: dict[int, dict[int, ipc.GroupOutcome]] = {}
 
+    @property
+    def half(self) -> list[int]:
+        """The work that some ranks have reported, and not all."""
+        with self._lock:
+            return list(self._reports)
+
+    def ticket(self, work: str, fail: Fail, over: Callable[[], bool]) -> WorkTicket:
+        """Number work, and forget reports of calls that have ended: a rank may have left their work out."""
+        ticket = super().ticket(work, fail, over)
+        with self._lock:  # those of work to come stay: another rank may be quicker
+            for number in [each for each in self._reports if each < ticket.number and each not in self._work]:
+                del self._reports[number]
+        return ticket
+
     def reported(self, rank: int, outcome: ipc.GroupOutcome) -> None:
         """Take how work has ended at a rank; any thread."""
         with self._lock:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from typing import Any
 
 from daemon.cache.digests import TakesLong
 from daemon.cache.identity import ModelSource
+from daemon.cache.mlx.computing_place import code_of_kv
 from daemon.cache.mlx.shard import Shard
 from daemon.cache.resolver import Resolver, Wanted, Watcher
 from daemon.engine.background.answers import Answers
@@ -44,7 +44,7 @@ class Ranks:
     @property
     def part(self) -> str:
         """Which part of models the pieces on its disk are of. What a part has is decided by mlx-lm."""
-        return f"rank {self.rank} of {self.count}, mlx-lm {version('mlx-lm')}"
+        return f"rank {self.rank} of {self.count}, {code_of_kv()}"
 
 
 class ShardedResolver(Resolver):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from daemon.cache.identity import ModelSource
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.model_cache import ModelCache
 from daemon.engine.execution.runner import Runner
-from daemon.engine.memory.memory_budget import MemoryBudget, Use
+from daemon.engine.memory.memory_budget import MemoryBudget, Use, weights_in_use
 from daemon.engine.memory.prefix_budget import PrefixBudget
 from daemon.kv.prefix_cache import PrefixCache
 
@@ -81,6 +82,26 @@ class EngineMemory:
         """Free cached prefixes until `need` bytes fit, as far as that helps."""
         self._prefixes.shed(self.budget.shortfall(need, self.use(live)))
 
+    def make_room_for_weights(self, name: str, need: int) -> None:
+        """
+        Free cached prefixes, then idle models, until the weights of a model fit beside running requests.
+
+        Args:
+            name: The model.
+            need: Bytes of its weights; 0 if they count as used already.
+
+        Raises:
+            SidecarError: BUDGET_IN_USE if they do not fit. Nothing is freed that would be too little.
+        """
+        live = self._runner.live_kv_bytes()
+        lacking = self._lacking(need, live)
+        if lacking <= self._prefixes.evictable_bytes() + self._models.spare_bytes:
+            self.shed_prefixes(need, live)
+            self._models.shed(self._lacking(need, live))
+            lacking = self._lacking(need, live)
+        if lacking:
+            raise weights_in_use(name, lacking)
+
     def make_room(self, need: int) -> bool:
         """Free cached prefixes, then idle models, until `need` bytes fit; tell whether they do."""
         live = self._runner.live_kv_bytes()  # what is freed below is no running request's
@@ -91,3 +112,7 @@ class EngineMemory:
         if shortfall > 0:
             self._models.shed(shortfall)
         return self.budget.shortfall(need, self.use(live)) == 0
+
+    def _lacking(self, need: int, live: int) -> int:
+        """Return what weights lack. Bytes on their way to or from the disk are free soon, and do not count."""
+        return self.budget.shortfall(need, replace(self.use(live), staged=0))

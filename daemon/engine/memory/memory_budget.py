@@ -190,3 +190,14 @@ def in_use(needed: int) -> SidecarError:
         metadata={"needed_bytes": str(needed)},
         retry_after=RETRY_SECONDS,
     )
+
+
+def weights_in_use(name: str, lacking: int) -> SidecarError:
+    """Return the error of weights that have no room beside running requests: so many bytes are lacking."""
+    return SidecarError(
+        Reason.BUDGET_IN_USE,
+        f"no room for {name}: running requests and models that are in use or pinned leave {size(lacking)} too little "
+        "of the memory ceiling; try again when requests have ended, or unload a model",
+        metadata={"lacking_bytes": str(lacking)},
+        retry_after=RETRY_SECONDS,
+    )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from daemon.cache.embedding_config import LAST_TOKEN, MEAN, EmbeddingConfig, embedding_config
 from daemon.cache.identity import ModelSource
 from daemon.cache.model_config import hidden_size
+from daemon.engine.prompt.preparation import check_ids
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.shared.errors import Reason, SidecarError, invalid
 from daemon.shared.liveness import moved
@@ -65,6 +66,8 @@ def prepare_texts(request: pb.EmbedRequest, source: ModelSource, tokenizer: Toke
         )
     instruction = _instruction(request, config, source.name)
     texts = _tokenise(request.texts, instruction, tokenizer, _limit(source.context_length, config.max_tokens))
+    for index, ids in enumerate(texts):
+        _check_ids(index, ids, source.vocab_size or tokenizer.size)
     before = _instruction_ids(instruction, tokenizer)
     skipped = 0 if config.instructed or pooling != MEAN else len(before)
     return PreparedTexts(
@@ -116,6 +119,11 @@ def _tokenise(texts: Sequence[str], instruction: str, tokenizer: Tokenizer, limi
             )
         tokenised.append(ids)
     return tokenised
+
+
+def _check_ids(index: int, ids: list[int], vocab: int) -> None:
+    """Refuse a text with ids that the model has not: some tokenizers name more."""
+    check_ids(lambda *_: f"texts[{index}]", ids, vocab)
 
 
 def _instruction_ids(instruction: str, tokenizer: Tokenizer) -> list[int]:

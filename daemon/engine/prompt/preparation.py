@@ -184,9 +184,9 @@ def prepare_prompt(
     if not tokens:
         raise invalid(kind or "prompt", "is empty; a prompt needs at least one token")
     vocab = source.vocab_size or tokenizer.size
-    _check_ids(lambda index, _: f"tokens.ids[{index}]" if kind == "tokens" else kind or "prompt", tokens, vocab)
-    _check_ids(lambda index, _: f"stop.token_ids[{index}]", request.stop.token_ids, vocab)
-    _check_ids(lambda _, token: f"sampling.logit_bias[{token}]", list(request.sampling.logit_bias), vocab)
+    check_ids(lambda index, _: f"tokens.ids[{index}]" if kind == "tokens" else kind or "prompt", tokens, vocab)
+    check_ids(lambda index, _: f"stop.token_ids[{index}]", request.stop.token_ids, vocab)
+    check_ids(lambda _, token: f"sampling.logit_bias[{token}]", list(request.sampling.logit_bias), vocab)
     places, warned = _places(request, tokens, rendered), () if rendered is None else rendered.warnings
     return Prompt(tokens, _max_tokens(request, len(tokens), source.context_length), warned, places)
 
@@ -270,7 +270,7 @@ def offered_tools(chat: pb.Chat) -> list[Tool]:
     return [] if chat.tool_choice == pb.TOOL_CHOICE_NONE else tools
 
 
-def _check_ids(field: Callable[[int, int], str], ids: Sequence[int], vocab: int) -> None:
+def check_ids(field: Callable[[int, int], str], ids: Sequence[int], vocab: int) -> None:
     """
     Refuse ids that the model has not.
 

@@ -59,8 +59,8 @@ class Files:
 
     Args:
         folder: The directory; it is created if it is missing.
-        part: Which part of a model its pieces are of, in a group; pieces of another part are removed. Empty for whole
-            models.
+        part: Of which part of a model its pieces are, in a group, and what code computes them; pieces of another part,
+            or of other code, are removed.
 
     Attributes:
         buffers: What pieces are read into.
@@ -271,7 +271,7 @@ class Files:
                 if piece.name != item.name:
                     raise DamagedError("a piece under another name")
             if piece.part != self._part:
-                raise DamagedError("a piece of another part of the model")
+                raise DamagedError("a piece of another part of the model, or of other code")
         except DamagedError:
             found.removed += self._discard(item.name)
             return

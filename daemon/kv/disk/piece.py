@@ -75,8 +75,8 @@ class Piece:
         parent: Hash of the block before its first one; for a resume piece, of the last block before the position.
         hashes: Hash of each of its blocks; none for a resume piece.
         tail: Hash of the tail, of a resume piece that has one.
-        part: Which part of the model its KV is of; empty if of all. The name does not tell, so that the pieces of the
-            same tokens have one name on all ranks of a group.
+        part: Of which part of the model its KV is, in a group, and what code computed it. The name does not tell, so
+            that the pieces of the same tokens have one name on all ranks of a group.
         anywhere: Whether the model can go on after any block, so that it has no resume pieces.
         nbytes: Bytes of the file.
     """

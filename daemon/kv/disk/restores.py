@@ -111,6 +111,8 @@ class Restore:
         self._spec: PrefixSpec | None = None
         self._decoding: Sliced[KVSource] | None = None
         self._moved = 0.0
+        self._came = False
+        """Whether anything of the plan has come into memory."""
         self._closed = False
 
     def __enter__(self) -> Restore:
@@ -154,6 +156,8 @@ class Restore:
         """Read and copy no more; harmless twice."""
         if not self._closed:
             self._closed = True
+            if not self._came:
+                self.in_memory = None
             self._drop_read()
             self._decoding = None
             if self in self._tier.restores:
@@ -166,6 +170,7 @@ class Restore:
         while self._unread and not self._closed and self._may_read(self._unread[0]):
             entry = self._unread.popleft()
             if self._in_memory(entry):
+                self._came = True
                 continue
             self.staged += entry.piece.nbytes
             self._read.append(_Staged(entry, self._tier.reads.take(entry, self._arrived)))
@@ -198,6 +203,7 @@ class Restore:
     def _done_with(self, staged: _Staged) -> None:
         """Give the first piece back, and read another."""
         if not self._closed:
+            self._came = True
             self._read.popleft()
             self._give_back(staged)
             self.read_ahead()
@@ -220,7 +226,6 @@ class Restore:
             self.in_memory = tier.restorable(self.namespace, path, packed)
             self._plan = tier.catalog.plan(hashes, packed, len(path), self.in_memory)
         if not self._plan.entries or self._plan.tokens < tier.prefixes.min_prefix_len:
-            self.in_memory = None
             self.close()
             return False
         tier.touched(self._plan.entries)

@@ -30,6 +30,12 @@ _NOISE_MARGIN = 4.0
 _MOST_NOISE = 0.05
 """A share of the range of a row's logits. A row that is off by more is refused, however large the noise."""
 
+_SLOT_BLOCKS = "index_block_size"
+"""
+An attention of mlx-lm with it attends to blocks of its cache, cut by place: padding before a row moves its tokens into
+other blocks. A trial does not show that, as a few tokens have all blocks chosen.
+"""
+
 
 def probe(model: Any) -> Layout:
     """Return the layout of a model, proven, at once."""
@@ -92,10 +98,11 @@ def proving(model: Any) -> Sliced[bool]:
     """
     Tell whether sequences of a model may share forward passes; a layer for each `next`.
 
-    The classes of its caches must be known. Then it is tried with two rows of different length: prompts and single
-    tokens must give the logits that they give alone, and so must the row that stays when the other leaves.
+    The classes of its caches must be known, and no attention may go by the places of tokens in a cache. Then it is
+    tried with two rows of different length: prompts and single tokens must give the logits that they give alone, and
+    so must the row that stays when the other leaves.
     """
-    if not all(map(joinable, make_prompt_cache(model))):
+    if not all(map(joinable, make_prompt_cache(model))) or _chooses_blocks(model):
         return False
     try:
         exact = yield from _rows_are_exact(model)
@@ -108,6 +115,11 @@ def proving(model: Any) -> Sliced[bool]:
     if not exact:
         log.warning("batching_disabled")
     return exact
+
+
+def _chooses_blocks(model: Any) -> bool:
+    """Whether an attention of a model chooses blocks by their places in the cache."""
+    return any(getattr(part, _SLOT_BLOCKS, None) for layer in model.layers for part in layer.modules())
 
 
 def _rows_are_exact(model: Any) -> Sliced[bool]:

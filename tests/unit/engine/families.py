@@ -27,7 +27,7 @@ class _Kinds(NamedTuple):
     close: list[str]
 
 
-_PLAIN = ["llama", "llama/bfloat16", "qwen3", "qwen3/bfloat16", "qwen3_moe", "deepseek_v3"]
+_PLAIN = ["llama", "llama/bfloat16", "qwen3", "qwen3/bfloat16", "qwen3_moe", "deepseek_v3", "minimax_m3_vl"]
 _OTHER = [
     "gemma3_text", "gemma3_text/bfloat16", "gpt_oss", "qwen3_next", "qwen3_next/bfloat16", "mamba", "mamba2",
     "falcon_h1", "recurrent_gemma", "baichuan_m1",

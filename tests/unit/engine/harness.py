@@ -202,6 +202,7 @@ class Harness:
         assert self.engine._memory._prefixes.trie.leases == 0
         assert all(entry.leases == 0 for entry in self.engine._models.entries())
         assert not self.engine._runner.sequences()
+        assert not self.engine._disk.restores
 
     def close(self) -> None:
         """Stop the engine's threads."""

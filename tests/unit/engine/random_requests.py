@@ -96,6 +96,8 @@ class Requests:
     def remember(self, request: pb.GenerateRequest, answer: Answer) -> None:
         """Let later requests go on after an answer, with its reasoning or without."""
         sample = Sample(answer)
+        if request.chat.continue_final_message:
+            return  # its last turn is that of the answer
         if request.HasField("chat"):
             turns = [*request.chat.messages, *sample.turns(reasoning=self._rng.random() < 0.7)]
             self._talks = [*self._talks[-8:], *[turns] * (len(turns) < 9)]
@@ -110,6 +112,9 @@ class Requests:
         if self._marked and self._rng.random() < 0.4:
             chat.tools.extend(TOOLS)
             chat.tool_choice = self._rng.choice(CHOICES)
+        elif self._rng.random() < 0.12:
+            chat.messages.add(role="assistant", content=" ".join(self._rng.choices(WORDS, k=3)))
+            chat.continue_final_message = True
         return chat
 
     def _request(self, fields: dict[str, Any]) -> pb.GenerateRequest:
@@ -118,7 +123,11 @@ class Requests:
             "max_tokens": rng.choice([1, 2, 5, 15, 16, 17, 24, 40]),
             "sampling": pb.Sampling.FromString(rng.choice(SAMPLINGS).SerializeToString()),
             "speculation": rng.choice(GUESSES),
-            "stop": pb.Stop(ignore_eos=chance() < 0.7, strings=["th", "e s"] if chance() < 0.1 else []),
+            "stop": pb.Stop(
+                ignore_eos=chance() < 0.7,
+                strings=["th", "e s"] if chance() < 0.1 else [],
+                token_ids=rng.choice(([12], [9, 40, 41])) if chance() < 0.15 else [],
+            ),
             "priority": rng.choice([-1, 0, 0, 2]),
             "cache": rng.choice(CACHES),
         }
@@ -138,8 +147,10 @@ class Requests:
             fields["response_format"] = rng.choice(FORMS)
         if "response_format" in fields or choice == pb.TOOL_CHOICE_REQUIRED:
             fields["stop"].ignore_eos = False
+        if chat is not None and chat.tools and rng.random() < 0.3:
+            fields["stop"].at_tool_call = True
         if self._marked and chat is not None:
-            if rng.random() < 0.3:
+            if rng.random() < 0.3 and not chat.continue_final_message:
                 fields["reasoning_budget"] = rng.choice([0, 3, 9])
             begin, end = rng.choice([0.0, 5.0]), rng.choice([0.0, 4.0, 6.0])
             fields["sampling"].logit_bias.update({FIRST_MARK: begin, FIRST_MARK + 2: end})

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
+from daemon.cache.mlx import computing_place, self_tests
+from daemon.cache.mlx.self_tests import Verdicts
 from daemon.kv.disk import write_behind
+from daemon.kv.mlx.layout import Layout
+from daemon.kv.mlx.self_test import without_reuse
+from daemon.shared.slices import Sliced
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import TINY, adapter_of, embedding_model, random_model
 from tests.unit.engine.families import EXACT, Family, write
@@ -18,7 +25,7 @@ from tests.unit.engine.test_embedding import CLOSE as CLOSE_VECTORS
 from tests.unit.engine.test_embedding import Vectors, embed
 from tests.unit.engine.test_reuse_matrix import CLOSE, ids
 
-KINDS = ["llama/bfloat16", "deepseek_v3", "gemma3_text", "gpt_oss", "qwen3_next", "mamba", "falcon_h1"]
+KINDS = ["llama/bfloat16", "deepseek_v3", "gemma3_text", "gpt_oss", "qwen3_next", "mamba", "falcon_h1", "minimax_m3_vl"]
 BYPASS = pb.CacheOptions(mode=pb.CACHE_MODE_BYPASS)
 TEXT = "The disk keeps what was used again. " * 12
 
@@ -75,6 +82,48 @@ def test_prefix_is_exact_after_a_restart(engine: Callable[..., Harness], tmp_pat
     figures = harness.figures.prefix_cache
     assert (figures.disk_hits, figures.disk_tokens_reused) == (1, warm.cached)
     assert 0 < figures.disk_bytes <= figures.disk_budget_bytes
+
+
+@pytest.mark.parametrize("library", ["mlx", "mlx-lm"])
+def test_prefix_that_another_version_computed_is_removed(
+    engine: Callable[..., Harness], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    """A release of mlx-lm may mend how a model computes; the names of the model and of its tokens stay."""
+    path, prompt = write(tmp_path, Family("llama")), ids(300)
+    harness = engine()
+    for _ in range(2):
+        ask(harness, path, prompt)
+    written(harness)
+    folder = harness.engine._disk.work._files.folder
+    assert list(folder.glob("*.kv"))
+    monkeypatch.setattr(computing_place, "version", lambda name: "0" if name == library else version(name))
+    harness = restarted(harness, engine)
+    harness.until(lambda: harness.engine._disk.open)
+    assert not list(folder.glob("*.kv"))
+    assert ask(harness, path, prompt).cached == 0
+
+
+def test_pieces_are_given_back_if_their_model_reuses_nothing(
+    engine: Callable[..., Harness], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its self-test has failed since they were written: on another device, for example."""
+
+    def unproven(model: Any, layout: Layout) -> Sliced[Layout]:
+        yield from ()
+        return without_reuse(layout)
+
+    path, prompt = write(tmp_path, Family("llama")), ids(300)
+    harness = engine()
+    for _ in range(2):
+        ask(harness, path, prompt)
+    written(harness)
+    monkeypatch.setattr(self_tests, "proven", unproven)
+    harness = restarted(harness, lambda: engine(verdicts=Verdicts()))
+    disk = harness.engine._disk
+    harness.until(lambda: disk.open)
+    assert ask(harness, path, prompt).cached == 0
+    harness.until(lambda: not disk.reads.nbytes)
+    harness.settle()
 
 
 @pytest.mark.parametrize("salt", ["", "secret"])

@@ -337,3 +337,14 @@ def test_vectors_equal_those_of_sentence_transformers(harness: Harness, tmp_path
     short = Vectors(harness, embed(path, wanted, dimensions=16)).values
     theirs = peer.encode(wanted, truncate_dim=16, normalize_embeddings=True)
     np.testing.assert_allclose(short, theirs, atol=1e-5)
+
+
+def test_text_with_a_token_id_that_the_model_has_not_is_refused(harness: Harness, tmp_path: Path) -> None:
+    """A tokenizer may name more than its model has: MLX would read beyond the embeddings."""
+    path = embedding_model(tmp_path / "model", base={"vocab_size": 300})
+    wanted = ["Q", WORDS]
+    known, unknown = (max(Alone(path).tokenizer.encode(text)) for text in wanted)
+    assert known < 300 <= unknown
+    failure = Vectors(harness, embed(path, wanted)).failure
+    assert (failure.reason, failure.field) == ("INVALID_ARGUMENT", "texts[1]")
+    assert not Vectors(harness, embed(path, wanted[:1])).failure.message

@@ -10,6 +10,7 @@ import pytest
 from daemon.engine.memory.engine_memory import EngineMemory
 from daemon.engine.memory.memory_budget import MemoryBudget, Use
 from daemon.engine.memory.prefix_budget import PrefixBudget
+from daemon.shared.errors import Reason, SidecarError
 
 LIMIT = 1000
 
@@ -31,6 +32,11 @@ class FakeCache:
         self.asked: list[int] = []
         self.bills = 0
         self._spare = spare
+
+    @property
+    def spare_bytes(self) -> int:
+        """Return the bytes that can be freed."""
+        return self._spare
 
     def memory_usage(self) -> int:
         """Return the bytes in use."""
@@ -91,11 +97,31 @@ def test_running_requests_are_billed_once_for_each_decision() -> None:
     assert parts.runner.bills == 2
 
 
-def test_a_model_gets_room_from_prefixes_alone() -> None:
-    """The model cache itself evicts models for it."""
+@pytest.mark.parametrize(
+    ("need", "prefixes", "models"), [(100, [0], [0]), (150, [50], [0]), (450, [350], [150]), (0, [0], [0])]
+)
+def test_weights_get_room_from_prefixes_first(need: int, prefixes: list[int], models: list[int]) -> None:
+    """The model cache has made room in its own budget by then."""
     parts = Parts()
-    parts.memory.shed_prefixes(450)
-    assert (parts.prefixes.asked, parts.models.asked) == ([350], [])
+    parts.memory.make_room_for_weights("org/model", need)
+    assert (parts.prefixes.asked, parts.models.asked) == (prefixes, models)
+
+
+def test_weights_that_do_not_fit_beside_requests_free_nothing() -> None:
+    """They would be in vain. The error tells by how much it is too little."""
+    parts = Parts()
+    with pytest.raises(SidecarError, match=r"org/model: running requests.*leave 551 B too little") as refused:
+        parts.memory.make_room_for_weights("org/model", 651)
+    assert refused.value.reason is Reason.BUDGET_IN_USE
+    assert (parts.prefixes.asked, parts.models.asked) == ([], [])
+
+
+def test_what_is_read_for_a_load_does_not_refuse_it() -> None:
+    """A call reads ahead what its prompt has on the disk, and then loads its model."""
+    parts = Parts()
+    parts.staged = 60
+    parts.memory.make_room_for_weights("org/model", 550)
+    assert parts.models.total_bytes == 150
 
 
 def test_bytes_on_their_way_to_the_disk_count() -> None:

@@ -214,6 +214,19 @@ def test_work_of_a_call_that_ended_is_forgotten(pair: Pair) -> None:
     assert answers.open == [2]
 
 
+def test_report_of_work_that_another_rank_left_out_is_forgotten() -> None:
+    """Its call ended when the threads of one rank had begun it, and those of another had not: they never report it."""
+    first = FirstAnswers([cast("Connection", None)], no_post, no_difference)  # type: ignore[arg-type]
+    over = [False]
+    ticket = first.ticket("prompt", lambda _: None, lambda: over[0])
+    first.done(ticket, lambda: None, None)
+    over[0] = True
+    later = work(first, [], "prompt")
+    assert not first.half
+    first.reported(1, ipc.GroupOutcome(ticket=later.number, work="prompt"))
+    assert first.half == [later.number]
+
+
 @pytest.mark.parametrize(
     ("reason", "rank", "ends"),
     [

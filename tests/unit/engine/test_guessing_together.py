@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
+from mlx_lm.models import gpt2
 
 from daemon.engine.execution.runner import Runner
 from daemon.engine.execution.sequence import Sequence as Running
@@ -16,7 +18,7 @@ from daemon.engine.execution.speculation import MOST_FED
 from daemon.engine.scheduling.governor import Governor, Source
 from daemon.kv.mlx import sharing
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.support.models import marked_model
+from tests.support.models import marked_model, write_random
 from tests.unit.engine import test_call_guard as call_guard
 from tests.unit.engine.families import Family, write
 from tests.unit.engine.harness import Answer, Harness, generate
@@ -315,4 +317,30 @@ def test_row_that_ends_with_wrong_guesses_is_resumed(
         if taken_back >= 3:
             break
     assert taken_back >= 3
+    harness.settle()
+
+
+def test_padded_rows_end_within_learned_positions(
+    harness: Harness, counts: Counter[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A row near the end of its context is padded to the guesses of another: MLX would read beyond the table."""
+    sizes = {"n_ctx": 64, "n_positions": 64, "n_embd": 32, "n_head": 2, "n_layer": 1, "layer_norm_epsilon": 1e-5}
+    path = str(write_random(tmp_path / "gpt2", {"model_type": "gpt2", "vocab_size": 737, **sizes}, 7))
+    forward, ends = gpt2.GPT2Model.__call__, list[int]()
+
+    def noted(model: Any, tokens: mx.array, cache: Any) -> Any:
+        ends.append(int(mx.max(mx.array(cache[0].offset)).item()) + tokens.shape[1])  # type: ignore[arg-type]
+        return forward(model, tokens, cache=cache)
+
+    requests = [
+        asked(path, OFF, tokens=pb.TokenIds(ids=range(20, 60)), max_tokens=24),
+        asked(path, NGRAM, tokens=pb.TokenIds(ids=PROMPTS[2]), sampling=SAMPLINGS["seeded"], max_tokens=46),
+    ]
+    plain = [harness.run(request) for request in requests[:1]]
+    counts.clear()
+    monkeypatch.setattr(gpt2.GPT2Model, "__call__", noted)
+    answers = together(harness, requests)
+    assert answers[0].ids == plain[0].ids
+    assert counts["right"] > 3
+    assert max(ends) <= 64
     harness.settle()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from daemon.engine.engine import SWEEP_SECONDS
@@ -9,6 +11,7 @@ from daemon.engine.execution.bill import bill
 from daemon.engine.execution.runner import Runner
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.support.models import copy_of_embedded
 from tests.unit.engine.harness import Answer, Harness, generate
 
 ENDLESS = pb.Stop(ignore_eos=True)
@@ -115,4 +118,33 @@ def test_request_that_fits_is_not_refused_for_one_that_does_not(
     monkeypatch.setattr(harness.engine._runner, "_make_room", lambda need: need < max(needs))
     assert harness.finish(large)[-1].failure.reason == "BUDGET_IN_USE"
     assert Answer(harness.finish(small)).finished.usage.completion_tokens > 0
+    harness.settle()
+
+
+def test_load_beside_a_held_stream_gives_way_to_nothing(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for a token, so a slice comes with each step, and the threads that hash do not rest."""
+    call = harness.begin(request(max_tokens=200))
+    harness.until(lambda: harness.decoding(call))
+    hold(harness, call)
+    load = harness.begin(pb.GetOrLoadRequest(model=str(copy_of_embedded(tmp_path))))
+    models, slices = harness.engine._models, [0]
+    harness.until(lambda: models.busy)
+    step = models.step
+
+    def sliced() -> None:
+        slices[0] += 1
+        harness.clock_offset += 1.0
+        step()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "step", sliced)
+        for _ in range(3):
+            harness.step()
+    assert slices == [3]
+    assert not harness.engine._streams.active
+    assert harness.finish(load)[-1].load.HasField("ready")
+    hold(harness, call, False)
+    harness.finish(call)
     harness.settle()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -115,7 +116,7 @@ class Day:
             (self.hold, 6), (self.invalidate, 4), (self.forget, 2), (self.wait, 3), (self.press, 3),
         ]  # fmt: skip
         if self._disk:
-            things += [(self.restart, 2), (self.forget_memory, 3), (self.damage, 2)]
+            things += [(self.restart, 2), (self.forget_memory, 3), (self.damage, 2), (self.fail, 2)]
         names, weights = zip(*things, strict=True)
         for happens in self._rng.choices(names, weights, k=steps):
             happens()
@@ -248,6 +249,20 @@ class Day:
         self._running.clear()
         self._harness = restarted(self._harness, self._started)
 
+    def fail(self) -> None:
+        """Let the disk fail a few times to read, or to write."""
+        files, left = self._harness.engine._disk.work._files, [self._rng.randint(1, 3)]
+        name = self._rng.choice(["read", "write"])
+        works = getattr(type(files), name)
+
+        def fails(*arguments: Any) -> Any:
+            left[0] -= 1
+            if left[0] >= 0:
+                raise OSError(errno.EIO, "fault")
+            return works(files, *arguments)
+
+        setattr(files, name, fails)
+
     def damage(self) -> None:
         """Flip a bit of a file, cut it, or remove it."""
         files = sorted(self._harness.engine._disk.work._files.folder.glob("*.kv"))
@@ -280,6 +295,20 @@ def model_of(folder: Path, kind: str) -> str:
     return str(model_with_head(folder, family, right=True) if how == "head" else write(folder, Family(family)))
 
 
+def limits(rng: random.Random) -> dict[str, Any]:
+    """Return limits of the prefix cache: mostly those that leave room for all."""
+    settings: dict[str, Any] = {}
+    if rng.random() < 0.3:
+        settings["max_cache_blocks"] = rng.choice([8, 20, 60])
+    else:
+        settings["min_prefix_len"] = rng.choice([16, 16, 48])
+    if rng.random() < 0.2:
+        settings["kv_cache_mb"] = 1
+    if rng.random() < 0.1:
+        settings["evict_on_memory_pressure"] = False
+    return settings
+
+
 def a_day(
     engine: Callable[..., Harness], folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, *, disk: bool
 ) -> Day:
@@ -300,8 +329,7 @@ def a_day(
         limit = rng.choice([2000, 2500, 3200, 4500]) << 10
         monkeypatch.setattr(composition, "memory_limit", lambda _: limit)
     settings: dict[str, Any] = {"kv_disk_mb": "auto" if disk else 0, "max_batch": rng.choice([3, 4, 8])}
-    if rng.random() < 0.3:
-        settings["max_cache_blocks"] = rng.choice([8, 20, 60])
+    settings |= limits(rng)
     model = model_of(folder, kind)
     draft = rng.choice(["", model, model_of(folder, "llama") if kind != "llama" else ""])
     requests = Requests(rng, model, draft if how == "" else "", marked=how == "marked", head=how == "head")

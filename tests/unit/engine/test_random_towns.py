@@ -24,9 +24,10 @@ from tests.unit.engine.harness import Answer, Harness
 from tests.unit.engine.random_requests import Requests
 from tests.unit.engine.test_embedding import CLOSE as CLOSE_VECTORS
 from tests.unit.engine.test_embedding import WORDS
-from tests.unit.engine.test_random_talks import NO_ROOM, Day, model_of
+from tests.unit.engine.test_random_talks import NO_ROOM, Day, limits, model_of
 from tests.unit.engine.test_reuse_matrix import CLOSE
 
+MODES = (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_READ_WRITE, pb.CACHE_MODE_READ_ONLY, pb.CACHE_MODE_BYPASS)
 INSTRUCTION = "Find what sails the sea and is not a whale at all: "
 
 
@@ -85,6 +86,7 @@ class Town(Day):
     def __init__(self, vectors: Path, alone: Harness, *rest: Any, **options: Any) -> None:
         super().__init__(*rest, **options)
         self._vectors, self._alone = vectors, alone
+        self._keeps_models = bool(self._harness.engine._models.limits.budget_bytes)
         self._texts: list[tuple[int, pb.EmbedRequest]] = []
         self._loads: list[int] = []
 
@@ -109,6 +111,8 @@ class Town(Day):
             self.embed()
         if self._rng.random() < 0.1:
             self.load()
+        if self._rng.random() < 0.05:
+            self.unload()
 
     def embed(self) -> None:
         """Begin to embed texts; some begin alike, and some are more than may be computed ahead."""
@@ -124,15 +128,31 @@ class Town(Day):
             prompt=INSTRUCTION * rng.choice([0, 3]),
         )
         request.cache.salt = rng.choice(["", "s"])
+        request.cache.mode = rng.choice(MODES)
+        if rng.random() < 0.3:
+            request.pooling = rng.choice([pb.POOLING_LAST_TOKEN, pb.POOLING_MEAN, pb.POOLING_CLS])
+            request.dimensions = rng.choice([16, 64])
         self._texts.append((self._harness.begin(request), request))
 
     def load(self) -> None:
-        """Begin to load a model that stays for a while, or goes at once."""
-        request = self._requests.some()
-        ttl = Duration(seconds=self._rng.choice([0, 1, 100]))
-        self._loads.append(
-            self._harness.begin(pb.GetOrLoadRequest(model=request.model, adapter=request.adapter, ttl=ttl))
+        """Begin to load a model that stays for a while, or goes at once; it may be pinned, or not any more."""
+        request, rng = self._requests.some(), self._rng
+        load = pb.GetOrLoadRequest(model=request.model, adapter=request.adapter)
+        load.ttl.CopyFrom(Duration(seconds=rng.choice([0, 1, 100])))
+        if self._keeps_models and rng.random() < 0.3:
+            load.pin = rng.random() < 0.3
+        self._loads.append(self._harness.begin(load))
+
+    def unload(self) -> None:
+        """Drop the weights of a model, or of all, and no prefixes: requests that run go on with theirs."""
+        model = self._requests.some().model
+        target = self._rng.choice(
+            (
+                pb.InvalidateRequest(model=pb.ModelTarget(model=model, weights=True)),
+                pb.InvalidateRequest(all=pb.AllTarget(weights=True)),
+            )
         )
+        assert not self._harness.run(target).failure.message
 
     def cancel(self) -> None:
         """Cancel a call of any kind."""
@@ -214,8 +234,9 @@ def a_town(
         monkeypatch.setattr(policy.ChunkSizer, "size", lambda *_, **__: chunk)
     settings: dict[str, Any] = {"kv_disk_mb": "auto" if disk else 0, "max_batch": rng.choice([3, 4, 8])}
     settings["max_models"] = rng.choice([2, 3, 5])
-    if rng.random() < 0.3:
-        settings["max_cache_blocks"] = rng.choice([8, 20, 60])
+    if rng.random() < 0.1:
+        settings["model_cache_mb"] = 0
+    settings |= limits(rng)
     model, other = model_of(folder, kind), model_of(folder, "llama")
     draft = rng.choice(["", other]) if not how else ""
     adapters = ["", str(adapter_of(folder / "adapter", TINY[family]))] if family != "qwen3_next" else [""]

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
+from mlx_lm.models import gpt2, llama
 
 from daemon.kv.mlx import sharing
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.support.models import copy_of_embedded, random_model
+from tests.support.models import TINY, copy_of_embedded, random_model, write_random
 from tests.unit.engine.families import Family, write
 from tests.unit.engine.harness import Answer, Harness, generate
 from tools.embedded import corpus
@@ -209,3 +211,63 @@ def test_draft_guesses_for_readers_of_one_prefix(
     assert Answer(harness.finish(first)).content == plain[0].content
     harness.settle()
     assert harness.figures.prefix_cache.tokens_shared
+
+
+def test_draft_is_fed_no_token_id_that_it_has_not(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Models of a family have one tokenizer, and tables of other sizes. MLX would read whatever is behind them."""
+    main = str(write_random(tmp_path / "main", {**TINY["llama"], "vocab_size": 800}, 7))
+    draft = str(random_model(tmp_path, "llama"))
+    forward, fed = llama.Model.__call__, list[int]()
+
+    def noted(model: Any, tokens: mx.array, *arguments: Any, **named: Any) -> Any:
+        if model.args.vocab_size == 737:
+            fed.append(int(mx.max(tokens).item()))  # type: ignore[arg-type]
+        return forward(model, tokens, *arguments, **named)
+
+    def asked(ids: list[int], **fields: Any) -> pb.GenerateRequest:
+        sampling = pb.Sampling(temperature=1.0, seed=3, logit_bias={790: 4.0})
+        common: dict[str, Any] = {"tokens": pb.TokenIds(ids=ids), "max_tokens": 40, "sampling": sampling}
+        return pb.GenerateRequest(model=main, stop=pb.Stop(ignore_eos=True), top_logprobs=0, **common, **fields)
+
+    plain = harness.run(asked([5, 6, 7], speculation=pb.SPECULATION_OFF))
+    monkeypatch.setattr(llama.Model, "__call__", noted)
+    answer = harness.run(asked([5, 6, 7], draft_model=draft))
+    assert answer.content == plain.content
+    assert 790 in answer.ids[3:]
+    assert answer.finished.usage.draft_tokens > 0
+    assert max(fed) < 737
+    failure = harness.run(asked([5, 790], draft_model=draft)).failure
+    assert (failure.reason, failure.field) == ("INVALID_ARGUMENT", "draft_model")
+    assert "737 token ids" in failure.message
+    harness.settle()
+
+
+def test_draft_guesses_within_its_learned_positions(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer goes on without its guesses. A prompt that is too long for it is refused: it has none to guess."""
+    sizes = {"n_ctx": 64, "n_positions": 64, "n_embd": 32, "n_head": 2, "n_layer": 1, "layer_norm_epsilon": 1e-5}
+    draft = str(write_random(tmp_path / "draft", {"model_type": "gpt2", "vocab_size": 737, **sizes}, 7))
+    forward, ends = gpt2.Model.__call__, list[int]()
+
+    def noted(model: Any, tokens: mx.array, cache: Any) -> Any:
+        ends.append(cache[0].offset + tokens.shape[1])
+        return forward(model, tokens, cache=cache)
+
+    def asked(length: int, **fields: Any) -> pb.GenerateRequest:
+        common: dict[str, Any] = {"tokens": pb.TokenIds(ids=range(20, 20 + length)), "max_tokens": 40}
+        return pb.GenerateRequest(model="embedded", stop=pb.Stop(ignore_eos=True), top_logprobs=0, **common, **fields)
+
+    harness.run(pb.GetOrLoadRequest(model=draft))
+    plain = harness.run(asked(48, speculation=pb.SPECULATION_OFF))
+    monkeypatch.setattr(gpt2.Model, "__call__", noted)
+    answer = harness.run(asked(48, draft_model=draft))
+    assert answer.content == plain.content
+    assert answer.finished.usage.draft_tokens > 0
+    assert 60 < max(ends) <= 64
+    failure = harness.run(asked(65, draft_model=draft)).failure
+    assert (failure.reason, failure.field) == ("INVALID_ARGUMENT", "draft_model")
+    assert "64 positions" in failure.message
+    harness.settle()

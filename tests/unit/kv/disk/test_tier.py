@@ -259,3 +259,26 @@ def test_evicted_prefix_is_not_written_and_no_fault() -> None:
     disk.prefixes.cache.shed(10**9)
     disk.settle()
     assert disk.tier.work.counters.faults == disk.tier.staged == disk.tier.catalog.blocks == 0
+
+
+@pytest.mark.parametrize("how", ["damaged", "failing"])
+def test_nothing_counts_as_restored_if_no_piece_could_be_read(how: str) -> None:
+    """What the request finds in memory then was computed by another one."""
+    disk = written(TOKENS)
+    if how == "damaged":
+        disk.files.content = {name: data[:-1] + b"~" for name, data in disk.files.content.items()}
+    else:
+        disk.files.fault = OSError(5, "fault")
+    restore = disk.restoring(NAME, [*TOKENS, 9])
+    assert restore.in_memory == 0
+    disk.settle()
+    assert restore.over()
+    assert restore.in_memory is None
+
+
+def test_piece_that_was_read_counts_as_restored() -> None:
+    """Also for a request that waited for the same piece."""
+    disk = written(TOKENS)
+    restores = [disk.restoring(NAME, [*TOKENS, 9]) for _ in range(2)]
+    disk.settle()
+    assert [restore.in_memory for restore in restores] == [0, 0]

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from daemon.kv.disk.restores import Restore
 from daemon.kv.idle import IdleRelease
@@ -28,6 +35,8 @@ class DiskTierMachine(RuleBasedStateMachine):
         self.stored: list[tuple[str, list[int]]] = []
         self.forgotten: list[tuple[str, list[int]]] = []
         self.restores: list[Restore] = []
+        self.early: list[tuple[Restore, str]] = []
+        """Restores whose model is still to be loaded, and the namespace that it will turn out to have."""
 
     @initialize(
         parts=st.sampled_from([PLAIN, WINDOWED, HYBRID, RECURRENT, ALL]),
@@ -49,6 +58,7 @@ class DiskTierMachine(RuleBasedStateMachine):
     def restart(self) -> None:
         """Kill the engine: what its threads had to do is lost, and memory is empty."""
         self.restores.clear()
+        self.early.clear()
         self.files.fault = None
         self._begin(self.disk.now)
         self.disk.work(1)
@@ -79,6 +89,37 @@ class DiskTierMachine(RuleBasedStateMachine):
         """Begin to restore a prompt from the disk."""
         self.restores.append(self.disk.restoring(namespace, tokens))
 
+    @rule(namespace=NAMESPACES, tokens=PROMPTS, found=NAMESPACES)
+    def read_ahead(self, namespace: str, tokens: list[int], found: str) -> None:
+        """Begin to read a prompt while its model is loaded; the content may turn out to be another one."""
+        restore = self.disk.tier.restore()
+        restore.begin(tokens, lambda: namespace)
+        self.early.append((restore, found))
+
+    @precondition(lambda self: self.early)
+    @rule()
+    def loaded(self) -> None:
+        """The model is loaded: what was read is copied into memory."""
+        restore, namespace = self.early.pop(0)
+        self.disk.knows(namespace)
+        restore.go(namespace, self.parts)  # type: ignore[arg-type]
+        self.restores.append(restore)
+
+    @precondition(lambda self: self.early or self.restores)
+    @rule(which=st.integers(0, 9))
+    def give_up(self, which: int) -> None:
+        """A request goes while it waits."""
+        waiting = [*self.restores, *(restore for restore, _ in self.early)]
+        chosen = waiting[which % len(waiting)]
+        chosen.close()
+        self.restores = [restore for restore in self.restores if restore is not chosen]
+        self.early = [each for each in self.early if each[0] is not chosen]
+
+    @rule(namespace=NAMESPACES, tokens=PROMPTS)
+    def keep(self, namespace: str, tokens: list[int]) -> None:
+        """Keep a prompt for a while, which writes it."""
+        self.disk.prefixes.cache.keep(namespace, [*tokens, 9], self.disk.prefixes.parts, 100.0)
+
     @rule(namespace=NAMESPACES, tokens=PROMPTS, memory=st.sampled_from(["stays", "evicted", "restarted"]))
     def restore(self, namespace: str, tokens: list[int], memory: str) -> None:
         """Restore a prompt from the disk at once."""
@@ -93,6 +134,8 @@ class DiskTierMachine(RuleBasedStateMachine):
     @rule()
     def settle(self) -> None:
         """Let both threads do all that there is; then nothing is on its way, or waits for room that is there."""
+        while self.early:
+            self.loaded()
         self.disk.settle()
         assert self.disk.tier.staged == 0
         assert all(restore.over() for restore in self.restores)
@@ -167,12 +210,12 @@ class DiskTierMachine(RuleBasedStateMachine):
             assert self.disk.prefixes.cache.trie.leases == 0
 
     def _open(self) -> None:
-        """An invalidation waits until the directory is open."""
+        """An invalidation waits until the directory is open, and for nothing else that is under way."""
         self.files.fault = None
         if not self.disk.tier.open:
             self.disk.now += 60
             self.disk.tier.tick()
-        self.disk.settle()
+            self.disk.settle()
 
     def _is_allowed(self, namespace: str, restored: list[int]) -> None:
         """Check that tokens were stored, and were not forgotten since."""
