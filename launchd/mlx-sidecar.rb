@@ -13,12 +13,19 @@ class MlxSidecar < Formula
   depends_on macos: :sonoma
   depends_on "python@3.13"
 
+  # The names of libraries in wheels have no room for longer ones, and Homebrew would fail to write its own into them.
+  preserve_rpath
+
   # mlx, grpcio and others come as wheels: building them takes an hour and Xcode.
   def install
     virtualenv_create(libexec, "python3.13")
     system "python3.13", "-m", "pip", "--python=#{libexec}/bin/python", "install",
            "--constraint", buildpath/"daemon/constraints.txt", buildpath/"clients/python", buildpath
     bin.install_symlink libexec/"bin/mlx-sidecar"
+  end
+
+  def post_install
+    (var/"log/mlx-sidecar").mkpath # launchd makes the file and not its directory, and starts nothing without it
   end
 
   service do

@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -45,6 +46,8 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
 }
+_DATALESS = 0x40000000
+"""macOS: the flag (SF_DATALESS, sys/stat.h) of a file with its content in a cloud drive alone."""
 
 
 def allowed(roots: Roots, *folders: Path) -> Roots:
@@ -65,6 +68,26 @@ def allowed(roots: Roots, *folders: Path) -> Roots:
     return tuple(places)
 
 
+def lies_in(path: Path, folders: Iterable[Path]) -> bool:
+    """Return whether a path lies in any of these directories. No link is in any of the paths."""
+    return any(path.is_relative_to(folder) or _begins_with(path, folder) for folder in folders)
+
+
+def _begins_with(path: Path, folder: Path) -> bool:
+    """Return whether a path begins with another spelling of a directory: macOS takes any case and form of Unicode."""
+    beginning = Path(*path.parts[: len(folder.parts)])
+    if _folded(beginning) != _folded(folder):
+        return False
+    try:
+        return os.path.samefile(beginning, folder)
+    except OSError:
+        return False
+
+
+def _folded(path: Path) -> str:
+    return unicodedata.normalize("NFD", str(path)).casefold()
+
+
 def opened(file: Path, roots: Roots = ()) -> FileIO:
     """
     Open a file of a model for reading, unbuffered. Never waits for another process.
@@ -74,14 +97,15 @@ def opened(file: Path, roots: Roots = ()) -> FileIO:
         roots: Where it may lie, links followed; see `allowed`.
 
     Raises:
-        SidecarError: MODEL_CORRUPT if it is no regular file or a link to nothing; MODEL_NOT_FOUND if it lies elsewhere.
+        SidecarError: MODEL_CORRUPT if it is no regular file or a link to nothing; MODEL_NOT_FOUND if it lies elsewhere;
+            MACHINE_FAULT if its content is in a cloud drive alone.
         OSError: If there is no such file, or it cannot be opened.
     """
     real = _checked(file, roots)
     opened_file = open(os.open(real, _FLAGS), "rb", buffering=0)  # noqa: SIM115 - the caller closes it
     assert isinstance(opened_file, FileIO)
     try:
-        _refuse_irregular(file, os.fstat(opened_file.fileno()))  # another file may have taken its place
+        _refuse_unfit(file, os.fstat(opened_file.fileno()))  # another file may have taken its place
     except SidecarError:
         opened_file.close()
         raise
@@ -193,17 +217,21 @@ def _checked(file: Path, roots: Roots) -> Path:
         if file.is_symlink():
             raise _corrupt(file, "is a link to nothing") from None
         raise
-    _refuse_irregular(file, real.lstat())
-    if roots and not any(real.is_relative_to(root) for root in roots):
+    _refuse_unfit(file, real.lstat())
+    if roots and not lies_in(real, roots):
         raise SidecarError(
             Reason.MODEL_NOT_FOUND, f"{file} is a link that leads out of the directories that model_roots allows"
         )
     return real
 
 
-def _refuse_irregular(file: Path, status: os.stat_result) -> None:
+def _refuse_unfit(file: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise _corrupt(file, f"is {_KINDS.get(stat.S_IFMT(status.st_mode), 'something else')} and no regular file")
+    # Reading it would wait for a download, on the MLX thread too, or fail.
+    if getattr(status, "st_flags", 0) & _DATALESS:
+        why = f"{file.name} is in a cloud drive and not on this disk"
+        raise SidecarError(Reason.MACHINE_FAULT, f"{why}; download it in Finder, and keep models elsewhere")
 
 
 def _too_large(most: int) -> str:

@@ -20,6 +20,7 @@ from daemon.cache.hub import planned_bytes, snapshot
 from daemon.cache.identity import ModelSource, identify
 from daemon.cache.keyed_lock import KeyedLock
 from daemon.cache.lru_dict import LruDict
+from daemon.cache.model_files import lies_in
 from daemon.cache.unchanged import Findings
 from daemon.shared.errors import Reason, SidecarError, invalid
 from daemon.shared.machine_faults import machine_fault
@@ -229,7 +230,7 @@ class Resolver:
             cannot = f"{name} cannot be looked at"
             fault = machine_fault(error, cannot)
             raise fault or SidecarError(Reason.MODEL_NOT_FOUND, cannot, field=field) from error
-        if self._roots and not any(path.is_relative_to(root) for root in self._roots):
+        if self._roots and not lies_in(path, self._roots):
             raise SidecarError(
                 Reason.MODEL_NOT_FOUND,
                 f"{name} is outside the directories that model_roots allows",

@@ -19,6 +19,7 @@ import click
 
 from daemon.cli.output.formatting import stderr_is_terminal, stdin_is_terminal
 from daemon.server.singleton import holder
+from daemon.shared.process_setup import settle_places
 
 if TYPE_CHECKING:
     from daemon.cli.session import Session
@@ -147,6 +148,7 @@ def _start_process(config: Config, path: Path) -> None:
 
 def _detached(command: list[str], stderr: Path) -> subprocess.Popen[bytes]:
     """Start a process in its own session, so that neither Ctrl-C nor the end of this terminal reaches it."""
+    settle_places()
     try:
         stderr.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

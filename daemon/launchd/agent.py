@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import plistlib
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from xml.parsers.expat import ExpatError
 from daemon.launchd.errors import AgentError
 from daemon.shared.config import ENV_PREFIX, KEYS
 from daemon.shared.config_sources import Resolved
+from daemon.shared.process_setup import place
 
 EXIT_SECONDS = 60
 """Seconds from SIGTERM to SIGKILL: the most that launchd grants a user's agent. Without this key it grants 5."""
@@ -21,6 +23,9 @@ RESERVE_SECONDS = 10
 """The part of EXIT_SECONDS for the work after the drain: the engine's end, the last answers, the socket."""
 THROTTLE_SECONDS = 10
 OPEN_FILES = 8192
+
+_OF_HOMEBREW = re.compile(r"^(/.*/)Cellar/([^/]+)/[^/]+/")
+"""How paths begin of what a version of a formula installed, in any prefix of Homebrew."""
 
 KEPT_VARIABLES = (
     "HF_HOME",
@@ -172,10 +177,20 @@ def of_this_environment(
     logs = log_directory(home)
     if resolved.origins["log_file"] == "default":
         kept[ENV_PREFIX + "LOG_FILE"] = str(logs / kind.log_name)
-    kept |= {name: environ[name] for name in KEPT_VARIABLES if environ.get(name)}
+    kept |= {name: place(name, environ[name]) for name in KEPT_VARIABLES if environ.get(name)}
     # -P: a folder named "daemon" in the working directory must not win over the installed package.
-    program = (os.path.abspath(sys.executable), "-P", "-m", "daemon", kind.command)
+    program = (_lasting(os.path.abspath(sys.executable)), "-P", "-m", "daemon", kind.command)
     return Agent(program, kept, logs / kind.stderr_name, background, kind)
+
+
+def _lasting(program: str) -> str:
+    """
+    Return the name of a program that outlives an upgrade.
+
+    Homebrew has each version in `Cellar/NAME/VERSION` and removes the old one; `opt/NAME` leads to the present one.
+    """
+    lasting = _OF_HOMEBREW.sub(r"\1opt/\2/", program)
+    return lasting if os.path.exists(lasting) else program
 
 
 def _kept(key: str, resolved: Resolved, home: Path) -> str:

@@ -35,6 +35,7 @@ from daemon.server.supervision.supervisor import State, Supervisor
 from daemon.server.wake_lock import Wakefulness, WakeLock, system_wake_lock
 from daemon.shared import clocks, logs, observed_time, process_setup
 from daemon.shared.config import Config, ConfigError
+from daemon.shared.distributions import Program
 from daemon.shared.failpoints import failpoint
 from daemon.shared.log_fields import cause
 
@@ -107,10 +108,11 @@ def note_engine(lock: InstanceLock, pid: int) -> None:
 
 
 def _settle() -> None:
-    """Set up descriptors, signals and limits. Raises ConfigError if a limit is too low."""
+    """Set up descriptors, signals, limits and places. Raises ConfigError if a limit is too low."""
     process_setup.hold_standard_streams()
     process_setup.ignore_stray_signals()
     process_setup.allow_connections()
+    process_setup.settle_places()
     process_setup.check_limits()
 
 
@@ -188,6 +190,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
         self._status = 0
+        self._program = Program()
         command = engine or engine_command(config.to_json())
         self._wakefulness = Wakefulness(wake_lock or system_wake_lock(), _later)
         self._admission = Admission(
@@ -310,10 +313,21 @@ class Daemon:
         self._status = 1
         self._stop.set()
 
-    def _engine_changed(self, _: State) -> None:
+    def _engine_changed(self, state: State) -> None:
         log.info("engine_state_changed", **self._supervisor.log_fields)
+        if state is State.RESTARTING:
+            self._end_if_replaced()
         if self._server is not None and not self._stop.is_set():
             self._spawn(self._server.set_health(serving=self._supervisor.serves))
+
+    def _end_if_replaced(self) -> None:
+        """Stop with exit status 1 after an upgrade: the next engine would be of another version than this process."""
+        version = self._program.replaced_by()
+        if version is not None and not self._stop.is_set():
+            log.error("program_replaced", **({"version": version} if version else {}))
+            self._status = 1
+            self._stop_now.set()  # no engine is left that could end its calls
+            self._stop.set()
 
     def _became_idle(self) -> None:
         self._idle.set()

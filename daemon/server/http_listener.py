@@ -7,6 +7,7 @@ from pathlib import Path
 
 from daemon.server.singleton import InstanceLock, PublishedSocket, private_umask
 from daemon.server.socket_path import prepare_socket_path
+from daemon.shared.ports import refuse_taken
 
 UNIX_NAME = "http.sock"
 LOOPBACK = "127.0.0.1"
@@ -98,6 +99,7 @@ def listen_on(port: int) -> Listener:
     Raises:
         OSError: If the port is in use.
     """
+    refuse_taken(LOOPBACK, port)
     socket = sockets.socket(sockets.AF_INET)
     try:
         socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)

@@ -1,5 +1,5 @@
 """
-Compares the two installed distributions of the project, the daemon's and its client's, which have to be of one version.
+Compares what is installed of the project: the daemon and its client, which have to be of one version, now and before.
 
 The client's package has the messages of the API. With other messages than its own, a daemon could take a field that it
 does not know for one that it has checked. Installers keep the versions equal; a person can upgrade one of them alone.
@@ -7,7 +7,9 @@ does not know for one that it has checked. Installers keep the versions equal; a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 DAEMON, CLIENT = "mlx-sidecar", "mlx-sidecar-client"
@@ -26,3 +28,41 @@ def mismatch(installed: Callable[[str], str] = version) -> str:
     except PackageNotFoundError:
         return ""
     return "" if daemon == client else f"{DAEMON} {daemon} does not go with {CLIENT} {client}; {AGAIN}"
+
+
+class Program:
+    """
+    The installed program, as this process began with it.
+
+    Args:
+        names: Its distributions that count; the first one's version is told.
+        interpreter: Its Python, which runs the engine too.
+        installed: Returns the version of a distribution, or raises PackageNotFoundError.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str] = (DAEMON,),
+        interpreter: str | None = None,
+        installed: Callable[[str], str] = version,
+    ) -> None:
+        self._names = names
+        self._interpreter = interpreter or sys.executable
+        self._installed = installed
+        self._versions = self._now()
+
+    def replaced_by(self) -> str | None:
+        """Return the version that is in its place now, or an empty text if none is; None if it is there as before."""
+        if not os.path.exists(self._interpreter):
+            return ""
+        now = self._now()
+        return None if now == self._versions else now[0]
+
+    def _now(self) -> list[str]:
+        return [self._version(name) for name in self._names]
+
+    def _version(self, name: str) -> str:
+        try:
+            return self._installed(name)
+        except PackageNotFoundError:
+            return ""

@@ -36,6 +36,7 @@ _FAULTY: Mapping[int, str] = {
     errno.ESTALE: "mount the file system again",
     errno.ETIMEDOUT: "check the file system that it is on",
     errno.EBUSY: "end what uses it",
+    errno.EDEADLK: "download it in Finder, if it is of a cloud drive, and keep models elsewhere",
 }
 _MAC_PRIVACY = "allow its Python in System Settings > Privacy & Security > Files and Folders, or Full Disk Access"
 """macOS keeps services from other disks and from some folders of the user, whatever the modes of the files are."""

@@ -1,4 +1,4 @@
-"""Sets up what a process inherits at its start: descriptors, signals, limits, the directory for temporary files."""
+"""Sets up what a process inherits at its start: descriptors, signals, limits, directories in its variables."""
 
 from __future__ import annotations
 
@@ -20,6 +20,17 @@ LEAST_ADDRESS_SPACE = 4 << 30
 """Bytes. Libraries alone reserve 2 GiB of addresses, which costs nothing; a model comes on top of that."""
 
 _TEMPORARY = ("TMPDIR", "TEMP", "TMP", "TEMPDIR")
+_PLACES = (
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HUGGINGFACE_HUB_CACHE",
+    "XDG_CACHE_HOME",
+    "HF_TOKEN_PATH",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
+)
+"""Variables of libraries that name a file or a directory."""
 
 
 def hold_standard_streams() -> None:
@@ -55,7 +66,11 @@ def ignore_stray_signals() -> None:
 
 
 def allow_connections() -> None:
-    """Raise the limit of open files. A shell on macOS allows 256, and with all in use a new client just hangs."""
+    """
+    Raise the limit of open files, which processes that are started inherit.
+
+    A shell on macOS allows 256. With all in use a new client just hangs, and a model of many files cannot be opened.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -106,6 +121,25 @@ def settle_temporary_directory() -> str | None:
     for name in given:
         os.environ[name] = usable
     return usable if any(os.path.realpath(path) != os.path.realpath(usable) for path in given.values()) else None
+
+
+def place(name: str, value: str) -> str:
+    """
+    Return the value of a variable of a library; a relative path in it becomes absolute.
+
+    Libraries read a leading "~" or variable themselves.
+    """
+    if name in _PLACES and value and not os.path.isabs(value) and value[0] not in "~$":
+        with suppress(FileNotFoundError):  # the directory that it is relative to was deleted
+            return os.path.abspath(value)
+    return value
+
+
+def settle_places() -> None:
+    """Make relative paths in variables of libraries absolute, before this process goes to another directory."""
+    for name in _PLACES:
+        if name in os.environ:
+            os.environ[name] = place(name, os.environ[name])
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -131,6 +132,27 @@ def test_non_regular_model_file_is_refused(tmp_path: Path, name: str, says: str)
         identify("model", model)
 
     assert caught.value.reason is Reason.MODEL_CORRUPT
+
+
+@pytest.mark.parametrize("name", [*DESCRIPTIONS, "model.safetensors"])
+def test_file_in_a_cloud_drive_alone_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """macOS shows its name and size. Reading it waits for a download, or fails with a deadlock, as iCloud pleases."""
+    model = write_model(tmp_path / "model")
+    (model / name).touch()
+    told = Path.lstat
+
+    def evicted(path: Path) -> Any:
+        status = told(path)
+        if path.name != name:
+            return status
+        return SimpleNamespace(st_mode=status.st_mode, st_flags=0x40000020)
+
+    monkeypatch.setattr(Path, "lstat", evicted)
+    with pytest.raises(SidecarError, match=f"{name} is in a cloud drive .*download it in Finder") as caught:
+        identify("model", model)
+    assert caught.value.reason is Reason.MACHINE_FAULT
 
 
 def test_file_read_is_bounded_whatever_stat_reports(tmp_path: Path) -> None:

@@ -53,6 +53,18 @@ def test_every_command_option_has_help(command: str) -> None:
         assert not isinstance(parameter, click.Option) or parameter.help, f"{command} {parameter.name} has no help"
 
 
+def test_commands_to_copy_have_no_comments() -> None:
+    """zsh, which macOS has, takes what is typed behind a # for arguments: those of `rm -r` would be removed."""
+    texts = {str(path.relative_to(ROOT)): path.read_text() for path in PAGES}
+    blocks = {
+        name: "".join(re.findall(r"^ *```(?:sh|bash|console)\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE))
+        for name, text in texts.items()
+    }
+    blocks |= {name: getattr(main.get_command(click.Context(main), name), "epilog", None) or "" for name in COMMANDS}
+    assert len([block for block in blocks.values() if block]) > 20
+    assert {name: block for name, block in blocks.items() if re.search(r"(^|\s)#", block)} == {}
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_every_configuration_key_is_documented(key: str) -> None:
     """In the page that is made from the keys, with its variable."""

@@ -47,6 +47,18 @@ def test_the_formula_has_every_value_filled_in() -> None:
     assert "process_type :interactive" in text
 
 
+def test_homebrew_leaves_the_libraries_of_wheels_alone() -> None:
+    """It fails to rewrite names in pydantic-core, among others, and then tells that the installation failed."""
+    assert "\n  preserve_rpath\n" in FORMULA.read_text()
+
+
+def test_formula_makes_the_directory_of_its_logs() -> None:
+    """launchd starts nothing if it cannot open them."""
+    text = FORMULA.read_text()
+    made = re.findall(r'\(var/"(\S+)"\)\.mkpath', text)
+    assert made == [*{file.rpartition("/")[0] for file in re.findall(r'var/"(\S+\.log)"', text)}]
+
+
 def test_the_changelog_has_an_unreleased_section() -> None:
     """What is being done is written down as it is done."""
     assert "## [Unreleased]" in (Path(__file__).resolve().parents[2] / "CHANGELOG.md").read_text()

@@ -22,6 +22,7 @@ these methods would change the class of the module for good.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,13 +30,15 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_lm.utils import _get_classes, load_adapters, load_config, load_model
+from mlx_lm.utils import MODEL_REMAPPING, _get_classes, load_adapters, load_config, load_model
 
 from daemon.cache.identity import ModelSource
 from daemon.cache.mlx.module_size import bounded_modules
 from daemon.cache.mlx.mtp_checkpoints import TakenHead
 from daemon.cache.mlx.weights import Reading
 from daemon.cache.model_files import private_folder
+from daemon.shared.distributions import DAEMON, Program
+from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.slices import SHORT, Sliced
 
 _NO_TENSORS = b"\2\0\0\0\0\0\0\0{}"
@@ -46,6 +49,9 @@ _ADAPTER_PARAMETERS = {"lora_a", "lora_b", "m"}
 
 Weights = dict[str, mx.array]
 """Arrays by name."""
+
+_PROGRAM = Program((DAEMON, "mlx-lm", "transformers"))
+"""What this process imports modules of."""
 
 
 def assembling(source: ModelSource, reading: Reading, head: TakenHead) -> Sliced[Any]:
@@ -63,6 +69,7 @@ def assembling(source: ModelSource, reading: Reading, head: TakenHead) -> Sliced
 
     Raises:
         TooManyModulesError: If the configuration asks for more modules than any model has.
+        SidecarError: MACHINE_FAULT if the module would be that of another installation than this process began with.
     """
     model = yield from _base_model(source, reading, head)
     if source.adapter_weights is not None:
@@ -75,6 +82,7 @@ def _base_model(source: ModelSource, reading: Reading, head: TakenHead) -> Slice
     """Construct the module, have `load_model` make the rest of it, and assign the weights: a piece each."""
     with _described(source) as folder:
         config = load_config(folder)
+    _refuse_another_installation(source.name, config)
     model_class, arguments_class = _get_classes(config)
     expected_arguments = arguments_class.from_dict(config)
     with bounded_modules():
@@ -104,6 +112,17 @@ def _base_model(source: ModelSource, reading: Reading, head: TakenHead) -> Slice
     for assigned in assignments:
         model.load_weights(assigned, strict=True)
     return model
+
+
+def _refuse_another_installation(name: str, config: dict[str, Any]) -> None:
+    """Raise a SidecarError after an upgrade: with modules of two versions, a model might compute something else."""
+    module = MODEL_REMAPPING.get(config["model_type"], config["model_type"])
+    if f"mlx_lm.models.{module}" not in sys.modules and _PROGRAM.replaced_by() is not None:
+        raise SidecarError(
+            Reason.MACHINE_FAULT,
+            f"{name} cannot be loaded: mlx-sidecar was upgraded or removed since this daemon began, and no model of "
+            "this architecture was loaded before; start the daemon again, with: mlx-sidecar service restart",
+        )
 
 
 @contextmanager

@@ -20,15 +20,19 @@ SHELLS = ("bash", "zsh", "fish")
 @click.command(
     "completion",
     epilog=examples(
-        'eval "$(mlx-sidecar completion zsh)"     # in ~/.zshrc, after compinit',
-        'eval "$(mlx-sidecar completion bash)"    # in ~/.bashrc; bash 4.4 or newer',
+        'eval "$(mlx-sidecar completion zsh)"',
+        'eval "$(mlx-sidecar completion bash)"',
         "mlx-sidecar completion fish > ~/.config/fish/completions/mlx-sidecar.fish",
     ),
 )
 @click.argument("shell", type=Choice(SHELLS), required=False)
 @click.pass_context
 def command(ctx: click.Context, shell: str | None) -> None:
-    """Print the script that makes SHELL complete commands, options and models. Without SHELL, the one of $SHELL."""
+    """
+    Print the script that makes SHELL complete commands, options and models. Without SHELL, the one of $SHELL.
+
+    The line for zsh belongs into ~/.zshrc, after compinit; that for bash, 4.4 or newer, into ~/.bashrc.
+    """
     shell = shell or Path(os.environ.get("SHELL", "")).name
     kind = get_completion_class(shell) if shell in SHELLS else None
     if kind is None:

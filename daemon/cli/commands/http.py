@@ -51,8 +51,9 @@ def command(session: Session, /, port: int | None, unix: Path | None, print_toke
 def _serve(session: Session, port: int | None, unix: Path | None) -> None:
     from daemon.http.server import policy, serve_by_hand
     from daemon.server.http_listener import default_path, listen_at, listen_on
-    from daemon.shared import logs
+    from daemon.shared import logs, process_setup
 
+    process_setup.allow_connections()
     config, socket = session.config(), session.socket()
     logs.configure(config.log_level, None)
     try:

@@ -115,7 +115,8 @@ def command(
     **sampling: Any,
 ) -> None:
     """
-    Run PROMPT, or standard input, through MODEL and stream the answer. PROMPT needs no quotes.
+    Run PROMPT, or standard input, through MODEL and stream the answer. PROMPT needs no quotes, but for
+    characters that the shell reads, such as ? in zsh.
 
     What is piped in beside a PROMPT is put behind it, once it ends; a program that keeps a pipe of its own open gives
     < /dev/null instead. Without either, on a terminal, hold a conversation. The model is downloaded and loaded if that

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest, start_http_ser
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from daemon.shared.ports import refuse_taken
 from mlx_sidecar import Client, LatencyHistogram, SidecarError, Stats
 
 _GAUGES = {
@@ -86,7 +87,13 @@ def text(client: Client) -> str:
 
 @contextmanager
 def serve(client: Client, address: str, port: int) -> Iterator[int]:
-    """Serve the metrics over HTTP in threads, and yield the port. Port 0 takes a free port."""
+    """
+    Serve the metrics over HTTP in threads, and yield the port. Port 0 takes a free port.
+
+    Raises:
+        OSError: If the port is in use.
+    """
+    refuse_taken(address, port)
     server, thread = start_http_server(port, address, _registry(client.stats))
     try:
         yield server.server_port

@@ -98,7 +98,7 @@ def _means(platform: str, libc: Any) -> tuple[Callable[[int], None], int, int]:
     if platform == "darwin":
         return partial(_set_qos, libc or ctypes.CDLL(None)), QOS_CLASS_DEFAULT, QOS_CLASS_UTILITY
     if platform == "linux":
-        return _set_policy, os.sched_getscheduler(0), os.SCHED_IDLE
+        return _set_policy, os.sched_getscheduler(0), os.SCHED_IDLE  # type: ignore[attr-defined, unused-ignore]
     return lambda _: None, 0, 0
 
 
@@ -108,7 +108,7 @@ def _set_qos(libc: Any, qos: int) -> None:
 
 
 def _set_policy(policy: int) -> None:
-    os.sched_setscheduler(0, policy, os.sched_param(0))  # 0 is the calling thread
+    os.sched_setscheduler(0, policy, os.sched_param(0))  # type: ignore[attr-defined, unused-ignore]  # 0 is this thread
 
 
 def _try(change: Callable[[int], None], to: int) -> None:

@@ -32,7 +32,7 @@ from daemon.kv.disk.found import Found
 from daemon.kv.disk.limits import RESERVE, Space
 from daemon.kv.disk.note import sync
 from daemon.kv.disk.piece import SUFFIX, Part, Piece
-from daemon.kv.disk.space import space_of
+from daemon.kv.disk.space import leave_out_of_backups, space_of
 from daemon.shared import liveness
 from daemon.shared.failpoints import failpoint
 
@@ -88,6 +88,7 @@ class Files:
         self.folder.parent.mkdir(0o700, parents=True, exist_ok=True)
         with suppress(FileExistsError):
             self.folder.mkdir(0o700)
+            leave_out_of_backups(self.folder)
         about = self.folder.lstat()
         if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid():
             raise UnusableError("it is not a directory of this user")
@@ -98,7 +99,8 @@ class Files:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(lock)
-            raise UnusableError("another daemon uses it") from error
+            held = isinstance(error, BlockingIOError)
+            raise UnusableError("another daemon uses it" if held else "its file system has no locks") from error
         self._lock = lock
 
     def close(self) -> None:

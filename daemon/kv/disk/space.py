@@ -1,9 +1,10 @@
-"""The space of a disk, as the system tells it."""
+"""The disk of a tier as its system has it: the space there is, and what its backups leave out."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from daemon.kv.disk.limits import Space
 
 _STATFS_BYTES = 4096
 """Room for macOS's `struct statfs`, which has 2,168 bytes."""
+
+_LEFT_OUT = b"com.apple.metadata:com_apple_backup_excludeItem"
+_BY_TIME_MACHINE = b"bplist00_\x10\x11com.apple.backupd\x08" + bytes(6) + b"\x01\x01" + struct.pack(">QQQ", 1, 0, 28)
+"""The attribute and the value, a binary property list, that `tmutil addexclusion` gives to a file or a directory."""
 
 
 class _Statfs(ctypes.Structure):
@@ -49,3 +54,19 @@ def space_of(place: Path, platform: str = sys.platform, libc: Any = None) -> Spa
         raise OSError(number, os.strerror(number), str(place))
     found = _Statfs.from_buffer(room)
     return Space(found.f_blocks * found.f_bsize, found.f_bavail * found.f_bsize)
+
+
+def leave_out_of_backups(folder: Path, platform: str = sys.platform, libc: Any = None) -> None:
+    """
+    Mark a directory so that Time Machine leaves out all that is in it. Nothing is done on other systems.
+
+    No Invalidate reaches a backup. A disk that keeps no attributes is ignored: its system has no other mark.
+
+    Args:
+        folder: The directory.
+        platform: As `sys.platform`: "darwin" or "linux".
+        libc: The C library; for tests.
+    """
+    if platform == "darwin":
+        library, size = libc or ctypes.CDLL(None), ctypes.c_size_t(len(_BY_TIME_MACHINE))
+        library.setxattr(os.fsencode(folder), _LEFT_OUT, _BY_TIME_MACHINE, size, 0, 0)

@@ -48,6 +48,8 @@ def run(config: Config) -> int:
     key = joining_key(config)
     process_setup.hold_standard_streams()
     process_setup.ignore_stray_signals()
+    process_setup.allow_connections()
+    process_setup.settle_places()
     process_setup.check_limits()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logs.configure(config.log_level, config.log_file)

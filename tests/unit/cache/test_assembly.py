@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import mlx.core as mx
@@ -17,10 +19,12 @@ from mlx_lm.models import llama
 from mlx_lm.utils import load_model
 
 from daemon.cache.identity import identify
+from daemon.cache.mlx import assembly
 from daemon.cache.mlx.assembly import assembling
 from daemon.cache.mlx.mtp_checkpoints import TakenHead
 from daemon.cache.mlx.weights import Reading
 from daemon.cache.pace import Pace
+from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.slices import Sliced
 from tests.support.builders import tiny_llama
 from tests.support.models import TINY, random_model
@@ -89,6 +93,16 @@ def test_sliced_module_assembly_equals_mlx_lm_load(tmp_path: Path, family: str, 
     assert weights.keys() == expected.keys()
     assert all(mx.array_equal(weights[name], expected[name]).item() for name in expected)
     assert mx.array_equal(model(mx.array([[1, 2, 3]])), whole(mx.array([[1, 2, 3]]))).item()
+
+
+def test_module_of_another_installation_is_not_imported(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its base classes would be those of the version before, and answers might be other ones, without a word."""
+    monkeypatch.setattr(assembly, "_PROGRAM", SimpleNamespace(replaced_by=lambda: "9.9"))
+    assert _assembled(path) is not None, "its module is in memory already"
+    monkeypatch.delitem(sys.modules, llama.__name__)
+    with pytest.raises(SidecarError, match=r"was upgraded or removed .* service restart") as caught:
+        _assembled(path)
+    assert caught.value.reason is Reason.MACHINE_FAULT
 
 
 def test_model_assembly_is_sliced_into_units(path: Path, constructed: list[llama.Model]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from daemon.cache.digests import TakesLong
 from daemon.cache.limits import ModelLimits
+from daemon.cache.model_files import lies_in
 from daemon.cache.resolver import EMBEDDED_PATH, Resolver, Wanted
 from daemon.shared.errors import Reason, SidecarError
 from tests.support.builders import write_adapter, write_model
@@ -231,6 +233,15 @@ def test_symlinked_model_roots_allow_their_targets(tmp_path: Path) -> None:
     (tmp_path / "models").symlink_to(tmp_path / "disk")
 
     assert Resolver([tmp_path / "models"]).resolve(Wanted(str(tmp_path / "models" / "a"))).path == path
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["same directory", "another directory"])
+def test_other_spelling_of_a_model_root_is_that_root(monkeypatch: pytest.MonkeyPatch, *, same: bool) -> None:
+    """macOS finds a directory by any case and form of Unicode. Where they name two directories, only one is allowed."""
+    monkeypatch.setattr(os.path, "samefile", lambda one, other: same)
+    root = Path("/Volumes/Donn\u00e9es")
+    assert lies_in(Path("/volumes/Donne\u0301es/model"), [root]) is same
+    assert not lies_in(Path("/volumes/Dossiers/model"), [root]), "not even its name is alike"
 
 
 def test_missing_directory_outside_roots_is_indistinct(tmp_path: Path) -> None:

@@ -61,6 +61,16 @@ def test_plist_keeps_flags_and_variables_only() -> None:
     assert "_secret" not in made.render().decode()
 
 
+def test_relative_places_of_the_shell_are_kept_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service works in /, and would look for models there."""
+    monkeypatch.chdir(tmp_path)
+    environ = {"HF_HUB_CACHE": "models/hub", "HF_HOME": "~/hf", "XDG_CACHE_HOME": "$HOME/c", "SSL_CERT_FILE": "/c.pem"}
+    kept = agent({**environ, "NO_PROXY": "localhost", "HF_ENDPOINT": "hub"}).environment
+    cache = str(tmp_path / "models" / "hub")
+    expected = {**environ, "HF_HUB_CACHE": cache, "NO_PROXY": "localhost", "HF_ENDPOINT": "hub"}
+    assert {name: kept[name] for name in expected} == expected
+
+
 def test_plist_keeps_a_custom_log_file() -> None:
     """An empty log file, which turns the log file off, is kept as well."""
     assert agent({"MLX_SIDECAR_LOG_FILE": "/x.log"}).environment["MLX_SIDECAR_LOG_FILE"] == "/x.log"
@@ -78,6 +88,19 @@ def test_plist_interpreter_is_absolute_and_unresolved(monkeypatch: pytest.Monkey
     """The link in a virtual environment is what makes it that environment's interpreter."""
     monkeypatch.setattr(sys, "executable", "/Users/ada/tools/../venv/bin/python")
     assert agent({}).program == ("/Users/ada/venv/bin/python", "-P", "-m", "daemon", "serve")
+
+
+@pytest.mark.parametrize("prefix", ["homebrew", "my brew"])
+def test_plist_outlives_an_upgrade_of_homebrew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
+    """It removes the directory of the old version, and launchd would find no program there."""
+    old = tmp_path / prefix / "Cellar" / "mlx-sidecar" / "0.1.0"
+    (old / "libexec" / "bin").mkdir(parents=True)
+    (old / "libexec" / "bin" / "python").touch()
+    monkeypatch.setattr(sys, "executable", str(old / "libexec" / "bin" / "python"))
+    assert agent({}).program[0] == sys.executable, "without the link of the formula there is no other name"
+    (tmp_path / prefix / "opt").mkdir()
+    (tmp_path / prefix / "opt" / "mlx-sidecar").symlink_to(old)
+    assert agent({}).program[0] == str(tmp_path / prefix / "opt" / "mlx-sidecar" / "libexec" / "bin" / "python")
 
 
 def test_background_plist_has_its_session_type() -> None:

@@ -114,7 +114,7 @@ def test_killed_caffeinate_is_started_again(program: Path) -> None:
     lock.take()
     first = lock._pid
     os.kill(first, 9)
-    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+    wait_until(lambda: not alive(first), "it has ended")
     lock.take()
     assert lock._pid not in (0, first)
     lock.release()

@@ -12,7 +12,7 @@ from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.machine_faults import DeviceFailedError, machine_fault
 
 EXHAUSTED = [errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN]
-FAULTY = [errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENXIO, errno.ESTALE]
+FAULTY = [errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENXIO, errno.ESTALE, errno.EDEADLK]
 
 
 def _of(error: BaseException) -> tuple[str, bool] | None:

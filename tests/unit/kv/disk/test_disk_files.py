@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from daemon.kv.disk import files as module
 from daemon.kv.disk.files import INDEX, Files, UnusableError
 from daemon.kv.disk.format import DamagedError
 from daemon.kv.disk.limits import Space
@@ -51,6 +52,28 @@ def test_piece_is_read_as_it_was_written(files: Files) -> None:
     assert files.folder.stat().st_mode & 0o777 == 0o700
     ((piece, _used),) = files.scan(2e9).pieces
     assert piece == replace(PIECE, nbytes=size)
+
+
+def test_directory_that_the_tier_makes_is_left_out_of_backups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory that is there already is left as its owner has it: the mark may have been taken off."""
+    marked: list[Path] = []
+    monkeypatch.setattr(module, "leave_out_of_backups", marked.append)
+    for _ in range(2):
+        files = Files(tmp_path / "kv")
+        files.open()
+        files.close()
+    assert marked == [tmp_path / "kv"]
+
+
+def test_directory_without_locks_is_not_taken_for_one_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shares of some servers have none; no daemon could be found that has to be ended."""
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(UnusableError, match="its file system has no locks"):
+        Files(tmp_path / "kv").open()
 
 
 def test_no_token_lies_in_a_file(files: Files) -> None:

@@ -1,10 +1,11 @@
-"""The space of a disk."""
+"""The disk of a tier as its system has it."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import os
+import plistlib
 import struct
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from daemon.kv.disk.limits import Space
-from daemon.kv.disk.space import space_of
+from daemon.kv.disk.space import leave_out_of_backups, space_of
 
 
 def test_space_of_linux_is_told_by_statvfs(tmp_path: Path) -> None:
@@ -43,3 +44,18 @@ def test_disk_that_is_gone_is_a_fault_on_a_mac(tmp_path: Path) -> None:
 
     with pytest.raises(FileNotFoundError):
         space_of(tmp_path, "darwin", SimpleNamespace(statfs=statfs))
+
+
+def test_backups_of_a_mac_leave_a_directory_out(tmp_path: Path) -> None:
+    """By the mark of `tmutil addexclusion`. An Invalidate would reach no backup."""
+    marks: list[tuple[object, ...]] = []
+
+    def setxattr(path: bytes, name: bytes, value: bytes, size: ctypes.c_size_t, position: int, options: int) -> int:
+        marks.append((path, name, value[: size.value], position, options))
+        return 0
+
+    leave_out_of_backups(tmp_path, "darwin", SimpleNamespace(setxattr=setxattr))
+    leave_out_of_backups(tmp_path, "linux", SimpleNamespace(setxattr=setxattr))
+    name = b"com.apple.metadata:com_apple_backup_excludeItem"
+    value = plistlib.dumps("com.apple.backupd", fmt=plistlib.FMT_BINARY)
+    assert marks == [(os.fsencode(tmp_path), name, value, 0, 0)]

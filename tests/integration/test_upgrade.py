@@ -1,0 +1,40 @@
+"""A daemon whose program is replaced while it runs serves with what it has, and starts no engine of another version."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+from tests.support.daemons import RunningDaemon, wait_until
+
+PROGRAM = """
+import runpy, sys
+sys.executable = sys.argv.pop(1)
+runpy.run_module("tests.support.serve_fake", run_name="__main__")
+"""
+"""A daemon that takes the file that it is given for its interpreter."""
+
+
+def test_daemon_of_a_removed_program_ends_with_its_engine(folder: Path) -> None:
+    """launchd and systemd start what is there now. It would be alive without an engine for good."""
+    interpreter = folder / "python"
+    interpreter.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    interpreter.chmod(0o700)
+    daemon = RunningDaemon.start(folder, [sys.executable, "-c", PROGRAM, str(interpreter)])
+    try:
+        with daemon.client() as client:
+            first = client.stats().engine.pid
+            os.kill(first, signal.SIGKILL)
+            wait_until(lambda: client.stats().engine.pid not in (0, first), "the engine is started again")
+            interpreter.unlink()
+            assert client.complete("ok", "one", max_tokens=1).usage.completion_tokens == 1
+            os.kill(client.stats().engine.pid, signal.SIGKILL)
+        assert daemon.wait() == 1
+    finally:
+        daemon.stop()
+    events = [line["event"] for line in daemon.log() if line["level"] == "error"]
+    assert events[:2] == ["engine_died", "program_replaced"]
+    assert not daemon.socket.exists()
