@@ -31,7 +31,7 @@ from daemon.engine.prompt.preparation import PreparedRequest, Rendered, prepare_
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.kv.disk.restores import Restore
 from daemon.shared.errors import invalid
-from daemon.shared.readings import told
+from daemon.shared.readings import agreed
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 
@@ -110,7 +110,7 @@ def _prepare_and_load(
     services.coming.add(call_id)
     try:
         wanted = Wanted(request.model, adapter=request.adapter)
-        now = told(local_now())  # templates tell the date: that of the first rank
+        now = agreed(local_now())  # templates tell the date: that of the first rank
         prepared = yield from services.lookup.find(wanted, partial(_prepare, services, request, now), delayed)
     finally:
         services.coming.discard(call_id)

@@ -186,7 +186,7 @@ class Rank:
         post: Callable[[Callable[[], None]], None],
         trouble: Callable[[str], None],
     ) -> Engine:
-        readings.replace(tape.told, tape.flush)
+        readings.replace(tape.agreed, tape.flush)
         setup = self._setup
         settings = settings_of(setup.settings)
         ranks = Ranks(
@@ -210,7 +210,7 @@ class Rank:
                 wire,
                 post,
                 tape.reader(self._clock),
-                lambda: Level(int(tape.told(self._pressure()))),
+                lambda: Level(int(tape.agreed(self._pressure()))),
                 tape.reader(self._ttl_clock),
                 ranks=ranks,
             )
