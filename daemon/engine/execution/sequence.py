@@ -92,7 +92,7 @@ class Sequence:
         text: Returns the text of a token alone, for log-probabilities.
         scores: Tokens of its prompt with their log-probabilities, until they are sent.
         scored: Tokens of its prompt up to the last that was sent with its log-probability.
-        held: Whether its prompt waits because its reader lags; the decoder knows those that decode.
+        paused: Whether its prompt waits because its reader lags; the decoder knows those that decode.
     """
 
     request: Request
@@ -113,7 +113,7 @@ class Sequence:
     text: Callable[[int], str] = str
     scores: list[Token] = field(default_factory=list)
     scored: int = 1
-    held: bool = False
+    paused: bool = False
 
     @property
     def call_id(self) -> int:
