@@ -41,7 +41,7 @@ def draft_model(
     request: pb.GenerateRequest,
     tokenizer: Tokenizer,
     model: LoadedModel,
-    found: Callable[[ModelSource], None],
+    on_found: Callable[[ModelSource], None],
 ) -> Waiting[DraftModel]:
     """
     Find and load the draft model of a request. Both models must be able to take tokens back.
@@ -51,18 +51,18 @@ def draft_model(
         request: The request, which names a draft model.
         tokenizer: That of its model.
         model: Its model, in memory.
-        found: Takes the draft model before its weights are loaded.
+        on_found: Takes the draft model before its weights are loaded.
 
     Raises:
         SidecarError: INVALID_ARGUMENT at `draft_model` if the two models cannot work together; or why the draft model
             cannot be had.
     """
     check_ahead(model, "draft_model", request.model)
-    return (yield from searched(lambda: _find_and_load(services, request, tokenizer, found)))
+    return (yield from searched(lambda: _find_and_load(services, request, tokenizer, on_found)))
 
 
 def _find_and_load(
-    services: Services, request: pb.GenerateRequest, tokenizer: Tokenizer, known: Callable[[ModelSource], None]
+    services: Services, request: pb.GenerateRequest, tokenizer: Tokenizer, on_found: Callable[[ModelSource], None]
 ) -> Waiting[DraftModel]:
     def compare(found: Found) -> Task[ModelSource]:
         assert isinstance(found, ModelSource)
@@ -76,7 +76,7 @@ def _find_and_load(
         return services.with_tokenizer(found, compared)
 
     source = yield from services.lookup.find(Wanted(request.draft_model), compare)
-    known(source)
+    on_found(source)
     ticket = yield from leased(services.load(source, loaded_only=request.require_loaded))
     assert ticket.lease is not None
     try:

@@ -80,8 +80,8 @@ def generate(services: Services, call_id: int, request: pb.GenerateRequest, prog
         _refuse_unable(services, request, ticket.lease.model)
         draft: DraftModel | None = None
         if request.draft_model:
-            found = partial(read_ahead, services, request, record.drafts, tokens=prepared.prompt.tokens)
-            draft = yield from draft_model(services, request, prepared.tokenizer, ticket.lease.model, found)
+            on_found = partial(read_ahead, services, request, record.drafts, tokens=prepared.prompt.tokens)
+            draft = yield from draft_model(services, request, prepared.tokenizer, ticket.lease.model, on_found)
             held.callback(draft.lease.release)
         services.overrides.done(ticket.name, request.adapter)
         if ticket.outcome is not LoadOutcome.HIT:
