@@ -150,7 +150,7 @@ def _refuse_if_never(
     prompt, models = prepared.prompt, [lease.model for lease in leases]
     scores = scoring_need(models[0].vocab_size) if request.HasField("prompt_logprobs") else 0
 
-    masked = prepared.form is not None or prepared.free is not None
+    masked = prepared.constraint is not None
     vectors = row_vectors(sampling_of(request, prepared.source), masked=masked, scored=request.HasField("top_logprobs"))
     drafted = 0 if len(models) == 1 else request.draft_tokens or DEFAULT_TOKENS
     fed = 1 + guessable(Speculation(request.speculation or pb.SPECULATION_AUTO), models[0].ahead, drafted)
@@ -181,10 +181,10 @@ def sequence_of(
     answers = [ready, *(ready.again() for _ in options[1:])]
 
     def sequence(option: Request, answer: PreparedRequest, lease: ModelLease[LoadedModel]) -> Sequence:
-        constraint = answer.constraint(lease.model.vocab_size)
+        constraint = None if answer.constraint is None else answer.constraint.mask(lease.model.vocab_size)
         kv = kv_of(services, request, lease, source)
         text = answer.tokenizer.text_of
-        return Sequence(option, kv, answer.output, times, answer.channels, constraint, text=text)
+        return Sequence(option, kv, answer.output, times, answer.parser, constraint, text=text)
 
     first, *samples = map(sequence, options, answers, lease.split(len(options)))
     first.samples = samples
