@@ -1,4 +1,4 @@
-"""Callbacks of long work: reports of its progress, and the rest that a thread takes for the sake of others."""
+"""Callbacks of long work: reports of its progress, and pauses that leave the processor to other threads."""
 
 from __future__ import annotations
 

@@ -69,7 +69,8 @@ def _cached(repo: str, revision: str) -> Path | None:
     except LocalEntryNotFoundError:
         return None
     except HFValidationError as error:
-        raise SidecarError(Reason.MODEL_NOT_FOUND, f"{repo} is no Hub id", field="model") from error
+        text = f"{repo} is no Hub id; give one as org/name"
+        raise SidecarError(Reason.MODEL_NOT_FOUND, text, field="model") from error
     return path if is_complete(path) else None
 
 
@@ -138,11 +139,11 @@ def _refusing(repo: str, revision: str) -> Iterator[None]:
             f"{repo} is gated: accept its terms on the Hub, then log in with `hf auth login` and restart the daemon",
         ) from error
     except RevisionNotFoundError as error:
-        raise SidecarError(Reason.MODEL_NOT_FOUND, f"{repo} has no revision {revision}", field="revision") from error
+        text = f"{repo} has no revision {revision}; name a branch, a tag or a commit of it"
+        raise SidecarError(Reason.MODEL_NOT_FOUND, text, field="revision") from error
     except RepositoryNotFoundError as error:
-        raise SidecarError(
-            Reason.MODEL_NOT_FOUND, f"the Hub has no model {repo}, or it is private", field="model"
-        ) from error
+        text = f"the Hub has no model {repo}, or it is private: log in with `hf auth login` and restart the daemon"
+        raise SidecarError(Reason.MODEL_NOT_FOUND, text, field="model") from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError, FileMetadataError, HTTPError) as error:
         why = f"the Hub cannot be reached either ({type(error).__name__})"
         if constants.HF_HUB_OFFLINE:

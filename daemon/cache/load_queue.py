@@ -13,13 +13,13 @@ generator is closed then, which lets go of the weights that it has read.
 
 from __future__ import annotations
 
-import traceback
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from daemon.cache.load import Load, Loadable, Loaded, Progress, Stage, Ticket
+from daemon.shared.error_frames import clear_frames
 
 M = TypeVar("M")
 S = TypeVar("S", bound=Loadable)
@@ -172,7 +172,7 @@ class LoadQueue(Generic[S, M]):
             ticket.fail(error)
         if job.steps is not None:
             job.steps.close()
-        _clear_frames(error)
+        clear_frames(error)
         self._on_free()
 
     def _forget(self, job: LoadJob[S, M]) -> None:
@@ -181,15 +181,3 @@ class LoadQueue(Generic[S, M]):
             self._active = None
         else:
             self._waiting.remove(job)
-
-
-def _clear_frames(error: BaseException | None) -> None:
-    """Clear the frames that an error and its causes passed through. Their locals would keep half a model in memory."""
-    seen: set[BaseException] = set()
-    pending = [error]
-    while pending:
-        error = pending.pop()
-        if error is not None and error not in seen:
-            seen.add(error)
-            traceback.clear_frames(error.__traceback__)
-            pending += [error.__cause__, error.__context__]

@@ -174,7 +174,7 @@ class Resolver:
         if name != EMBEDDED and not name.startswith("/"):
             return name, self._hub(wanted, watcher), True
         if wanted.revision:
-            raise invalid("revision", "belongs to Hub ids only")
+            raise invalid("revision", "belongs to Hub ids only; leave it out for a directory and for 'embedded'")
         path = EMBEDDED_PATH if name == EMBEDDED else self._directory("model", name)
         # Each directory has a single name, whatever `..` it was asked for with. A name is printable text.
         if climbs(name) and str(path).isprintable():
@@ -233,7 +233,7 @@ class Resolver:
         if self._roots and not lies_in(path, self._roots):
             raise SidecarError(
                 Reason.MODEL_NOT_FOUND,
-                f"{name} is outside the directories that model_roots allows",
+                f"{name} is outside the directories that model_roots allows; name a model below one of them",
                 field=field,
             )
         if not exists:

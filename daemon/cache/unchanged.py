@@ -1,5 +1,5 @@
 """
-What was found out about folders of models, remembered while their files stay as they were.
+Remembers what was found out about folders of models, for as long as their files stay unchanged.
 
 Each call looks up its model anew, since its files may have changed. To check and name a model of sixty files takes
 longer than a decode step, and holds up the thread that decodes. The stamps of its files say for a tenth of that time

@@ -27,7 +27,8 @@ def socket(path: Path) -> Finding:
             prepare_directory(path)
             check_vacant(path)
     except SocketPathError as error:
-        return failed("socket", str(error), "the sentence says it")
+        found, _, fix = str(error).partition("; ")
+        return failed("socket", found, fix)
     found = f"{path}, {len(os.fsencode(path))} of {MAX_SOCKET_BYTES} bytes, directory "
     if not directory.exists():
         return ok("socket", found + "not there yet")

@@ -72,7 +72,7 @@ class Engine:
         self._idle = idle
         self._wiring = wiring
         self._calls = CallDriver(self._outbox.fail)
-        self._gathering = BatchingWindow(self._clock)
+        self._batching_window = BatchingWindow(self._clock)
         self._share = Share()
         self._swept = self._clock()
 
@@ -86,7 +86,7 @@ class Engine:
         """Seconds for which `step` can wait for commands; 0 if it has something to do at once."""
         if not self.busy:
             return SWEEP_SECONDS
-        return 0.0 if self._models.busy or self._disk.busy else self._gather()
+        return 0.0 if self._models.busy or self._disk.busy else self._batching_wait()
 
     @property
     def stuck(self) -> int:
@@ -137,7 +137,7 @@ class Engine:
         """
         began = self._clock()
         self._calls.poll()
-        runs = not self._gather() and self._runner.busy
+        runs = not self._batching_wait() and self._runner.busy
         if runs:
             self._runner.step()
         streaming = self._runner.usual_decode is not None  # sequences that are held do not count
@@ -170,10 +170,11 @@ class Engine:
         if not self._models.busy:
             self._wiring.update(self._models.total_bytes)
 
-    def _gather(self) -> float:
-        """Return the seconds for which requests that could start wait for others that are being tokenised."""
+    def _batching_wait(self) -> float:
+        """Return the seconds for which requests that could start wait for others. Each look moves the window on."""
         step = self._runner.usual_step_awaited
-        return self._gathering.left(self._runner.fresh(most_seconds(step)), len(self._services.coming), step)
+        fresh = self._runner.fresh(most_seconds(step))
+        return self._batching_window.remaining(fresh, len(self._services.coming), step)
 
     def _cancel(self, call_id: int) -> None:
         if not self._calls.cancel(call_id) and self._runner.cancel(call_id):

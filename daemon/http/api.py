@@ -1,4 +1,4 @@
-"""An API that the door serves: which requests are its own, and, once one has come, what answers them."""
+"""The description of an API that the door serves: which requests belong to it, and the endpoints that answer them."""
 
 from __future__ import annotations
 

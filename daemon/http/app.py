@@ -33,20 +33,20 @@ def build(client: AsyncClient, policy: Policy, apis: Sequence[Api] | None = None
         policy: Which requests may use it.
         apis: What is served; None for all. The last one gets what no other claims.
     """
-    doors = [_Door(api, client) for api in (served() if apis is None else apis)]
+    mounted = [_MountedApi(api, client) for api in (served() if apis is None else apis)]
 
     async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
         connection = HTTPConnection(scope)
-        found = await _common(connection, client, doors)
-        await (found or _choose(doors, connection).application)(scope, receive, send)
+        response = await _common(connection, client, mounted)
+        await (response or _choose(mounted, connection).application)(scope, receive, send)
 
-    def refuse(connection: HTTPConnection, found: Problem) -> Response:
-        return _choose(doors, connection).shaped(found)
+    def refuse(connection: HTTPConnection, problem: Problem) -> Response:
+        return _choose(mounted, connection).response(problem)
 
     return guarded(dispatch, policy, refuse)
 
 
-class _Door:
+class _MountedApi:
     """
     An API with its application, which is built at its first request.
 
@@ -66,11 +66,11 @@ class _Door:
 
     @cached_property
     def application(self) -> ASGIApp:
-        """The application that answers its requests."""
+        """Answers its requests."""
 
-        routes = [Route(one.path, self._handler(one), methods=[one.method]) for one in self.routes.endpoints]
+        routes = [Route(each.path, self._handler(each), methods=[each.method]) for each in self.routes.endpoints]
 
-        async def shaped(request: Request, error: Exception) -> Response:
+        async def unserved(request: Request, error: Exception) -> Response:
             match error:
                 case HTTPException(status_code=404):
                     return self.answer_error(_no_such_path(request.scope["path"]))
@@ -78,7 +78,7 @@ class _Door:
                     return self.answer_error(HTTPException(405, headers={"Allow": _methods(routes, request.scope)}))
             return self.answer_error(error)
 
-        application = Starlette(routes=routes, exception_handlers={HTTPException: shaped})
+        application = Starlette(routes=routes, exception_handlers={HTTPException: unserved})
         application.router.redirect_slashes = False
         return application
 
@@ -99,15 +99,15 @@ class _Door:
             case HTTPException(status_code=405, headers=headers):
                 allowed = (headers or {})["Allow"]
                 text = f"this path is not served with this method, but with {allowed}"
-                response = self.shaped(Problem(405, text, code="method_not_allowed"))
+                response = self.response(Problem(405, text, code="method_not_allowed"))
                 response.headers["Allow"] = allowed
                 return response
-        return self.shaped(failed(error, self.routes.names))
+        return self.response(failed(error, self.routes.names))
 
-    def shaped(self, found: Problem) -> Response:
-        """Return the response of a problem."""
-        status, body = self.routes.shape(found)
-        return error_response(status, body, found)
+    def response(self, problem: Problem) -> Response:
+        """Return the response that tells a problem, in the shape of the API."""
+        status, body = self.routes.shape(problem)
+        return error_response(status, body, problem)
 
 
 def _no_such_path(path: str) -> Problem:
@@ -126,11 +126,11 @@ def _methods(routes: Sequence[Route], scope: Scope) -> str:
     return ", ".join(sorted({method for some in methods for method in some}))
 
 
-def _choose(doors: Sequence[_Door], connection: HTTPConnection) -> _Door:
-    return next((door for door in doors if door.api.claims(connection)), doors[-1])
+def _choose(mounted: Sequence[_MountedApi], connection: HTTPConnection) -> _MountedApi:
+    return next((each for each in mounted if each.api.claims(connection)), mounted[-1])
 
 
-async def _common(connection: HTTPConnection, client: AsyncClient, doors: Sequence[_Door]) -> Response | None:
+async def _common(connection: HTTPConnection, client: AsyncClient, mounted: Sequence[_MountedApi]) -> Response | None:
     """Return the response to a request that is of no API: clients and the parent look whether the door is there."""
     match connection.scope["method"], connection.scope["path"]:
         case "HEAD", "/":
@@ -139,9 +139,9 @@ async def _common(connection: HTTPConnection, client: AsyncClient, doors: Sequen
             try:
                 return await _health(client)
             except Exception as error:
-                return _choose(doors, connection).answer_error(error)
+                return _choose(mounted, connection).answer_error(error)
         case _, "/health":
-            return _choose(doors, connection).answer_error(HTTPException(405, headers={"Allow": "GET, HEAD"}))
+            return _choose(mounted, connection).answer_error(HTTPException(405, headers={"Allow": "GET, HEAD"}))
     return None
 
 

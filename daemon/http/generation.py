@@ -66,7 +66,7 @@ class Ask:
 
 def _header_text(text: str) -> str:
     """Return a text as a header may have it: printable ASCII, 2,000 characters at most."""
-    return "".join(one if " " <= one <= "~" else "?" for one in text)[:2000]
+    return "".join(character if " " <= character <= "~" else "?" for character in text)[:2000]
 
 
 async def events(client: AsyncClient, ask: Ask) -> AsyncGenerator[GenerateEvent]:
@@ -111,7 +111,7 @@ def _placed(error: InvalidArgument, client: AsyncClient, ask: Ask) -> InvalidArg
     """Return an error of the daemon with the caller's place of the part that it names; itself if that has no other."""
     name = error.field or ""
     found = _counted_from(client.left_out(ask.prompt), name) if isinstance(client, DaemonClient) else name
-    part = max((one for one in ask.places if re.match(rf"{re.escape(one)}($|[.\[])", found)), key=len, default="")
+    part = max((place for place in ask.places if re.match(rf"{re.escape(place)}($|[.\[])", found)), key=len, default="")
     found = ask.places.get(part, "") + found.removeprefix(part)
     if found == name:
         return error
@@ -216,7 +216,7 @@ def collect_samples(seen: Sequence[GenerateEvent]) -> list[Answer]:
     """Return the answer that the events of each sample make, in the order of their indexes."""
     (started,) = [event for event in seen if isinstance(event, Started)]
     scores = [event for event in seen if isinstance(event, PromptLogprobs)]
-    prompt_logprobs = tuple(one for event in scores for one in event.logprobs)
+    prompt_logprobs = tuple(token for event in scores for token in event.logprobs)
     ends = sorted((event for event in seen if isinstance(event, Finished)), key=lambda end: end.index)
     return [_answer(started, end, seen, prompt_logprobs) for end in ends]
 
@@ -231,6 +231,6 @@ def _answer(
         text="".join(delta.text for delta in deltas),
         reasoning="".join(delta.reasoning for delta in deltas),
         calls=tuple(call for delta in deltas for call in delta.tool_calls),
-        logprobs=tuple(one for delta in deltas for one in delta.logprobs),
+        logprobs=tuple(token for delta in deltas for token in delta.logprobs),
         prompt_logprobs=prompt_logprobs,
     )

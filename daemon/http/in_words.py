@@ -1,5 +1,5 @@
 """
-What a conversation has that is no text, in words that a model reads. Pure.
+Says in words what a conversation has that is no text: what tools brought, and calls of other servers' tools. Pure.
 
 A picture of the user's is refused. For a picture that a tool brought the error would end the session, as each later
 request has it as well. So what tools brought is told in words. So is what another server did with tools of its own, in

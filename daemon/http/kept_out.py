@@ -1,5 +1,5 @@
 """
-Keeps parts of libraries that the door never uses out of its process: they would take a tenth of its memory and start.
+Keeps parts of libraries out of the door's process: it never uses them, and they would cost a tenth of memory and start.
 
 Libraries import them for what a daemon without a port, a terminal and TLS has no use for. `keep_out` has to run first.
 

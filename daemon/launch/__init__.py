@@ -1,1 +1,1 @@
-"""Launching tools: each is told by its environment and by temporary files where a door of its own is."""
+"""Starts coding tools. Each gets an HTTP door of its own, and the address by its environment or temporary files."""

@@ -1,4 +1,4 @@
-"""The context that fits: how long a prompt and its answer can be for a model, with the memory that there is now."""
+"""The longest context, prompt and answer, that a model has memory for now; tools have to be told such a length."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from inspect import isawaitable
-from traceback import clear_frames
 from typing import Any
 
 import grpc
@@ -25,6 +24,7 @@ from daemon.server.arrivals import Arrival, Arrivals
 from daemon.server.call_record import CallRecord
 from daemon.server.request_decoder import parse
 from daemon.shared.durations import duration
+from daemon.shared.error_frames import clear_frames
 from daemon.shared.errors import DOMAIN, Reason, SidecarError, invalid
 from daemon.shared.log_fields import FIELDS, refusal
 from mlx_sidecar.v1 import sidecar_pb2
@@ -169,7 +169,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except SidecarError as error:
             call.arrived = True  # enough of it to be refused
             end(code_name(error), **refusal(error))
-            _let_go(error)
+            clear_frames(error)
             await _abort(call.context, _named(error))
         except grpc.aio.AbortError:
             raise
@@ -183,7 +183,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             )
             call.arrived = True
             end(code_name(hidden), error_id=error_id)
-            _let_go(error)
+            clear_frames(error)
             await _abort(call.context, _named(hidden))
         else:
             end("OK")
@@ -210,18 +210,6 @@ def _named(error: SidecarError) -> SidecarError:
     named = error.again()
     named.metadata = {**error.metadata, "request_id": request_id}
     return named
-
-
-def _let_go(error: BaseException | None) -> None:
-    """
-    Clear the frames that an error came through, once it was dealt with.
-
-    They hold the request. gRPC's exceptions and contextlib's frames keep them in a cycle: twenty refused requests of
-    15 MB stayed in memory until the collector went through its oldest generation, which took minutes.
-    """
-    while error is not None:
-        clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
 
 
 async def _request(call: _Call, arrival: Arrival, handler: Any) -> Any:

@@ -13,11 +13,11 @@ from typing import Any
 import grpc
 from structlog.contextvars import bind_contextvars
 
-from daemon.server.admission import Admission
+from daemon.server.admission import Admission, Place
 from daemon.server.callers import Caller, Callers
 from daemon.server.field_checks import MAX_NAME_BYTES
 from daemon.server.generate_validation import check_generate
-from daemon.server.group.routes import Routes
+from daemon.server.group.routes import OpenCall, Routes
 from daemon.server.stats import Stats
 from daemon.server.validation import check_embed, check_invalidate, check_list_models, check_load, check_tokenize
 from daemon.shared.durations import seconds
@@ -84,15 +84,8 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         command = ipc.Command(generate=request, program=caller.program)
         await asyncio.sleep(0)
         with self._admission.admit(caller) as place, closing(self._router.open(command)) as call:
-            place.drop = call.fail
-            call.on_stall = partial(self._admission.leave, place)
             seq, tokens = count(), 0
-            async for event in call.events():
-                if event.HasField("accepted"):
-                    self._admission.tokenised(place, event.accepted.prompt_tokens)
-                    bind_contextvars(prompt_tokens=event.accepted.prompt_tokens)
-                    continue
-                self._admission.began(place)
+            async for event in self._running(place, call):
                 tokens += event.generate.finished.usage.completion_tokens
                 _note_generate(event.generate, tokens)
                 if event.generate.HasField("finished") and not event.more:
@@ -127,14 +120,7 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         await asyncio.sleep(0)
         command = ipc.Command(embed=request, program=caller.program)
         with self._admission.admit(caller) as place, closing(self._router.open(command)) as call:
-            place.drop = call.fail
-            call.on_stall = partial(self._admission.leave, place)
-            async for event in call.events():
-                if event.HasField("accepted"):
-                    self._admission.tokenised(place, event.accepted.prompt_tokens)
-                    bind_contextvars(prompt_tokens=event.accepted.prompt_tokens)
-                    continue
-                self._admission.began(place)
+            async for event in self._running(place, call):
                 if event.embed.HasField("finished"):
                     bind_contextvars(cached_tokens=event.embed.finished.usage.cached_tokens)
                 yield event.embed
@@ -169,6 +155,22 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
     async def Stats(self, request: pb.StatsRequest, context: Context) -> pb.StatsResponse:  # noqa: N802
         """Return the state of the daemon; see the proto."""
         return self._stats.response(request)
+
+    async def _running(self, place: Place, call: OpenCall) -> AsyncIterator[ipc.Event]:
+        """
+        Yield the events of a call that waits for a slot of its model.
+
+        An `accepted` event tells the size of its prompt. It is not passed on, as the call still waits.
+        """
+        place.drop = call.fail
+        call.on_stall = partial(self._admission.leave, place)
+        async for event in call.events():
+            if event.HasField("accepted"):
+                self._admission.tokenised(place, event.accepted.prompt_tokens)
+                bind_contextvars(prompt_tokens=event.accepted.prompt_tokens)
+                continue
+            self._admission.began(place)
+            yield event
 
     def _resolve(self, request: Named) -> None:
         """Replace the names in a request by those that the engine knows models by."""

@@ -39,7 +39,7 @@ def check_name(socket: Path) -> None:
     text = str(socket)
     if not socket.is_absolute() or not socket.name:
         raise SocketPathError(f"The socket path {text!r} must be an absolute path of a file; choose another.")
-    if any(one in text for one in _URI_CHARACTERS):
+    if any(character in text for character in _URI_CHARACTERS):
         # gRPC parses the address as a URI: "%" starts an escape, "#" and "?" end the path.
         raise SocketPathError(f"The socket path {text!r} must not contain any of % # ?; choose another.")
     if not text.isprintable():
@@ -86,10 +86,10 @@ def prepare_directory(socket: Path) -> None:
 
 def _create_missing(directory: Path) -> None:
     # Not mkdir(parents=True): the umask would decide the mode of the parents, 0777 at worst.
-    missing = [one for one in (directory, *directory.parents) if not os.path.lexists(one)]
-    for one in reversed(missing):
-        one.mkdir(mode=0o700, exist_ok=True)
-        fd = os.open(one, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    missing = [folder for folder in (directory, *directory.parents) if not os.path.lexists(folder)]
+    for folder in reversed(missing):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             os.fchmod(fd, 0o700)  # the umask may have taken our own bits
         finally:

@@ -61,10 +61,10 @@ def load_config(flags: Mapping[str, object], environ: Mapping[str, str], home: P
     """
     outer = [*_from_environment(environ), *_from_flags(flags)]
     values: dict[str, Any] = {"state_dir": home / ".mlx-sidecar"}
-    values |= {one.key: one.read(home) for one in outer}
+    values |= {setting.key: setting.read(home) for setting in outer}
     inner = list(_from_file(values["state_dir"] / FILE_NAME))
-    values = {one.key: one.read(home) for one in inner} | values
-    origins = dict.fromkeys(KEYS, "default") | {one.key: one.origin for one in [*inner, *outer]}
+    values = {setting.key: setting.read(home) for setting in inner} | values
+    origins = dict.fromkeys(KEYS, "default") | {setting.key: setting.origin for setting in [*inner, *outer]}
     return Resolved(Config(**values), origins)
 
 
@@ -78,7 +78,7 @@ def from_json(text: str) -> Config:
     """
     values = json.loads(text)
     given = (_Given(_known(key, _FILE_NAMES, "JSON"), values[key], "JSON", text=False) for key in values)
-    return Config(**{one.key: one.read(Path.home()) for one in given})
+    return Config(**{setting.key: setting.read(Path.home()) for setting in given})
 
 
 def given_value(key: str, flag: str | None, environ: Mapping[str, str], home: Path) -> Any:

@@ -22,14 +22,14 @@ def _nothing() -> None:
     """Do nothing: alone, an engine tells its readings to no rank."""
 
 
-_told: Callable[[float], float] = _own
+_agreed: Callable[[float], float] = _own
 _waits: Callable[[], None] = _nothing
 
 
 def replace(reader: Callable[[float], float], waits: Callable[[], None]) -> None:
-    """Let `told` ask `reader` from now on, and `about_to_wait` call `waits`."""
-    global _told, _waits
-    _told, _waits = reader, waits
+    """Let `agreed` ask `reader` from now on, and `about_to_wait` call `waits`."""
+    global _agreed, _waits
+    _agreed, _waits = reader, waits
 
 
 def about_to_wait() -> None:
@@ -37,12 +37,12 @@ def about_to_wait() -> None:
     _waits()
 
 
-def told(value: float) -> float:
+def agreed(value: float) -> float:
     """Return the reading that counts: this one, or that of the first rank of a group."""
-    return _told(value)
+    return _agreed(value)
 
 
 def random_bits() -> int:
     """Return 64 random bits, the same on each rank of a group."""
-    high, low = (int(told(float(secrets.randbits(_HALF)))) for _ in range(2))
+    high, low = (int(agreed(float(secrets.randbits(_HALF)))) for _ in range(2))
     return high << _HALF | low

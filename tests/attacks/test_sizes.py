@@ -177,7 +177,9 @@ def test_estimated_model_size_is_the_loaded_size(tmp_path: Path) -> None:
     """The files of this model have exactly the bytes that it takes."""
     harness = Harness(state_dir=tmp_path / "state")
     model = str(heavy_model(tmp_path, "m", 1))
-    steps = loader.load(identify("m", Path(model)), 0, lambda: 0.0, measured=MEASURED, verdicts=TESTED)
+    steps = loader.load(
+        identify("m", Path(model)), 0, loader.LoadSetup(lambda: 0.0, measured=MEASURED, verdicts=TESTED)
+    )
     (weighed,) = [step.needs for step in steps if step.needs]
 
     assert harness.run(pb.GetOrLoadRequest(model=model)).info.size_bytes == weighed

@@ -95,9 +95,9 @@ def text_of(chat: pb.Chat, tokenizer: Tokenizer, templates: RecordedTemplates) -
 def parts_of(answer: str, tokenizer: Tokenizer) -> Parts:
     """Return the text, the reasoning and the calls of an answer."""
     request = pb.GenerateRequest(chat=pb.Chat(messages=[ASKED], tools=[TOOL]))
-    channels = prepare_request(request, SOURCE, tokenizer).channels
-    assert channels is not None, "no notation is known for it"
-    parts, rest = channels.add(answer), channels.finish(ended=True)
+    parser = prepare_request(request, SOURCE, tokenizer).parser
+    assert parser is not None, "no notation is known for it"
+    parts, rest = parser.add(answer), parser.finish(ended=True)
     return Parts(parts.text + rest.text, parts.reasoning + rest.reasoning, [*parts.calls, *rest.calls])
 
 

@@ -156,8 +156,8 @@ def text_of(chat: pb.Chat, tokenizer: Tokenizer, templates: RecordedTemplates) -
 
 def parts_of(answer: str, asked: pb.Chat, tokenizer: Tokenizer) -> Parts:
     """Return the text, the reasoning and the calls of an answer to a request."""
-    channels = prepare_request(pb.GenerateRequest(chat=asked), SOURCE, tokenizer).channels
-    assert channels is not None
-    parts = channels.add(answer)
-    parts += channels.finish(ended=True)
+    parser = prepare_request(pb.GenerateRequest(chat=asked), SOURCE, tokenizer).parser
+    assert parser is not None
+    parts = parser.add(answer)
+    parts += parser.finish(ended=True)
     return parts

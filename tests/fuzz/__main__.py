@@ -3,7 +3,7 @@
 
 Each target runs in a process of its own under atheris (coverage-guided, dependency group `fuzz`), begins with its
 corpus, and ends at the first input that makes it raise, take more than 5 seconds (a chat template, whose process may
-have to be started anew: 60) or more than 2 GB; that input is written to the current directory, and belongs into the
+have to be started anew: 60) or more than 2 GB; that input is written to the current directory, and belongs in the
 corpus once it is mended.
 """
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from daemon.engine.output.answer_parser import AnswerParser, Parts
+from daemon.engine.output.answer_parser import AnswerParser, AnswerRules, Parts
 from daemon.engine.output.chat_markup import ChatMarkup
 from daemon.engine.output.harmony import understood
 from daemon.engine.output.reader import Steps
@@ -47,7 +47,7 @@ def read(
     Raises:
         AssertionError: If a character is lost, if the pieces of a call are not the call, or if arguments are no JSON.
     """
-    parser = Accountant(markup, tools, opened=opened)
+    parser = Accountant(markup, tools, AnswerRules(opened=opened))
     parts = Parts()
     for piece in pieces:
         parts += parser.add(piece)
@@ -88,7 +88,15 @@ class Accountant(AnswerParser):
             self._ends.append(self._reader.position)
             return keep()
 
-        self._writer._keep = ended
+        self.attempts.writer._keep = ended
+        read_last = self.attempts.read_last
+
+        def ended_by_calls() -> Steps[bool]:
+            found = yield from read_last()
+            self._ends += [self._reader.position] if found else []
+            return found
+
+        self.attempts.read_last = ended_by_calls  # type: ignore[method-assign]
 
     def add(self, text: str) -> Parts:
         """Take the next piece of the answer."""
@@ -107,11 +115,6 @@ class Accountant(AnswerParser):
     def _add_reasoning(self, text: str) -> None:
         self._note(text)
         super()._add_reasoning(text)
-
-    def _read_last_calls(self) -> Steps[bool]:
-        found = yield from super()._read_last_calls()
-        self._ends += [self._reader.position] if found else []
-        return found
 
     def check(self) -> None:
         """

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -128,19 +128,32 @@ _Slices = Generator[Progress, None, R]
 
 
 @dataclass(frozen=True, slots=True)
-class _Slicer:
+class LoadSetup:
     """
-    Cuts work into slices.
+    What all loads of an engine have in common.
 
     Attributes:
         clock: Returns seconds that never go back.
-        seconds: Returns how long a slice may take now.
+        seconds: Returns how long a slice may take now: running streams wait for it.
+        learn: Gets each file with another content than expected; see `Digests.learn`.
+        rest: Called by the threads that hash; see `Hashing`.
+        room: Gets a model's name when the bytes that it needs were reported and granted, before any of them is taken.
+        shard: Cuts the module, so that this rank's part is left. Parts are read from the files, and their digests are
+            those that the model was found by.
+        measured: What passes of models take that were loaded before.
+        verdicts: What self-tests found of models that were loaded before.
     """
 
     clock: Callable[[], float]
-    seconds: Callable[[], float]
+    seconds: Callable[[], float] = lambda: SLICE_SECONDS
+    learn: Learn = ignore
+    rest: Rest = ignore
+    room: Callable[[str], object] = lambda _: None
+    shard: Shard = WHOLE
+    measured: Measurements = _MEASURED
+    verdicts: Verdicts = field(default_factory=Verdicts)
 
-    def run(self, work: Sliced[R], progress: Progress) -> _Slices[R]:
+    def sliced(self, work: Sliced[R], progress: Progress) -> _Slices[R]:
         """Do work in slices, reporting the same progress after each."""
         return paced(work, progress, self.clock, self.seconds)
 
@@ -155,65 +168,47 @@ def _module_names() -> frozenset[str]:
     return frozenset(file.stem for folder in models.__path__ for file in Path(folder).glob("*.py"))
 
 
-def load(
-    source: ModelSource,
-    warmup_tokens: int,
-    clock: Callable[[], float],
-    seconds: Callable[[], float] = lambda: SLICE_SECONDS,
-    learn: Learn = ignore,
-    rest: Rest = ignore,
-    room: Callable[[], object] = lambda: None,
-    shard: Shard = WHOLE,
-    measured: Measurements = _MEASURED,
-    verdicts: Verdicts | None = None,
-) -> Generator[Progress, None, Loaded[LoadedModel]]:
+def load(source: ModelSource, warmup_tokens: int, setup: LoadSetup) -> Generator[Progress, None, Loaded[LoadedModel]]:
     """
     Load a model, a slice for each `next`; the generator returns the model. Closing it abandons the load.
 
-    A slice takes about `seconds()`. It cannot be less than an array of weights, a layer of a forward pass over a block,
-    or a piece of the module's assembly.
+    A slice takes about `setup.seconds()`. It cannot be less than an array of weights, a layer of a forward pass over a
+    block, or a piece of the module's assembly.
 
     Args:
         source: The model on disk.
         warmup_tokens: Tokens of the warm-up; 0 for none.
-        clock: Returns seconds that never go back.
-        seconds: Returns how long running streams may wait now.
-        learn: Gets each file with another content than expected; see `Digests.learn`.
-        rest: Called by the threads that hash; see `Hashing`.
-        room: Called when the bytes that the model needs were reported and granted, before any of them is taken.
-        shard: Cuts the module, so that this rank's part is left. Parts are read from the files, and their digests are
-            those that the model was found by.
-        measured: What passes of models take that were loaded before.
-        verdicts: What self-tests found of models that were loaded before; None to test anew.
+        setup: What all loads have in common.
 
     Raises:
         MisnamedError: If the weights are not those that the key names.
         SidecarError: MODEL_UNSUPPORTED or MODEL_CORRUPT; MACHINE_EXHAUSTED or MACHINE_FAULT if it is not the model.
     """
-    slicer, verdicts = _Slicer(clock, seconds), verdicts or Verdicts()
-    with closing(Reading(source, Pace(SLICE_BYTES, seconds), clock, rest)) as reading, shard.noted():
-        model, head, needed, computed = yield from _weighed(source, reading, slicer, shard)
-        room()
-        yield from _evaluate(source, model, computed, reading, slicer, shard)
+    shard, verdicts = setup.shard, setup.verdicts
+    pace = Pace(SLICE_BYTES, setup.seconds)
+    with closing(Reading(source, pace, setup.clock, setup.rest)) as reading, shard.noted():
+        model, head, needed, computed = yield from _weighed(source, reading, setup)
+        setup.room(source.name)
+        yield from _evaluate(source, model, computed, reading, setup)
         progress = _loading(max(needed, reading.done), source.size_bytes)
         with load_errors(source):
-            layout, verdict = yield from slicer.run(verdicts.reach(source, model, shard), progress)
-            work = yield from _measured(source, model, layout, progress, slicer, measured)
+            layout, verdict = yield from setup.sliced(verdicts.reach(source, model, shard), progress)
+            work = yield from _measured(source, model, layout, progress, setup)
         loaded = _loaded(source, model, layout, needed, verdict, work)
-        loaded = replace(loaded, mtp=(yield from slicer.run(tried_head(source, head, model), progress)))
+        loaded = replace(loaded, mtp=(yield from setup.sliced(tried_head(source, head, model), progress)))
         if warmup_tokens:
             progress = Progress(Stage.WARMING_UP)
             yield progress
-            loaded = yield from _warmed_up(loaded, warmup_tokens, progress, slicer)
+            loaded = yield from _warmed_up(loaded, warmup_tokens, progress, setup)
         # Last: the threads that hash have had the time of the self-tests and of the warm-up.
-        digests = yield from slicer.run(reading.digests(seconds), progress)
-        _refuse_misnamed(source, digests, learn)
+        digests = yield from setup.sliced(reading.digests(setup.seconds), progress)
+        _refuse_misnamed(source, digests, setup.learn)
         verdicts.keep(source, layout, verdict, shard)
         return Loaded(loaded, needed)
 
 
 def _weighed(
-    source: ModelSource, reading: Reading, slicer: _Slicer, shard: Shard
+    source: ModelSource, reading: Reading, setup: LoadSetup
 ) -> _Slices[tuple[Any, Head | str, int, list[mx.array]]]:
     """
     Assemble the module, and report the bytes that it needs.
@@ -221,8 +216,8 @@ def _weighed(
     Returns:
         The module, its MTP head or why it has none, these bytes, and those of the arrays that are not read from files.
     """
-    progress, taken = _loading(0, source.size_bytes), TakenHead()
-    model = yield from slicer.run(_in_step(assembling(source, reading, taken), source, shard), progress)
+    shard, progress, taken = setup.shard, _loading(0, source.size_bytes), TakenHead()
+    model = yield from setup.sliced(_in_step(assembling(source, reading, taken), source, shard), progress)
     with load_errors(source):
         head = head_or_reason(source, taken, whole=shard is WHOLE)
         if shard is not WHOLE:
@@ -254,23 +249,24 @@ def _in_step(work: Sliced[R], source: ModelSource, shard: Shard) -> Sliced[R]:
 
 
 def _evaluate(
-    source: ModelSource, model: Any, computed: list[mx.array], reading: Reading, slicer: _Slicer, shard: Shard
+    source: ModelSource, model: Any, computed: list[mx.array], reading: Reading, setup: LoadSetup
 ) -> _Slices[None]:
     """Read the weights, and compute the other arrays, in slices. Empties `computed`."""
+    shard = setup.shard
     with load_errors(source):
         if source.adapter_weights is not None:
             refuse_partial_adapter(model, source.adapter_config, reading.adapter_names)
         for _ in reading.read():
             yield _loading(reading.done, source.size_bytes)
         yield _loading(reading.done, source.size_bytes)
-        pace = Pace(SLICE_BYTES, slicer.seconds)
+        pace = Pace(SLICE_BYTES, setup.seconds)
         computed.reverse()
         while shard.most(len(computed)):  # each rank has as many slices as the one with the most
             piece = _piece(computed, pace.nbytes)
             size = shard.most(nbytes(piece))
-            began = slicer.clock()
+            began = setup.clock()
             shard.together(source, partial(_read, piece))
-            pace.measured(size, slicer.clock() - began)
+            pace.measured(size, setup.clock() - began)
             yield _loading(reading.done, source.size_bytes)
 
 
@@ -291,13 +287,13 @@ def _piece(computed: list[mx.array], most: int) -> list[mx.array]:
 
 
 def _measured(
-    source: ModelSource, model: Any, layout: Layout, progress: Progress, slicer: _Slicer, measured: Measurements
+    source: ModelSource, model: Any, layout: Layout, progress: Progress, setup: LoadSetup
 ) -> _Slices[Workspace]:
     """Return the memory that passes take: what an earlier load measured, or what is measured now."""
-    work = measured.find(source.key, layout)
+    work = setup.measured.find(source.key, layout)
     if work is None:
-        work = yield from slicer.run(measuring(model, layout), progress)
-        measured.keep(source.key, layout, work)
+        work = yield from setup.sliced(measuring(model, layout), progress)
+        setup.measured.keep(source.key, layout, work)
     return work
 
 
@@ -319,10 +315,10 @@ def _loaded(
     )
 
 
-def _warmed_up(loaded: LoadedModel, tokens: int, progress: Progress, slicer: _Slicer) -> _Slices[LoadedModel]:
+def _warmed_up(loaded: LoadedModel, tokens: int, progress: Progress, setup: LoadSetup) -> _Slices[LoadedModel]:
     """Warm a model up, and return it with the time that this took."""
     warmup = WarmUp(loaded.model, loaded.layout, tokens)
-    yield from slicer.run(warm_up(warmup, slicer.clock), progress)
+    yield from setup.sliced(warm_up(warmup, setup.clock), progress)
     return replace(loaded, warmup_time=warmup.seconds)
 
 

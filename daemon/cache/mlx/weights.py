@@ -34,7 +34,7 @@ from daemon.cache.pace import LEAST_BYTES, Pace
 from daemon.cache.weight_files import header_of
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.failpoints import failpoint
-from daemon.shared.readings import told
+from daemon.shared.readings import agreed
 from daemon.shared.slices import LONG, Sliced
 
 _TYPES = {
@@ -151,7 +151,7 @@ class Reading:
 
     def digests(self, seconds: Callable[[], float]) -> Sliced[list[FileDigest]]:
         """Return the digests of all files. Waits for the threads that hash, for `seconds()` at a time."""
-        while not told(self._hashing.wait(seconds())):
+        while not agreed(self._hashing.wait(seconds())):
             yield LONG
         return [FileDigest(file.expected, file.stamp, stream.digest) for file, stream in self._hashed]
 

@@ -127,21 +127,27 @@ def _show_links(links: list[tuple[str, Link]], models: list[list[Compared]], as_
     """Print what was found, and exit with 1 if a rank is missing or a model cannot run."""
     pairs = list(zip(links, models, strict=True))
     if as_json:
-        print_json([{"address": at, **asdict(link), "models": [asdict(one) for one in of]} for (at, link), of in pairs])
+        print_json(
+            [
+                {"address": at, **asdict(link), "models": [asdict(compared) for compared in of]}
+                for (at, link), of in pairs
+            ]
+        )
     else:
         table(["ADDRESS", "ROUND TRIP", "BANDWIDTH", "VERSIONS"], [_speeds(at, link) for at, link in links])
         if any(models):
             click.echo()
             table(
-                ["MODEL", "ADDRESS", "HERE", "THERE", "STATE"], [_row(at, one) for (at, _), of in pairs for one in of]
+                ["MODEL", "ADDRESS", "HERE", "THERE", "STATE"],
+                [_row(at, compared) for (at, _), of in pairs for compared in of],
             )
         for at, link in links:
             if link.problem:
                 click.echo(f"{at} {printable(link.problem)}.")
-        for advice in dict.fromkeys(one.advice for of in models for one in of if one.advice):
+        for advice in dict.fromkeys(compared.advice for of in models for compared in of if compared.advice):
             click.echo(f"{printable(advice)}.")
     if any(link.problem for _, link in links) or any(
-        one.state in ("missing", "different") for of in models for one in of
+        compared.state in ("missing", "different") for of in models for compared in of
     ):
         raise click.exceptions.Exit(1)
 
@@ -152,12 +158,12 @@ def _speeds(address: str, link: Link) -> list[str]:
     return [address, trip, speed, ", ".join(link.versions) or "-"]
 
 
-def _row(address: str, one: Compared) -> list[str]:
+def _row(address: str, compared: Compared) -> list[str]:
     shown = [
         f"{size(side.size_bytes)} {side.fingerprint}".strip() if not side.problem else "-"
-        for side in (one.here, one.there)
+        for side in (compared.here, compared.there)
     ]
-    return [one.model, address, *map(printable, shown), one.state]
+    return [compared.model, address, *map(printable, shown), compared.state]
 
 
 def _told(problem: str, versions: tuple[str, ...]) -> str:

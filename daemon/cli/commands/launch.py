@@ -91,12 +91,12 @@ def _last_used(client: Client) -> str:
     models = client.stats().models
     if not models:
         raise click.UsageError("No model is in memory: name one with --model; mlx-sidecar ls lists those you have.")
-    listed = [one for one in client.list_models().models if one.can.embeddings or not one.can.chat]
-    others = {name for one in listed for name in (one.model, *one.aliases)}
-    models = tuple(one for one in models if one.info.model not in others)
+    listed = [entry for entry in client.list_models().models if entry.can.embeddings or not entry.can.chat]
+    others = {name for entry in listed for name in (entry.model, *entry.aliases)}
+    models = tuple(loaded for loaded in models if loaded.info.model not in others)
     if not models:
         raise click.UsageError("No model in memory holds conversations: name one with --model; see mlx-sidecar ls.")
-    return min(models, key=lambda one: (not one.in_use, one.idle or 0.0)).info.model
+    return min(models, key=lambda loaded: (not loaded.in_use, loaded.idle or 0.0)).info.model
 
 
 def _ask_to_fetch(info: ModelInfo) -> None:

@@ -1,4 +1,4 @@
-"""What the daemon's own HTTP door tells of itself, for `stats`: how many requests prefix hygiene changed."""
+"""The health of the daemon's HTTP door, for `stats`: how many requests prefix hygiene changed."""
 
 from __future__ import annotations
 

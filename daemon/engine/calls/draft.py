@@ -43,7 +43,7 @@ def draft_model(
     request: pb.GenerateRequest,
     prepared: PreparedRequest,
     model: LoadedModel,
-    found: Callable[[ModelSource], None],
+    on_found: Callable[[ModelSource], None],
 ) -> Waiting[DraftModel]:
     """
     Find and load the draft model of a request. Both models must be able to take tokens back.
@@ -53,18 +53,18 @@ def draft_model(
         request: The request, which names a draft model.
         prepared: The same, prepared for its model.
         model: Its model, in memory.
-        found: Takes the draft model before its weights are loaded.
+        on_found: Takes the draft model before its weights are loaded.
 
     Raises:
         SidecarError: INVALID_ARGUMENT at `draft_model` if the two models cannot work together; or why the draft model
             cannot be had.
     """
     check_ahead(model, "draft_model", request.model)
-    return (yield from searched(lambda: _find_and_load(services, request, prepared, found)))
+    return (yield from searched(lambda: _find_and_load(services, request, prepared, on_found)))
 
 
 def _find_and_load(
-    services: Services, request: pb.GenerateRequest, prepared: PreparedRequest, known: Callable[[ModelSource], None]
+    services: Services, request: pb.GenerateRequest, prepared: PreparedRequest, on_found: Callable[[ModelSource], None]
 ) -> Waiting[DraftModel]:
     def compare(found: Found) -> Task[ModelSource]:
         assert isinstance(found, ModelSource)
@@ -79,7 +79,7 @@ def _find_and_load(
         return services.with_tokenizer(found, compared)
 
     source = yield from services.lookup.find(Wanted(request.draft_model), compare)
-    known(source)
+    on_found(source)
     ticket = yield from leased(services.load(source, loaded_only=request.require_loaded))
     assert ticket.lease is not None
     try:

@@ -140,13 +140,9 @@ def _sequences(
 ) -> list[Sequence]:
     """Return a sequence for each text. They hold the model from now on; the last of them gives it back."""
     assert ticket.lease is not None
-    model, source = ticket.lease.model, prepared.source
+    source = prepared.source
     services.overrides.done(ticket.name, request.adapter)
-    trunk(model.model)
-    longest = max(map(len, prepared.texts))
-    services.budget.refuse_if_never(
-        lambda tokens: prompt_bill([model], BilledRow(tokens, 0)).total, longest, model.nbytes
-    )
+    _refuse_unable(services, prepared, ticket.lease.model)
     times = services.clock()
     leases = ticket.lease.split(len(prepared.texts))
     sequences = []
@@ -168,3 +164,12 @@ def _sequences(
         pooled = Pooled(prepared.pooling, prepared.normalize, prepared.dimensions, prepared.skipped)
         sequences.append(Sequence(options, kv, Output(str, ()), Times(times), pooled=pooled))
     return sequences
+
+
+def _refuse_unable(services: Services, prepared: PreparedTexts, model: LoadedModel) -> None:
+    """Refuse texts if their model has no hidden states, or if the longest can never fit beside it."""
+    trunk(model.model)
+    longest = max(map(len, prepared.texts))
+    services.budget.refuse_if_never(
+        lambda tokens: prompt_bill([model], BilledRow(tokens, 0)).total, longest, model.nbytes
+    )

@@ -31,7 +31,7 @@ from daemon.engine.prompt.preparation import PreparedRequest, Rendered, prepare_
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.kv.disk.restores import Restore
 from daemon.shared.errors import invalid
-from daemon.shared.readings import told
+from daemon.shared.readings import agreed
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 
@@ -80,8 +80,8 @@ def generate(services: Services, call_id: int, request: pb.GenerateRequest, prog
         _refuse_unable(services, request, ticket.lease.model)
         draft: DraftModel | None = None
         if request.draft_model:
-            found = partial(read_ahead, services, request, record.drafts, tokens=prepared.prompt.tokens)
-            draft = yield from draft_model(services, request, prepared, ticket.lease.model, found)
+            on_found = partial(read_ahead, services, request, record.drafts, tokens=prepared.prompt.tokens)
+            draft = yield from draft_model(services, request, prepared, ticket.lease.model, on_found)
             held.callback(draft.lease.release)
         services.overrides.done(ticket.name, request.adapter)
         if ticket.outcome is not LoadOutcome.HIT:
@@ -110,7 +110,7 @@ def _prepare_and_load(
     services.coming.add(call_id)
     try:
         wanted = Wanted(request.model, adapter=request.adapter)
-        now = told(local_now())  # templates tell the date: that of the first rank
+        now = agreed(local_now())  # templates tell the date: that of the first rank
         prepared = yield from services.lookup.find(wanted, partial(_prepare, services, request, now), delayed)
     finally:
         services.coming.discard(call_id)
@@ -150,7 +150,7 @@ def _refuse_if_never(
     prompt, models = prepared.prompt, [lease.model for lease in leases]
     scores = scoring_need(models[0].vocab_size) if request.HasField("prompt_logprobs") else 0
 
-    masked = prepared.form is not None or prepared.free is not None
+    masked = prepared.constraint is not None
     vectors = row_vectors(sampling_of(request, prepared.source), masked=masked, scored=request.HasField("top_logprobs"))
     drafted = 0 if len(models) == 1 else request.draft_tokens or DEFAULT_TOKENS
     fed = 1 + guessable(Speculation(request.speculation or pb.SPECULATION_AUTO), models[0].ahead, drafted)
@@ -181,10 +181,10 @@ def sequence_of(
     answers = [ready, *(ready.again() for _ in options[1:])]
 
     def sequence(option: Request, answer: PreparedRequest, lease: ModelLease[LoadedModel]) -> Sequence:
-        constraint = answer.constraint(lease.model.vocab_size)
+        constraint = None if answer.constraint is None else answer.constraint.mask(lease.model.vocab_size)
         kv = kv_of(services, request, lease, source)
         text = answer.tokenizer.text_of
-        return Sequence(option, kv, answer.output, times, answer.channels, constraint, text=text)
+        return Sequence(option, kv, answer.output, times, answer.parser, constraint, text=text)
 
     first, *samples = map(sequence, options, answers, lease.split(len(options)))
     first.samples = samples

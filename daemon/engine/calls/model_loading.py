@@ -7,7 +7,7 @@ from collections.abc import Callable
 from daemon.cache.digests import Digests
 from daemon.cache.identity import ModelSource
 from daemon.cache.load import Load
-from daemon.cache.mlx.loader import LoadedModel, load
+from daemon.cache.mlx.loader import LoadedModel, LoadSetup, load
 from daemon.cache.mlx.measurements import Measurements
 from daemon.cache.mlx.self_tests import Verdicts
 from daemon.cache.mlx.shard import WHOLE, Shard
@@ -47,13 +47,18 @@ class ModelLoader:
     ) -> None:
         self._memory = memory
         self._runner = runner
-        self._digests = digests
-        self._streams = streams
-        self._clock = clock
         self._warmup_tokens = warmup_tokens
-        self._measured = measured
-        self._verdicts = verdicts
-        self._shard = shard
+        self._setup = LoadSetup(
+            clock=clock,
+            seconds=lambda: self.slice_seconds(),
+            learn=digests.learn,
+            rest=resting(streams.are_active),
+            # By then the real size is known and counts as used, so there is no further need.
+            room=lambda name: memory.make_room_for_weights(name, 0),
+            shard=shard,
+            measured=measured,
+            verdicts=verdicts,
+        )
 
     def begin(self, source: ModelSource, skip_warmup: bool) -> Load[LoadedModel]:
         """
@@ -63,19 +68,7 @@ class ModelLoader:
             SidecarError: BUDGET_IN_USE, here and by the load, if its weights do not fit beside running requests.
         """
         self._memory.make_room_for_weights(source.name, source.size_bytes)
-        return load(
-            source,
-            0 if skip_warmup else self._warmup_tokens,
-            self._clock,
-            self.slice_seconds,
-            self._digests.learn,
-            resting(self._streams.are_active),
-            # By then the real size is known and counts as used, so there is no further need.
-            lambda: self._memory.make_room_for_weights(source.name, 0),
-            self._shard,
-            self._measured,
-            self._verdicts,
-        )
+        return load(source, 0 if skip_warmup else self._warmup_tokens, self._setup)
 
     def slice_seconds(self) -> float:
         """Return how long a slice of a load may take: no longer than a step of the streams that wait for it."""

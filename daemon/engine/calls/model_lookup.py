@@ -19,7 +19,7 @@ from daemon.engine.calls.giants import Giants
 from daemon.engine.calls.model_places import Places
 from daemon.shared import liveness
 from daemon.shared.errors import Reason, SidecarError
-from daemon.shared.readings import told
+from daemon.shared.readings import agreed
 
 Found = ModelSource | int
 """A model; or, for a call that asked for an estimate, the bytes of weights of a model that is not on this machine."""
@@ -182,7 +182,7 @@ class _Search:
     def join(self, waiter: _Waiter) -> bool:
         """Add a call, which gets the latest progress at once; False if the search was abandoned."""
         with self._lock:
-            if told(self._abandoned):
+            if agreed(self._abandoned):
                 return False
             self._waiters.append(waiter)
             last = self._last

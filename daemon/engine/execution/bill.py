@@ -108,7 +108,7 @@ def _awaits(prompt: Sequence, other: Sequence) -> int:
     """Return how many tokens another sequence has to have computed before a prompt begins; 0 if it may begin now."""
     if len(prompt.kvs) != len(other.kvs):
         return 0
-    pairs = [(kv, before, kv.alike.get(before, 0)) for kv, before in zip(prompt.kvs, other.kvs, strict=True)]
+    pairs = [(kv, before, kv.outlook.alike.get(before, 0)) for kv, before in zip(prompt.kvs, other.kvs, strict=True)]
     return min(stop if stop > max(kv.leased, before.held) else 0 for kv, before, stop in pairs)
 
 
@@ -144,7 +144,7 @@ def _read(sequence: Sequence) -> set[SharedPrefix]:
 
 def _apart(kv: SequenceKV) -> int:
     """Return the leading tokens of a sequence whose full attention is in no array of its own."""
-    return max(kv.base, kv.expected)
+    return max(kv.base, kv.outlook.tokens)
 
 
 def _joins(parts: Iterable[tuple[Rows[Sequence], Part]], width: int) -> Iterator[Bill]:
@@ -160,7 +160,7 @@ def _joins(parts: Iterable[tuple[Rows[Sequence], Part]], width: int) -> Iterator
             by_model.setdefault(sequences[0].model_key, []).append((sequences, part))
     for alike in by_model.values():
         cuts: dict[SequenceKV, int] = {}
-        for before, stop in chain(*(sequences[0].kv.alike.items() for sequences, part in alike if part.prompt)):
+        for before, stop in chain(*(sequences[0].kv.outlook.alike.items() for sequences, part in alike if part.prompt)):
             cuts[before] = min(stop, cuts.get(before, stop))
         loaded, readers = alike[0][0][0].loaded, [_reading(sequences, part, cuts) for sequences, part in alike]
         yield joining_bill(loaded, [part for _, part in alike if not part.rows[0].base], width)
@@ -192,6 +192,6 @@ def _row(sequence: Sequence) -> BilledRow:
         # Of a draft and its model, each may read another prefix: what is apart for both is no memory of the row's.
         base=min(map(_apart, sequence.kvs)),
         generated=done,
-        reused=min(kv.leased if kv.begun else max(kv.leased, kv.expected) for kv in sequence.kvs),
-        done=min(max(kv.held, kv.leased, kv.expected) for kv in sequence.kvs),
+        reused=min(kv.leased if kv.begun else max(kv.leased, kv.outlook.tokens) for kv in sequence.kvs),
+        done=min(max(kv.held, kv.leased, kv.outlook.tokens) for kv in sequence.kvs),
     )

@@ -125,8 +125,8 @@ class PrefillQueue:
 
     @property
     def active(self) -> int:
-        """Prompts that are not held."""
-        return sum(not sequence.held for sequence in self._prefills)
+        """Prompts that are not paused."""
+        return sum(not sequence.paused for sequence in self._prefills)
 
     def of(self, model: Hashable) -> int:
         """Return the number of slots that prompts of a model have: one for each sample."""
@@ -176,8 +176,8 @@ class PrefillQueue:
         end = self._clock() + CHUNK_SECONDS
         turn = PrefillTurn(Allowance.beside(decode), self._turns, self._sizer.most_together)
         while not turn.over and self._clock() < end:
-            # A held prompt has no turn of its own. It may still get that of a prompt that begins like it.
-            first = turn.first([prefill for sequence, prefill in self._prefills.items() if not sequence.held])
+            # A paused prompt has no turn of its own. It may still get that of a prompt that begins like it.
+            first = turn.first([prefill for sequence, prefill in self._prefills.items() if not sequence.paused])
             prefill = self._leader(first) if first is not None else None
             if prefill is None or prefill in turn.group:
                 if not turn.group:

@@ -74,7 +74,7 @@ class Readers:
         has alone. Whichever begins first, they take as much.
         """
         for kv in sequence.kvs:
-            kv.expected, kv.alike = 0, {}
+            kv.outlook.tokens, kv.outlook.alike = 0, {}
             for other, before in self._alike(sequence, kv) if kv.reads and kv.loaded.layout.reusable else ():
                 common = fork(_beginning(other, before), _beginning(sequence, kv))
                 leased = self._leased(sequence, kv, other, before, common)
@@ -82,10 +82,10 @@ class Readers:
                     continue  # it copies what is leased, and has that much less to compute
                 tokens = max(leased, common if self._to_come(kv, before, common) else 0)
                 readable = _readable(_stops(before), tokens) if tokens >= sharing.LEAST_SHARED else 0
-                kv.expected = max(kv.expected, readable)
-                kv.promised = max(kv.promised, readable if readable > leased else 0)
+                kv.outlook.tokens = max(kv.outlook.tokens, readable)
+                kv.outlook.promised = max(kv.outlook.promised, readable if readable > leased else 0)
                 if readable:
-                    kv.alike[before] = readable
+                    kv.outlook.alike[before] = readable
 
     def settle(self, sequence: Sequence) -> bool:
         """
@@ -96,30 +96,30 @@ class Readers:
         """
         short = False
         for kv in sequence.kvs:
-            if kv.promised:
-                kv.let_go()
-                kv.hold(sequence.request, self._prefixes)
+            if promised := kv.outlook.promised:
+                kv.release_lease()
+                kv.lease_ahead(sequence.request, self._prefixes)
                 best = self._best(kv, kv.sharable(sequence.prompt))
-                kv.expected = 0 if best is None else _readable(_stops(best[2]), best[0])
-                short = short or kv.expected < kv.promised
+                kv.outlook.tokens = 0 if best is None else _readable(_stops(best[2]), best[0])
+                short = short or kv.outlook.tokens < promised
         return short
 
     def forgo(self, sequence: Sequence) -> None:
         """Give back what a sequence has leased that does not begin now."""
         for kv in sequence.kvs:
-            kv.let_go()
-            kv.promised = 0
+            kv.release_lease()
+            kv.outlook.promised = 0
 
     def distrust(self, sequence: Sequence) -> None:
         """Give back what a sequence has leased, and bill it only for what is certain: others fell short of the rest."""
         for kv in sequence.kvs:
-            kv.trusts = False
+            kv.outlook.trusts = False
         self.forgo(sequence)
 
     def renew(self) -> None:
         """Note anew what sequences that are to begin will not have to copy: another one has begun, or has ended."""
         for sequence in self._running():
-            if any((kv.prefix is not None or kv.promised) and not kv.begun for kv in sequence.kvs):
+            if any((kv.prefix is not None or kv.outlook.promised) and not kv.begun for kv in sequence.kvs):
                 self.expect(sequence)
 
     def common(self, kv: SequenceKV, prompt: list[int]) -> SharedPrefix | None:
@@ -153,17 +153,18 @@ class Readers:
 
     def _leased(self, sequence: Sequence, kv: SequenceKV, other: Sequence, before: SequenceKV, common: int) -> int:
         """Return how many tokens in common with another KV are stored, and leased from now on."""
-        kv.hold(sequence.request, self._prefixes)
+        kv.lease_ahead(sequence.request, self._prefixes)
         if before.begun:
             if before.held >= common > (kv.prefix.tokens if kv.prefix is not None else 0):
-                kv.hold(sequence.request, self._prefixes, anew=True)  # it has stored more since
+                kv.lease_ahead(sequence.request, self._prefixes, anew=True)  # it has stored more since
             return 0 if kv.prefix is None else min(kv.prefix.tokens, common, before.sharing_limit)
-        before.hold(other.request, self._prefixes)
+        before.lease_ahead(other.request, self._prefixes)
         return 0 if kv.prefix is None or before.prefix is None else kv.prefix.in_common(before.prefix)
 
     def _to_come(self, kv: SequenceKV, before: SequenceKV, common: int) -> bool:
         """Whether a KV waits until another one has computed, and stored, what both have in common."""
-        if not (kv.trusts and before.writes and self._prefixes.enabled) or common < self._prefixes.min_prefix_len:
+        stores = before.writes and self._prefixes.enabled and common >= self._prefixes.min_prefix_len
+        if not (stores and kv.outlook.trusts):
             return False
         return common > before.held or kv.loaded.layout.parts.resumes_anywhere
 
@@ -216,7 +217,7 @@ class Readers:
 
 def _stops(kv: SequenceKV) -> list[int]:
     """Return the ends, in tokens, of the prefixes that a KV reads; where it has not begun, of what it is to read."""
-    return [kv.expected] if kv.common is None else [prefix.stop for prefix in kv.common.path]
+    return [kv.outlook.tokens] if kv.common is None else [prefix.stop for prefix in kv.common.path]
 
 
 def _readable(stops: Iterable[int], tokens: int) -> int:

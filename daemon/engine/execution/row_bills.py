@@ -10,6 +10,7 @@ from collections.abc import Sequence as Rows
 from typing import NamedTuple
 
 from daemon.cache.mlx.loader import LoadedModel
+from daemon.engine.execution.prefill import TAIL
 from daemon.engine.execution.sampling import LEAST_VECTORS
 from daemon.engine.execution.speculation import MOST_FED
 from daemon.engine.memory.memory_budget import kv_need
@@ -31,9 +32,6 @@ JOINED = 2.0
 The same where an array is made of others that MLX prepares as well: windows of rows that join, which are padded first,
 and a layer of a shared prefix with the tail behind it.
 """
-
-TAIL_ROWS = 65
-"""Most tokens of a last chunk that computes logits after all of them: `prefill.TAIL`."""
 
 LEAST_FED = 8
 """
@@ -103,7 +101,7 @@ def prompt_bill(models: Rows[LoadedModel], row: BilledRow, rows: int = 1, width:
     needs = [kv_need(model.layout, row.held, row.room, chunk, prompt=True) for model in models]
     computed = sum(needs) - sum(model.layout.full_bytes(end) for model in models)
     decoding = decoding_bill(models, [row] * rows)
-    tails = [min(TAIL_ROWS if model.last is None else 1, wide) * 4 * model.vocab_size for model in models]
+    tails = [min(TAIL + 1 if model.last is None else 1, wide) * 4 * model.vocab_size for model in models]
     # A pass writes the windows of a layer anew, beside those before it.
     anew = [int(JOINED * model.layout.layer_bytes(row.held, reserved=True)) for model in models]
     passes = [model.work.bytes(wide, row.held - wide) for model in models]

@@ -167,7 +167,7 @@ class Runner:
     def hold(self, call_id: int, *, held: bool) -> None:
         """Pause the sequences of a call, or resume them; a call that has none is no error."""
         for sequence in [sequence for sequence in self._prefills if sequence.call_id == call_id]:
-            sequence.held = held
+            sequence.paused = held
         for decoder in self._decoders.values():
             sequences = [sequence for sequence in decoder if sequence.call_id == call_id]
             (decoder.hold if held else decoder.go_on)(sequences)
@@ -252,7 +252,7 @@ class Runner:
         new = Decoder(self.governors.of(first.model_key), self._clock, self._own_clock)
         decoder = self._decoders.setdefault(first.model_key, new)
         decoder.join_together(sequences, caches)
-        for call_id in {sequence.call_id for sequence in sequences if sequence.held}:
+        for call_id in {sequence.call_id for sequence in sequences if sequence.paused}:
             self.hold(call_id, held=True)
         self._take(decoder, decoder.firsts())
 

@@ -77,7 +77,7 @@ class Sequence:
         kv: Its KV, and the holds that come with it.
         output: Turns its tokens into text.
         times: Its times.
-        channels: Takes its answer apart; None if all of it is text.
+        parser: Splits its answer into text, reasoning and calls; None if all of it is text.
         constraint: Decides which tokens it may sample; None if all.
         draft: KV of the draft model that guesses for it; None without a draft model.
         head: What the model's MTP head knows of it; None if that does not guess.
@@ -92,14 +92,14 @@ class Sequence:
         text: Returns the text of a token alone, for log-probabilities.
         scores: Tokens of its prompt with their log-probabilities, until they are sent.
         scored: Tokens of its prompt up to the last that was sent with its log-probability.
-        held: Whether its prompt waits because its reader lags; the decoder knows those that decode.
+        paused: Whether its prompt waits because its reader lags; the decoder knows those that decode.
     """
 
     request: Request
     kv: SequenceKV
     output: Output
     times: Times
-    channels: AnswerParser | None = None
+    parser: AnswerParser | None = None
     constraint: Constraint | None = None
     draft: DraftKV | None = None
     head: HeadKV | None = None
@@ -113,7 +113,7 @@ class Sequence:
     text: Callable[[int], str] = str
     scores: list[Token] = field(default_factory=list)
     scored: int = 1
-    held: bool = False
+    paused: bool = False
 
     @property
     def call_id(self) -> int:
@@ -236,20 +236,20 @@ class Sequence:
             The piece of the answer that may be sent, and why the sequence has ended, if it has.
         """
         piece, reason = self._accept(token, now)
-        channels = self.channels
-        if channels is None:
+        parser = self.parser
+        if parser is None:
             return piece, reason
-        reasoned = channels.reasoning
-        parts = channels.add(piece.text)
-        self.reasoning_tokens += reasoned or channels.reasoning
+        reasoned = parser.reasoning
+        parts = parser.add(piece.text)
+        self.reasoning_tokens += reasoned or parser.reasoning
         if reason is not None:
             ended = reason is FinishReason.STOP and not self.output.stop_match
-            parts += channels.finish(ended=ended)
-            if channels.unread:
-                log.info("tool_call_unparsed", request_id=self.request.request_id, error=channels.unread)
-            if ended and channels.calls:
+            parts += parser.finish(ended=ended)
+            if parser.attempts.unread:
+                log.info("tool_call_unparsed", request_id=self.request.request_id, error=parser.attempts.unread)
+            if ended and parser.calls:
                 reason = FinishReason.TOOL_CALLS
-        if channels.over:
+        if parser.over:
             reason = FinishReason.TOOL_CALLS
         return Piece(parts.text, piece.tokens, parts.reasoning, parts.calls, standing(parts.pieces)), reason
 

@@ -42,6 +42,24 @@ FindsCommon = Callable[["SequenceKV", list[int]], SharedPrefix | None]
 """Returns the prefix that a KV, whose match is leased, can read together with running sequences."""
 
 
+@dataclass(slots=True)
+class Outlook:
+    """
+    What a KV that has not begun will read together with running sequences, as its bill foresees it (`readers.py`).
+
+    Attributes:
+        tokens: Tokens that it will read so.
+        promised: The most tokens that it was billed for so while other sequences had still to compute some of them.
+        trusts: Whether its bill may count on tokens that are still to be computed: no more once that was in vain.
+        alike: KVs of which it will read so many tokens.
+    """
+
+    tokens: int = 0
+    promised: int = 0
+    trusts: bool = True
+    alike: dict[SequenceKV, int] = field(default_factory=dict)
+
+
 @dataclass(slots=True, eq=False)
 class SequenceKV:
     """
@@ -63,10 +81,7 @@ class SequenceKV:
         miss: Why no more of the prompt was reused; None if all was that could be, or none was looked for.
         shared: Leading tokens that may be reused and stored; None for all.
         common: The last prefix that it reads together with other sequences; None if all of it is its own.
-        expected: Tokens that it will read so, as far as is known before it is looked up.
-        promised: The most tokens of those that it was billed for while others were still to compute some of them.
-        trusts: Whether its bill may count on that: no more once it was in vain.
-        alike: KVs of which it will read so many tokens, as far as is known before it is looked up.
+        outlook: What it will read so, as far as is known before its lookup.
     """
 
     model_lease: ModelLease[LoadedModel]
@@ -84,10 +99,7 @@ class SequenceKV:
     miss: Miss | None = None
     shared: int | None = None
     common: SharedPrefix | None = None
-    expected: int = 0
-    promised: int = 0
-    trusts: bool = True
-    alike: dict[SequenceKV, int] = field(default_factory=dict)
+    outlook: Outlook = field(default_factory=Outlook)
 
     @property
     def loaded(self) -> LoadedModel:
@@ -171,7 +183,8 @@ class SequenceKV:
             explained: Whether to find out why no more of it can be reused.
         """
         parts, prompt = self.loaded.layout.parts, self.sharable(request.prompt)
-        held, self.prefix, self.expected, self.promised, self.alike = self.prefix, None, 0, 0, {}
+        ahead, self.prefix = self.prefix, None
+        self.outlook = Outlook(trusts=self.outlook.trusts)
         try:
             self.prefix = prefixes.lookup(self.namespace, prompt, parts)
             if prefixes.enabled and explained:
@@ -179,10 +192,10 @@ class SequenceKV:
                 self.miss = prefixes.explain(self.prefix, prompt, parts, lead)
         except Exception:
             log.exception("prefix_lookup_failed", request_id=request.request_id)
-        if held is not None:
-            held.release()
+        if ahead is not None:
+            ahead.release()
 
-    def hold(self, request: Request, prefixes: PrefixCache, *, anew: bool = False) -> None:
+    def lease_ahead(self, request: Request, prefixes: PrefixCache, *, anew: bool = False) -> None:
         """
         Lease what is stored of a prompt ahead of its lookup, which then finds as much; a fault is only logged.
 
@@ -192,7 +205,7 @@ class SequenceKV:
             anew: Whether more may be stored than was when something was leased.
         """
         if self.prefix is not None and self.prefix.forgotten:
-            self.let_go()
+            self.release_lease()
         if self.prefix is None or anew:
             prompt, parts, before = self.sharable(request.prompt), self.loaded.layout.parts, self.prefix
             try:
@@ -203,11 +216,12 @@ class SequenceKV:
             if before is not None:
                 before.release()
 
-    def let_go(self) -> None:
+    def release_lease(self) -> None:
         """Give up what was leased ahead of the lookup."""
-        held, self.prefix, self.expected, self.alike = self.prefix, None, 0, {}
-        if held is not None:
-            held.release()
+        ahead, self.prefix = self.prefix, None
+        self.outlook.tokens, self.outlook.alike = 0, {}
+        if ahead is not None:
+            ahead.release()
 
     def restore(self, request: Request, prefixes: PrefixCache, room: int, common: FindsCommon) -> None:
         """
@@ -316,7 +330,7 @@ class SequenceKV:
     def release(self) -> None:
         """Give KV, prefix and model back; called exactly once."""
         self.cache = self.boundary = self.common = None
-        self.alike = {}
+        self.outlook.alike = {}
         if self.prefix is not None:
             self.prefix.release()
         self.model_lease.release()

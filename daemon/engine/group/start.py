@@ -186,7 +186,7 @@ class Rank:
         post: Callable[[Callable[[], None]], None],
         trouble: Callable[[str], None],
     ) -> Engine:
-        readings.replace(tape.told, tape.flush)
+        readings.replace(tape.agreed, tape.flush)
         setup = self._setup
         settings = settings_of(setup.settings)
         ranks = Ranks(
@@ -210,7 +210,7 @@ class Rank:
                 wire,
                 post,
                 tape.reader(self._clock),
-                lambda: Level(int(tape.told(self._pressure()))),
+                lambda: Level(int(tape.agreed(self._pressure()))),
                 tape.reader(self._ttl_clock),
                 ranks=ranks,
             )
@@ -234,9 +234,9 @@ class Rank:
             return first.receive().setup
         members = [member, *(other.receive().member for other in self._others)]
         setup = ipc.GroupSetup(
-            ring=[one.ring for one in members],
-            limit_bytes=min(one.limit_bytes for one in members),
-            memory_bytes=min(one.memory_bytes for one in members),
+            ring=[each.ring for each in members],
+            limit_bytes=min(each.limit_bytes for each in members),
+            memory_bytes=min(each.memory_bytes for each in members),
             settings=told_settings(replace(self._config, kv_disk_mb=self._kv_disk_mb(members))),
             devices=self._devices(members),
         )
@@ -246,7 +246,7 @@ class Rank:
 
     def _kv_disk_mb(self, members: Sequence[ipc.GroupMember]) -> int | Literal["auto"]:
         """Return the budget of each rank's disk tier, in MiB: the smallest of all."""
-        wanted = [None if one.kv_disk_bytes == _AUTO else one.kv_disk_bytes for one in members]
+        wanted = [None if member.kv_disk_bytes == _AUTO else member.kv_disk_bytes for member in members]
         for rank, nbytes in enumerate(wanted):
             if nbytes == 0 and any(each != 0 for each in wanted):
                 log.warning("group_kv_disk_off", rank=rank)

@@ -56,11 +56,11 @@ class Tape(ABC):
         self._runs = True
 
     def end(self) -> None:
-        """Stop to record, or to play back."""
+        """Stop recording, or playing back."""
         self.place += 1
         self._runs = False
 
-    def told(self, value: float) -> float:
+    def agreed(self, value: float) -> float:
         """Return the reading that all ranks use: this one, if this is the first rank."""
         if not self._runs or threading.get_ident() != self._thread:
             return value
@@ -73,7 +73,7 @@ class Tape(ABC):
 
     def reader(self, read: Callable[[], float]) -> Callable[[], float]:
         """Return a source of readings, such as a clock, that all ranks share."""
-        return lambda: self.told(read())
+        return lambda: self.agreed(read())
 
     def aside(self, work: Callable[[], T]) -> Callable[[], T]:
         """Return a function with readings of this rank alone, which decide nothing."""

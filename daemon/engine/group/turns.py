@@ -155,12 +155,12 @@ class FirstRank:
 
     def handle(self, command: ipc.Command) -> None:
         """Begin or end a call, on all ranks."""
-        self._told(ipc.GroupFrame(command=command), lambda: self._engine.handle(command))
+        self._on_all_ranks(ipc.GroupFrame(command=command), lambda: self._engine.handle(command))
         self._tape.flush()
 
     def act(self, outcome: ipc.GroupOutcome) -> None:
         """Act on the end of work, on all ranks."""
-        self._told(ipc.GroupFrame(outcome=outcome), lambda: self._answers.act(outcome))
+        self._on_all_ranks(ipc.GroupFrame(outcome=outcome), lambda: self._answers.act(outcome))
         self._tape.flush()
 
     @property
@@ -179,16 +179,17 @@ class FirstRank:
         # Or this rank could run ahead without end. The turn before may still be under way.
         self._agreement.wait(2, self._tape.flush)
         turn = self._agreement.turn
-        self._told(ipc.GroupFrame(turn=turn), self._turn)
+        self._on_all_ranks(ipc.GroupFrame(turn=turn), self._turn)
         self._agreement.arrived(0, ipc.GroupDigest(turn=turn, digest=self._wire.digest))
         if self._pause:
             self._tape.flush()
 
     def _turn(self) -> None:
         self._engine.step()
-        self._pause = self._engine.pause  # asked here, as the window in which requests gather moves on with it
+        self._pause = self._engine.pause  # asked here, as each look moves the batching window on
 
-    def _told(self, frame: ipc.GroupFrame, work: Callable[[], None]) -> None:
+    def _on_all_ranks(self, frame: ipc.GroupFrame, work: Callable[[], None]) -> None:
+        """Tell the other ranks what this one does, and do it; its readings are told meanwhile."""
         self._tape.begin()
         try:
             self._tape.write(frame)

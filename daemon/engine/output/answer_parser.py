@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from daemon.engine.output.call_attempts import CallAttempts
 from daemon.engine.output.chat_markup import CALL, REASONING, SHOWN, TEXT, ChatMarkup
-from daemon.engine.output.reader import Malformed, Reader, Steps, drive
-from daemon.engine.output.tool_calls import CallPiece, CallWriter, Tool, ToolCall
+from daemon.engine.output.reader import Reader, Steps, drive
+from daemon.engine.output.tool_calls import CallPiece, Tool, ToolCall
 
 # The parts of an answer
 #
@@ -25,21 +26,14 @@ from daemon.engine.output.tool_calls import CallPiece, CallWriter, Tool, ToolCal
 #   TEXT        any mark that leads elsewhere      text
 #   REASONING   the mark that ends it              reasoning, whatever is mentioned in it
 #   a header    a mark behind it                   dropped, but text if they are none, or the first one without an end
-#   calls       where the notation ends            calls, or text if they are none
+#   calls       where the notation ends            calls, or text if they are none (`call_attempts.py`)
 #
 # A mark of reasoning counts only before the text begins. After that the model writes about its marks.
-#
-# The parser of a notation reads calls (`notations/`). Where it fails, the mark that began the attempt is text, and
-# reading goes on behind it: another call may stand there. Each attempt reads its text once more, so the attempts of an
-# answer are limited (`MOST_AGAIN`), and the time stays linear.
 #
 # White space between two calls, and after the last one if nothing follows, is part of the notation.
 #
 # A call within reasoning is reasoning. But some models forget the mark that ends their reasoning: if the model ends its
 # answer directly after such a call, it is a call.
-
-MOST_AGAIN = 256 * 1024
-"""Characters that failed attempts may read again, besides twice the length of the answer. Then marks are text."""
 
 
 @dataclass(slots=True)
@@ -67,6 +61,30 @@ class Parts:
         return self
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerRules:
+    """
+    What the prompt and the request decide about the reading of an answer.
+
+    Attributes:
+        opened: Whether the prompt ends within reasoning.
+        bare: Whether the answer is text from its first token, because it has to be in a form.
+        single: Whether the answer is over with its first call; calls behind it are dropped.
+        in_form: Whether the answer has to be in a form: once its text has begun, a mark is a part of the text.
+        before: Text of the answer that the prompt ends with.
+    """
+
+    opened: bool = False
+    bare: bool = False
+    single: bool = False
+    in_form: bool = False
+    before: str = ""
+
+
+NO_RULES = AnswerRules()
+"""Rules of an answer that is free, to a prompt that ends before it."""
+
+
 class AnswerParser:
     """
     Splits one answer. The result does not depend on how the answer is cut into pieces.
@@ -74,39 +92,23 @@ class AnswerParser:
     Args:
         markup: The model's marks.
         tools: The tools that the model may call.
-        opened: Whether the prompt ends within reasoning.
-        bare: Whether the answer is text from its first token, because it has to be in a form.
-        single: Whether the answer is over with its first call; calls behind it are dropped.
-        in_form: Whether the answer has to be in a form: once its text has begun, a mark is a part of the text.
-        before: Text of the answer that the prompt ends with.
+        rules: What the prompt and the request decide about it.
 
     Attributes:
+        attempts: Reads the calls in it.
         text_began: Whether the answer has text other than white space.
         last_text: Its last character of text so far.
-        blocks: Blocks of calls that began with their mark, calls or not.
-        unread: Why the last text behind the mark of a call was no call; empty if each was one.
     """
 
-    def __init__(
-        self, markup: ChatMarkup, tools: Sequence[Tool], *, opened: bool, bare: bool = False, single: bool = False,
-        in_form: bool = False, before: str = "",
-    ) -> None:  # fmt: skip
+    def __init__(self, markup: ChatMarkup, tools: Sequence[Tool], rules: AnswerRules = NO_RULES) -> None:
         self._markup = markup
-        self._begins = {"opened": opened, "bare": bare, "single": single, "in_form": in_form}
-        self._before = before
-        self._tools = tools if markup.calls is not None else ()
-        self._reads = bool(self._tools) or (markup.calls is not None and markup.calls.addressed)
+        self._rules = rules
         self._reader = Reader()
-        self._writer = CallWriter(self._tools, self._reader.keep)
+        self.attempts = CallAttempts(markup.calls, tools, self._reader)
+        self.text_began, self.last_text = bool(rules.before.strip()), rules.before[-1:]
         self._text: list[str] = []
         self._reasoning: list[str] = []
-        self._read_again = 0
-        """Characters that failed attempts have read."""
-        self.blocks, self.unread = 0, ""
-        self._in_block = False
-        """Whether a block of calls is read that began with its mark."""
-        self.text_began, self.last_text = bool(before.strip()), before[-1:]
-        self._reasoned = opened
+        self._reasoned = rules.opened
         """Whether the answer began with reasoning."""
         self._framed = False
         """Whether the answer is within marks of its own."""
@@ -114,23 +116,18 @@ class AnswerParser:
         """White space behind a call, not text so far; None if the last part was none."""
         self._part = ""
         """The part that is read now."""
-        self._steps = self._answer(REASONING if opened else TEXT if bare else markup.initial)
+        self._steps = self._answer(REASONING if rules.opened else TEXT if rules.bare else markup.initial)
         drive(self._steps)
 
     @property
     def calls(self) -> int:
         """Number of tool calls so far."""
-        return self._writer.count
+        return self.attempts.writer.count
 
     @property
     def over(self) -> bool:
         """Whether the answer is over because it has its one call."""
-        return self._begins["single"] and self.calls > 0
-
-    @property
-    def call_text(self) -> str:
-        """What was written since the mark of a block of calls that is being written; empty if none is."""
-        return self._reader.kept() if self._in_block else ""
+        return self._rules.single and self.calls > 0
 
     @property
     def reasoning(self) -> bool:
@@ -139,7 +136,7 @@ class AnswerParser:
 
     def again(self) -> AnswerParser:
         """Return a parser for another answer to the same prompt."""
-        return AnswerParser(self._markup, self._tools, before=self._before, **self._begins)
+        return AnswerParser(self._markup, self.attempts.tools, self._rules)
 
     def add(self, text: str) -> Parts:
         """Take the next piece of the answer and return the parts that are complete now."""
@@ -158,10 +155,10 @@ class AnswerParser:
 
     def _go_on(self) -> Parts:
         drive(self._steps)
-        parts = Parts("".join(self._text), "".join(self._reasoning), *self._writer.taken())
+        parts = Parts("".join(self._text), "".join(self._reasoning), *self.attempts.writer.taken())
         self._text.clear()
         self._reasoning.clear()
-        if self._begins["single"]:
+        if self._rules.single:
             parts.calls = [call for call in parts.calls if not call.index]
             parts.pieces = [piece for piece in parts.pieces if not piece.index]
         return parts
@@ -189,11 +186,7 @@ class AnswerParser:
             return TEXT
         if mark in self._starts(part) or following == CALL:
             self._reader.put_back(len(mark))
-            self._in_block = True
-            self.blocks += 1
-            found = yield from self._read_calls()
-            self._in_block = False
-            if not found:
+            if not (yield from self._read_calls(marked=True)):
                 self._add_text((self._between or "") + self._reader.take(len(mark)))
                 self._between = None
             return TEXT
@@ -205,20 +198,16 @@ class AnswerParser:
     def _starts(self, part: str) -> tuple[str, ...]:
         """Return the marks that begin a call in a part."""
         notation = self._markup.calls
-        plain = part != TEXT or not self._reads or self._tired()
+        plain = part != TEXT or not self.attempts.allowed or self.attempts.exhausted
         return () if plain or notation is None or CALL in self._markup.targets else notation.starts
-
-    def _tired(self) -> bool:
-        """Whether failed attempts have read so much again that no other is made."""
-        return self._read_again > MOST_AGAIN + 2 * self._reader.position
 
     def _marks(self, part: str) -> tuple[str, ...]:
         """Return the marks that end a part."""
         begun = part == TEXT and self.text_began
-        if begun and self._begins["in_form"]:
+        if begun and self._rules.in_form:
             return ()
-        edges = self._markup.edges.get(part, {})
-        led = [mark for mark, to in edges.items() if not (begun and to == REASONING) and (to != CALL or self._tools)]
+        edges, tools = self._markup.edges.get(part, {}), self.attempts.tools
+        led = [mark for mark, to in edges.items() if not (begun and to == REASONING) and (to != CALL or tools)]
         framed = self._markup.frame[1:] if part == TEXT and self._framed else ()
         return (*led, *framed, *self._markup.dropped, *self._starts(part))
 
@@ -234,7 +223,7 @@ class AnswerParser:
             mark = yield from reader.maybe(*self._marks(TEXT), *filter(None, first))
             if mark or not (yield from reader.peek()):
                 return mark
-            if self._opens_with_calls() and (yield from self._read_calls()):
+            if self._opens_with_calls() and (yield from self._read_calls(marked=False)):
                 return ""
             self.text_began = True
         return (yield from reader.until(self._marks(TEXT), self._add_text))
@@ -266,63 +255,30 @@ class AnswerParser:
     def _opens_with_calls(self) -> bool:
         """Whether the answer may begin with calls that have no mark."""
         notation = self._markup.calls
-        return self._reads and notation is not None and notation.opens_answer
+        return self.attempts.allowed and notation is not None and notation.opens_answer
 
-    def _read_calls(self) -> Steps[bool]:
-        """Read a block of calls. Return False if not even one is whole; the reader is behind the last one."""
-        notation, reader = self._markup.calls, self._reader
-        assert notation is not None
-        before, calls = reader.keep(), self._writer.count
-        try:
-            yield from notation.read(reader, self._writer)
-        except Malformed as error:
-            if self._in_block:
-                self.unread = str(error)
-            self._writer.withdraw()
-            self._go_back(reader.kept_from or 0)
-        reader.forget()
-        if reader.position > before:  # a block may be a header alone, behind which all is text
-            self._between = "" if self._writer.count > calls else None
-        return reader.position > before
-
-    def _go_back(self, position: int) -> None:
-        self._read_again += self._reader.position - position
-        self._reader.back_to(position)
+    def _read_calls(self, *, marked: bool) -> Steps[bool]:
+        """Read a block of calls, and return whether anything of it was read; see `CallAttempts.read`."""
+        before = self.calls
+        found = yield from self.attempts.read(marked=marked)
+        if found:  # a block may be a header alone, behind which all is text
+            self._between = "" if self.calls > before else None
+        return found
 
     def _read_reasoning(self) -> Steps[str]:
         """Read reasoning and return the mark that ends it."""
         reader, notation = self._reader, self._markup.calls
         ends = tuple(self._markup.edges.get(REASONING, {})) + self._markup.dropped
-        starts = notation.starts if notation is not None and self._tools else ()
+        starts = notation.starts if notation is not None and self.attempts.tools else ()
         while True:
-            marks = ends + starts if not self._tired() else ends
+            marks = ends if self.attempts.exhausted else ends + starts
             mark = yield from reader.until(marks, self._add_reasoning)
             if mark not in starts:
                 return mark
             reader.put_back(len(mark))
-            if (yield from self._read_last_calls()):
+            if (yield from self.attempts.read_last()):
                 return ""
             self._add_reasoning(reader.take(len(mark)))
-
-    def _read_last_calls(self) -> Steps[bool]:
-        """Read calls that end the answer. Return False if there are none, or if anything follows them."""
-        notation, reader = self._markup.calls, self._reader
-        assert notation is not None
-        before = reader.keep()
-        found = CallWriter(self._tools, lambda: before, self._writer.count)
-        try:
-            while not reader.exhausted:
-                yield from notation.read(reader, found)
-                yield from reader.space()
-            last = reader.by_model
-        except Malformed:
-            last = False
-        if last:
-            self._writer.take_over(found)
-        else:
-            self._go_back(before)
-        reader.forget()
-        return last
 
     def _read_header(self, part: str, before: str) -> Steps[str]:
         """

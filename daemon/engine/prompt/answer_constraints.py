@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from daemon.engine.output.answer_parser import AnswerParser
-from daemon.engine.output.chat_markup import ChatMarkup
+from daemon.engine.output.chat_markup import ChatMarkup, Thinking
 from daemon.engine.output.detokenizer import Decode
 from daemon.engine.output.tool_calls import Tool, declared
 from daemon.engine.prompt.tokenizer import Tokenizer
-from daemon.engine.structured_output.call_guard import call_guard
+from daemon.engine.structured_output.call_guard import CallGuard, call_guard
+from daemon.engine.structured_output.constraint import Constraint
 from daemon.engine.structured_output.free_mask import FreeMask
 from daemon.engine.structured_output.grammar import ResponseFormat, of_response
 from daemon.engine.structured_output.matcher import GrammarMatcher
 from daemon.engine.structured_output.required_calls import calls_or_form, required_calls
+from daemon.engine.structured_output.token_mask import TokenMask
 from daemon.shared.errors import invalid
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
@@ -84,32 +88,100 @@ def budget_of(request: pb.GenerateRequest, markup: ChatMarkup | None) -> int | N
     return request.reasoning_budget
 
 
-def free_mask(
+class AnswerConstraint(Protocol):
+    """What one answer is kept to."""
+
+    def again(self) -> AnswerConstraint:
+        """Return it for another answer to the same prompt, at its beginning."""
+
+    def mask(self, vocab: int) -> Constraint:
+        """Return the mask of the tokens that may be sampled, for logits of width `vocab`. For the MLX thread only."""
+
+
+@dataclass(frozen=True, slots=True)
+class FormConstraint:
+    """
+    Keeps an answer to a form, behind its reasoning.
+
+    Attributes:
+        form: The form.
+        eos_ids: Ids that end the sequence.
+        thinking: How the answer begins with reasoning; None if there is no reasoning.
+        header: Ids that the answer begins with, before its form.
+        budget: Most tokens of the reasoning; None if there is no limit.
+    """
+
+    form: GrammarMatcher
+    eos_ids: Collection[int]
+    thinking: Thinking | None = None
+    header: tuple[int, ...] = ()
+    budget: int | None = None
+
+    def again(self) -> FormConstraint:
+        """Return it for another answer, see `AnswerConstraint`."""
+        return replace(self, form=self.form.again())
+
+    def mask(self, vocab: int) -> TokenMask:
+        """Return the mask, see `AnswerConstraint`."""
+        return TokenMask(self.form, vocab, self.eos_ids, self.thinking, self.header, self.budget)
+
+
+@dataclass(frozen=True, slots=True)
+class FreeConstraint:
+    """
+    Keeps the calls of an answer without a form to their grammar, and its reasoning to a budget.
+
+    Attributes:
+        parser: A parser of such an answer; each mask follows it with one of its own.
+        decode: Returns the text of ids, with all marks.
+        guard: The grammar of its calls; None if they are free.
+        budget: Most tokens of the reasoning; None if there is no limit.
+        end: Ids of the mark that ends the reasoning.
+    """
+
+    parser: AnswerParser
+    decode: Decode
+    guard: CallGuard | None
+    budget: int | None
+    end: tuple[int, ...]
+
+    def again(self) -> FreeConstraint:
+        """Return it for another answer, see `AnswerConstraint`: each mask has a parser of its own."""
+        return self
+
+    def mask(self, vocab: int) -> FreeMask:
+        """Return the mask, see `AnswerConstraint`."""
+        scout = self.parser.again()
+        return FreeMask(vocab, scout, self.decode, guard=self.guard, budget=self.budget, end=self.end)
+
+
+def free_constraint(
     tokenizer: Tokenizer,
-    channels: AnswerParser,
+    parser: AnswerParser,
     decode: Decode,
     tools: Mapping[str, Tool],
     budget: int | None,
-    end: tuple[int, ...],
-) -> tuple[Callable[[int], FreeMask] | None, list[str]]:
+    thinking: Thinking | None,
+) -> tuple[FreeConstraint | None, list[str]]:
     """
     Return what keeps an answer without a form to the grammar of its calls and to the budget of its reasoning.
 
     Args:
         tokenizer: The model's tokenizer.
-        channels: A parser of such an answer.
+        parser: A parser of such an answer.
         decode: Returns the text of ids, with all marks.
         tools: The tools that may be called, by the field of the request that has each.
         budget: Most tokens of the reasoning; None if there is no limit.
-        end: Ids of the mark that ends the reasoning.
+        thinking: How the answer begins with reasoning; None if there is no reasoning.
 
     Returns:
-        A function that makes the mask for logits of a width, or None if nothing is to be kept to; warnings about what
-        cannot be kept to.
+        The constraint, or None if nothing is to be kept to; warnings about what cannot be kept to.
     """
     guard, unkept = tokenizer.remembered(
         ("calls", *_key(tools)), lambda: call_guard(tools, tokenizer.markup, tokenizer.vocabulary)
     )
+    end = () if thinking is None else thinking.end
+    budget = budget if end else None
     if guard is None and budget is None:
         return None, unkept
-    return lambda vocab: FreeMask(vocab, channels.again(), decode, guard=guard, budget=budget, end=end), unkept
+    return FreeConstraint(parser, decode, guard, budget, end), unkept

@@ -1,25 +1,27 @@
-"""Prepares a Generate request off the MLX thread: prompt ids, limits, the parser of its answer, and its grammar."""
+"""Prepares a Generate request off the MLX thread: prompt ids, limits, the parser of its answer, and its constraint."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from daemon.cache.identity import ModelSource
-from daemon.engine.output.answer_parser import AnswerParser
-from daemon.engine.output.chat_markup import Thinking
+from daemon.engine.output.answer_parser import AnswerParser, AnswerRules
+from daemon.engine.output.chat_markup import ChatMarkup
 from daemon.engine.output.detokenizer import Output
 from daemon.engine.output.tool_calls import Tool
-from daemon.engine.prompt.answer_constraints import budget_of, form_of, free_mask
+from daemon.engine.prompt.answer_constraints import (
+    AnswerConstraint,
+    FormConstraint,
+    budget_of,
+    form_of,
+    free_constraint,
+)
 from daemon.engine.prompt.conversation import flagged, json_object, turns, warnings
 from daemon.engine.prompt.places import Places, places_of
 from daemon.engine.prompt.template_options import cut, declarations, left_open, template_options
 from daemon.engine.prompt.template_shape import FLAGS
 from daemon.engine.prompt.tokenizer import Tokenizer
-from daemon.engine.structured_output.constraint import Constraint
-from daemon.engine.structured_output.free_mask import FreeMask
-from daemon.engine.structured_output.matcher import GrammarMatcher
-from daemon.engine.structured_output.token_mask import TokenMask
 from daemon.shared.errors import Reason, SidecarError, invalid
 from daemon.shared.sampling_options import check_effects, default_temperature
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -35,40 +37,25 @@ class PreparedRequest:
         tokenizer: The model's tokenizer.
         prompt: The prompt.
         output: Turns generated ids into text.
-        channels: Splits the answer into text, reasoning and calls; None if all of it is text, as after raw prompts.
-        form: The form of the answer; None if it is free.
-        free: Returns what keeps a free answer to its budget and its calls to their grammar; None if nothing does.
-        thinking: How the answer begins with reasoning, to which the form does not apply; None if there is no reasoning.
-        header: Ids that the answer begins with, before its form.
-        budget: Most tokens of the reasoning; None if there is no limit.
+        parser: Splits the answer into text, reasoning and calls; None if all of it is text, as after raw prompts.
+        constraint: What the answer is kept to; None if any token may follow any other.
     """
 
     source: ModelSource
     tokenizer: Tokenizer
     prompt: Prompt
     output: Output
-    channels: AnswerParser | None
-    form: GrammarMatcher | None
-    thinking: Thinking | None
-    header: tuple[int, ...] = ()
-    budget: int | None = None
-    free: Callable[[int], FreeMask] | None = None
+    parser: AnswerParser | None = None
+    constraint: AnswerConstraint | None = None
 
     def again(self) -> PreparedRequest:
-        """Return it for another answer to its prompt: with an output, a parser and a form that have seen nothing."""
+        """Return it for another answer to its prompt: with an output, a parser and a constraint at their beginning."""
         return replace(
             self,
             output=Output(self.output.decode, self.output.stops, self.output.before),
-            channels=None if self.channels is None else self.channels.again(),
-            form=None if self.form is None else self.form.again(),
+            parser=None if self.parser is None else self.parser.again(),
+            constraint=None if self.constraint is None else self.constraint.again(),
         )
-
-    def constraint(self, vocab: int) -> Constraint | None:
-        """Return the mask of the tokens that may be sampled, for logits of width `vocab`. For the MLX thread only."""
-        if self.form is not None:
-            eos = self.tokenizer.eos_ids
-            return TokenMask(self.form, vocab, eos, self.thinking, self.header, self.budget)
-        return None if self.free is None else self.free(vocab)
 
 
 def prepare_request(
@@ -95,46 +82,40 @@ def prepare_request(
     tools = {} if answer and continued else callable_tools(request.chat)
     header = markup.answer_header(prompt.tokens) if markup is not None and answer and not continued else ()
     form = form_of(request, tokenizer, markup, tools, header)
-    stops = tuple(request.stop.strings)
-    budget = budget_of(request, markup)
-    going_on = prompt.tokens if continued or not request.HasField("chat") else ()
+    stops, budget = tuple(request.stop.strings), budget_of(request, markup)
+    before = prompt.tokens if continued or not request.HasField("chat") else ()
     if markup is None:
-        output = Output(tokenizer.decode, stops, going_on)
-        return PreparedRequest(source, tokenizer, prompt, output, None, form, None)
+        kept = None if form is None else FormConstraint(form, tokenizer.eos_ids)
+        return PreparedRequest(source, tokenizer, prompt, Output(tokenizer.decode, stops, before), None, kept)
     if markup.calls is None:  # the template gets the tools, but no mark tells a call from text
         tools = {}
     wanted = request.chat.enable_thinking or not request.chat.HasField("enable_thinking")
     thinking = markup.thinking(prompt.tokens, wanted=wanted and not continued)
     bare = continued or (answer and thinking is None and not header)
-    opened = markup.opened(prompt.tokens)
-    single = request.stop.at_tool_call
-    channels = AnswerParser(
-        markup,
-        tuple(tools.values()),
+    parser = _parser(request, markup, tools, prompt.tokens, bare=bare)
+    decode = tokenizer.decoder(markup, calls=bool(tools))
+    constraint: AnswerConstraint | None
+    if form is not None:
+        constraint = FormConstraint(form, tokenizer.eos_ids, thinking, () if tools else header, budget)
+    else:
+        constraint, unkept = free_constraint(tokenizer, parser, decode, tools, budget, thinking)
+        prompt = replace(prompt, warnings=(*prompt.warnings, *unkept))
+    return PreparedRequest(source, tokenizer, prompt, Output(decode, stops, before), parser, constraint)
+
+
+def _parser(
+    request: pb.GenerateRequest, markup: ChatMarkup, tools: Mapping[str, Tool], prompt: list[int], *, bare: bool
+) -> AnswerParser:
+    """Return the parser of the answer to a conversation; `bare` as in `AnswerRules`."""
+    opened, continued = markup.opened(prompt), request.chat.continue_final_message
+    rules = AnswerRules(
         opened=opened,
         bare=bare,
-        single=single,
-        in_form=answer,
+        single=request.stop.at_tool_call,
+        in_form=request.HasField("response_format"),
         before=request.chat.messages[-1].content if continued and not opened else "",
     )
-    decode = tokenizer.decoder(markup, calls=bool(tools))
-    free = None
-    if form is None:
-        end = thinking.end if thinking is not None else ()
-        free, unkept = free_mask(tokenizer, channels, decode, tools, budget if end else None, end)
-        prompt = replace(prompt, warnings=(*prompt.warnings, *unkept))
-    return PreparedRequest(
-        source,
-        tokenizer,
-        prompt,
-        Output(decode, stops, going_on),
-        channels,
-        form,
-        thinking,
-        () if tools else header,
-        budget,
-        free,
-    )
+    return AnswerParser(markup, tuple(tools.values()), rules)
 
 
 DEFAULT_MAX_TOKENS = 2048

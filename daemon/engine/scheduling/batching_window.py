@@ -50,7 +50,7 @@ class BatchingWindow:
         self._first = self._last = 0.0
         """When the first and the last of them came."""
 
-    def left(self, waiting: int, coming: int, step: float = 0.0) -> float:
+    def remaining(self, waiting: int, coming: int, step: float = 0.0) -> float:
         """
         Return for how many more seconds no request starts.
 

@@ -1,4 +1,4 @@
-"""Spares a sequence the question whether it may guess, where the answer will be no for some steps. Pure."""
+"""Remembers for how many steps the governor will allow a sequence no guess, so that it is not asked in vain. Pure."""
 
 from __future__ import annotations
 

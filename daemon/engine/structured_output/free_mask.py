@@ -120,10 +120,10 @@ class FreeMask:
         if self._scout.reasoning and self._left is not None:
             self._left -= 1
         self._scout.add(self._detokenizer.add(token))
-        self._begun = self._begun or self._scout.blocks > self._blocks
-        self._blocks = self._scout.blocks
+        self._begun = self._begun or self._scout.attempts.blocks > self._blocks
+        self._blocks = self._scout.attempts.blocks
         if self._begun and self._guard is not None:
-            self._enter(self._guard, self._scout.call_text)
+            self._enter(self._guard, self._scout.attempts.written)
 
     def _enter(self, guard: CallGuard, block: str) -> None:
         """Keep a block of calls to its grammar from here on, unless what was written of it is none."""

@@ -1,4 +1,4 @@
-"""Anthropic's models: a page of the list of what can be named, and one of it; and a count of tokens. Pure."""
+"""Anthropic's list of models, by the page, and its count of tokens. Pure."""
 
 from __future__ import annotations
 

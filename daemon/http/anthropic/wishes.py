@@ -1,5 +1,5 @@
 """
-Wishes of a request: parameters that clients send to any model, and that have no effect on some.
+Parameters that clients send to any model although they have no effect on some: the call is repeated without them.
 
 A client's effort, or its limit of thinking, means nothing to a model that does not think, or has a template without
 them. The daemon refuses what has no effect. Here the call is repeated without it, and the answer tells what was left

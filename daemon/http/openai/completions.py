@@ -94,7 +94,7 @@ def _choice(request: CompletionRequest, index: int, echo: Echo, answer: Answer) 
 def _scores(request: CompletionRequest, echo: Echo, answer: Answer) -> PlainScores:
     prompt, first = answer.prompt_logprobs if request.echo else (), echo.first
     if first is None:
-        first = echo.text[: max(0, len(echo.text) - sum(len(one.text) for one in prompt))]
+        first = echo.text[: max(0, len(echo.text) - sum(len(token.text) for token in prompt))]
     offsets, top = Offsets(echo.text + answer.text), bool(request.logprobs)
     return plain_scores([*prompt, *answer.logprobs], offsets, first=first if request.echo else None, top=top)
 
@@ -106,10 +106,10 @@ def answer_id(started: Started) -> str:
 
 def _sum(counted: Sequence[Usage]) -> Usage:
     return Usage(
-        sum(one.prompt_tokens for one in counted),
-        sum(one.cached_tokens for one in counted),
-        sum(one.completion_tokens for one in counted),
-        reasoning_tokens=sum(one.reasoning_tokens for one in counted),
+        sum(each.prompt_tokens for each in counted),
+        sum(each.cached_tokens for each in counted),
+        sum(each.completion_tokens for each in counted),
+        reasoning_tokens=sum(each.reasoning_tokens for each in counted),
     )
 
 

@@ -12,8 +12,10 @@ from starlette.responses import Response
 
 from daemon.http.bodies import read_body
 from daemon.http.generation import Answer, Ask, events, samples
-from daemon.http.openai import chat, embeddings, models
 from daemon.http.openai import completions as plain
+from daemon.http.openai import embeddings, models
+from daemon.http.openai.chat import ask
+from daemon.http.openai.chat_answers import ChatStream, completion
 from daemon.http.openai.chat_types import ChatRequest
 from daemon.http.openai.completion_types import CompletionRequest, PlainPrompt
 from daemon.http.openai.embedding_types import EmbeddingRequest
@@ -25,22 +27,22 @@ from mlx_sidecar import AsyncClient, Started
 async def chat_completions(request: Request, client: AsyncClient) -> Response:
     """Answer `POST /v1/chat/completions`."""
     body = await read_body(request, ChatRequest)
-    asked = chat.ask(body)
+    asked = ask(body)
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage is True
-        stream = chat.ChatStream(samples=body.n or 1, include_usage=include_usage)
+        stream = ChatStream(samples=body.n or 1, include_usage=include_usage)
         return await begin(request, _chat_chunks(client, asked, stream), EVENTS, asked.headers())
     answers = await until_gone(request, samples(client, asked))
-    return _json(chat.completion(answers), asked.headers(answers[0].started.warnings))
+    return _json(completion(answers), asked.headers(answers[0].started.warnings))
 
 
-async def _chat_chunks(client: AsyncClient, asked: Ask, stream: chat.ChatStream) -> AsyncGenerator[bytes]:
-    async with aclosing(events(client, asked)) as seen:
-        async for one in seen:
-            if isinstance(one, Started):
-                for warning in one.warnings:
+async def _chat_chunks(client: AsyncClient, asked: Ask, stream: ChatStream) -> AsyncGenerator[bytes]:
+    async with aclosing(events(client, asked)) as generated:
+        async for step in generated:
+            if isinstance(step, Started):
+                for warning in step.warnings:
                     yield comment(warning)
-            for chunk in stream.chunks(one):
+            for chunk in stream.chunks(step):
                 yield event(chunk.model_dump_json(exclude_unset=True))
     yield DONE
 
@@ -58,9 +60,9 @@ async def completions(request: Request, client: AsyncClient) -> Response:
 
 
 async def _plain_chunks(client: AsyncClient, asked: Ask, stream: plain.CompletionStream) -> AsyncGenerator[bytes]:
-    async with aclosing(events(client, asked)) as seen:
-        async for one in seen:
-            for chunk in stream.chunks(one):
+    async with aclosing(events(client, asked)) as generated:
+        async for step in generated:
+            for chunk in stream.chunks(step):
                 yield event(chunk.model_dump_json(exclude_unset=True))
     yield DONE
 
@@ -83,7 +85,7 @@ async def _all(client: AsyncClient, asked: Sequence[Ask]) -> list[list[Answer]]:
     """Return the samples of the answers to all prompts. If one fails, the others are cancelled."""
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(samples(client, one)) for one in asked]
+            tasks = [group.create_task(samples(client, call)) for call in asked]
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from daemon.http.errors import Problem
-from daemon.http.streaming import Framing, event
+from daemon.http.streaming import Framing, comment, event
 
 _TYPES = {403: "permission_error", 429: "rate_limit_error"}
 """Types by status. As OpenAI's own, unknown tokens, models and paths have that of all other wrong requests."""
@@ -68,7 +68,7 @@ NAMES = {
 }
 """The parameter for each field of the gRPC API that has another name here, and values of that kind."""
 
-EVENTS = Framing(media_type="text/event-stream", alive=b": keep-alive\n\n", error=_piece, names=NAMES)
+EVENTS = Framing(media_type="text/event-stream", alive=comment("keep-alive"), error=_piece, names=NAMES)
 """OpenAI's server-sent events. Comments keep a connection alive; SDKs skip them, and raise what has `error`."""
 
 DONE = event("[DONE]")

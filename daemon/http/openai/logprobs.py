@@ -44,15 +44,15 @@ class PlainScores(BaseModel):
 
 def chat_scores(scored: Sequence[TokenLogprob]) -> ChatScores:
     """Return the log-probabilities of an answer's tokens, those of its reasoning and of its calls included."""
-    return ChatScores(content=[_score(one) for one in scored], refusal=None)
+    return ChatScores(content=[_score(token) for token in scored], refusal=None)
 
 
-def _score(one: TokenLogprob) -> Score:
-    return Score(**_top(one).model_dump(), top_logprobs=[_top(other) for other in one.top])
+def _score(token: TokenLogprob) -> Score:
+    return Score(**_top(token).model_dump(), top_logprobs=[_top(other) for other in token.top])
 
 
-def _top(one: TokenLogprob | TopLogprob) -> TopScore:
-    return TopScore(token=one.text, logprob=_finite(one.logprob), bytes=list(one.text.encode()))
+def _top(token: TokenLogprob | TopLogprob) -> TopScore:
+    return TopScore(token=token.text, logprob=_finite(token.logprob), bytes=list(token.text.encode()))
 
 
 def _finite(logprob: float) -> float:
@@ -102,18 +102,18 @@ def plain_scores(scored: Sequence[TokenLogprob], offsets: Offsets, *, first: str
         top: Whether others were asked for.
     """
     echo = first is not None
-    tokens = [first or ""] * echo + [one.text for one in scored]
+    tokens = [first or ""] * echo + [token.text for token in scored]
     return PlainScores(
         tokens=tokens,
-        token_logprobs=[None] * echo + [_finite(one.logprob) for one in scored],
-        top_logprobs=[None] * echo + [_likely(one) for one in scored] if top else None,
+        token_logprobs=[None] * echo + [_finite(token.logprob) for token in scored],
+        top_logprobs=[None] * echo + [_likely(token) for token in scored] if top else None,
         text_offset=[offsets.next(token) for token in tokens],
     )
 
 
-def _likely(one: TokenLogprob) -> dict[str, float]:
+def _likely(token: TokenLogprob) -> dict[str, float]:
     """Return the likeliest tokens by their text. Of several with one text, as parts of characters, the first counts."""
     found: dict[str, float] = {}
-    for other in one.top:
+    for other in token.top:
         found.setdefault(other.text, _finite(other.logprob))
     return found

@@ -1,4 +1,4 @@
-"""OpenAI's models: the list of what can be named, and one of it. Pure."""
+"""OpenAI's list of models: all that requests can name, or one of them. Pure."""
 
 from __future__ import annotations
 

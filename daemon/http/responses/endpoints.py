@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
+from dataclasses import replace
 
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -12,35 +13,19 @@ from starlette.responses import Response
 from daemon.http.bodies import read_body
 from daemon.http.errors import Problem, invalid
 from daemon.http.generation import Ask, count, events
+from daemon.http.openai.errors import EVENTS
 from daemon.http.responses.answer_types import Count, Event
 from daemon.http.responses.answering import Answer
 from daemon.http.responses.asking import EFFORT_FIELDS, ask, counted, without_effort
 from daemon.http.responses.conversation import Conversation, deleted, found, page
+from daemon.http.responses.errors import NAMES
 from daemon.http.responses.request_types import CountRequest, ResponseRequest
 from daemon.http.responses.store import Store
-from daemon.http.streaming import Framing, begin, event, until_gone
+from daemon.http.streaming import begin, comment, event, until_gone
 from mlx_sidecar import AsyncClient, GenerateEvent, InvalidArgument, Started
 
 MOST_ITEMS = 100
 """Most items of a page."""
-
-NAMES = {
-    "chat": "input",
-    "chat.messages": "input",
-    "chat.tools": "tools",
-    "chat.tools[].parameters_json": "tools[].parameters",
-    "chat.tools[].tools[].parameters_json": "tools[].tools[].parameters",
-    "input[].arguments_json": "input[].arguments",
-    "chat.required_tool": "tool_choice.name",
-    "chat.reasoning_effort": "reasoning.effort",
-    "response_format": "text.format",
-    "response_format.json_schema": "text.format.schema",
-    "max_tokens": "max_output_tokens",
-    "cache.keep": "prompt_cache_retention",
-    "REQUIRED": "required",
-    "AUTO": "auto",
-}
-"""The parameter for each field of the gRPC API that has another name here, and values of that kind."""
 
 _store = Store()
 
@@ -52,20 +37,20 @@ async def create(request: Request, client: AsyncClient) -> Response:
     asked = ask(body, conversation.before, conversation.given)
     answer = Answer(body, asked)
     if body.stream:
-        framing = Framing("text/event-stream", b": keep-alive\n\n", lambda one: _sent(answer.failed(one)), NAMES)
+        framing = replace(EVENTS, error=lambda problem: _sent(answer.failed(problem)), names=NAMES)
         return await begin(request, _pieces(client, asked, answer, conversation), framing, asked.headers())
     warnings = await until_gone(request, _whole(client, asked, answer, conversation))
     return _json(answer.kept(), asked.headers(warnings))
 
 
 async def _pieces(client: AsyncClient, asked: Ask, answer: Answer, conversation: Conversation) -> AsyncGenerator[bytes]:
-    async with aclosing(_events(client, asked, answer)) as seen:
-        async for one in seen:
-            if isinstance(one, Started):
-                for warning in one.warnings:
-                    yield f": {' '.join(warning.split())}\n\n".encode()
-            # The last event tells that the answer is complete: from then on it can be gone on from.
-            for made in answer.add(one):
+    async with aclosing(_events(client, asked, answer)) as generated:
+        async for step in generated:
+            if isinstance(step, Started):
+                for warning in step.warnings:
+                    yield comment(warning)
+            # Kept before its last event is sent: from then on a client may continue the conversation.
+            for made in answer.add(step):
                 if made.type in ("response.completed", "response.incomplete"):
                     conversation.keep(answer.kept())
                 yield _sent([made])
@@ -74,11 +59,11 @@ async def _pieces(client: AsyncClient, asked: Ask, answer: Answer, conversation:
 async def _whole(client: AsyncClient, asked: Ask, answer: Answer, conversation: Conversation) -> tuple[str, ...]:
     """Make the answer, keep it, and return the daemon's warnings."""
     warnings: tuple[str, ...] = ()
-    async with aclosing(_events(client, asked, answer)) as seen:
-        async for one in seen:
-            if isinstance(one, Started):
-                warnings = one.warnings
-            for _ in answer.add(one):
+    async with aclosing(_events(client, asked, answer)) as generated:
+        async for step in generated:
+            if isinstance(step, Started):
+                warnings = step.warnings
+            for _ in answer.add(step):
                 pass
     conversation.keep(answer.kept())
     return warnings
@@ -87,21 +72,21 @@ async def _whole(client: AsyncClient, asked: Ask, answer: Answer, conversation: 
 async def _events(client: AsyncClient, asked: Ask, answer: Answer) -> AsyncGenerator[GenerateEvent]:
     """Yield the events of a generation; a model that has no effort is asked without one, which the answer tells."""
     try:
-        async with aclosing(events(client, asked)) as seen:
-            async for one in seen:
-                yield one
+        async with aclosing(events(client, asked)) as generated:
+            async for step in generated:
+                yield step
         return
     except InvalidArgument as error:
         if error.field not in EFFORT_FIELDS:
             raise
     answer.response.reasoning.effort = None
-    async with aclosing(events(client, without_effort(asked))) as seen:
-        async for one in seen:
-            yield one
+    async with aclosing(events(client, without_effort(asked))) as generated:
+        async for step in generated:
+            yield step
 
 
 def _sent(made: Iterable[Event]) -> bytes:
-    return b"".join(event(one.model_dump_json(exclude_unset=True, by_alias=True), one.type) for one in made)
+    return b"".join(event(each.model_dump_json(exclude_unset=True, by_alias=True), each.type) for each in made)
 
 
 async def count_tokens(request: Request, client: AsyncClient) -> Response:

@@ -3,6 +3,7 @@
 from daemon.http.api import Endpoint, Routes
 from daemon.http.openai.errors import shape
 from daemon.http.responses import endpoints, item_types, request_types
+from daemon.http.responses.errors import NAMES
 
 ROUTES = Routes(
     endpoints=(
@@ -47,5 +48,5 @@ ROUTES = Routes(
         Endpoint("GET", "/v1/responses/{name}/input_items", endpoints.input_items),
     ),
     shape=shape,
-    names=endpoints.NAMES,
+    names=NAMES,
 )

@@ -1,5 +1,5 @@
 """
-What of the disk tier's directory was invalidated while the directory could not be used: in this process, and as a note.
+Invalidations while the disk tier's directory cannot be used: remembered in this process, and as a note for others.
 
 The note lies elsewhere and has no content: it outlives the process, which knows what was invalidated. A process that
 finds the note of another one takes all of the directory as invalidated.

@@ -148,7 +148,7 @@ class Restore:
         if self._closed or self._find is None:
             return True
         if self._tier.clock() - max(self._moved, self._tier.moved) > STALL_SECONDS:
-            self._tier.work.told("slow", TimeoutError())
+            self._tier.work.note_fault("slow", TimeoutError())
             self.close()
         return self._closed
 

@@ -70,7 +70,8 @@ class DiskTier:
         prefixes: The cache above.
         codec: Turns arrays into bytes and back.
         clock: Seconds that never go back.
-        moved: When the disk last gave a sign.
+        moved: When the disk last gave a sign, in seconds of the clock.
+        has_room: Tells whether so many bytes of memory are free, or can be made free.
         writer: Writes behind.
     """
 
@@ -248,7 +249,7 @@ class DiskTier:
 
     def _failed(self, kind: str, error: Exception) -> None:
         """Note a fault of the MLX thread. Unless it lies in what a file holds, other ranks may not have it."""
-        self.work.told(kind, error)
+        self.work.note_fault(kind, error)
         if not (self._alone or isinstance(error, ValueError)):
             raise error
 

@@ -21,7 +21,7 @@ from daemon.kv.disk.log_lines import log_fault, log_scan
 from daemon.kv.disk.note import Note
 from daemon.kv.disk.piece import Part, Piece
 from daemon.shared.machine_faults import pass_on_device_failure
-from daemon.shared.readings import told
+from daemon.shared.readings import agreed
 
 RETRY_SECONDS = 2.0
 MOST_RETRY_SECONDS = 60.0
@@ -97,7 +97,7 @@ class DiskWork:
         self._run_read = run_read
         self._clock = clock
         self._wall = wall
-        self._told: set[str] = set()
+        self._failing: set[str] = set()
         self._paused_until = clock()
         self._retry = RETRY_SECONDS
         self._open_at = clock()
@@ -120,23 +120,23 @@ class DiskWork:
     @property
     def left_bytes(self) -> int:
         """Bytes of files that the last scan could not open, and that are on the disk still."""
-        return int(told(sum(list(self._files.left.values()))))  # a copy, as the disk's thread takes files out
+        return int(agreed(sum(list(self._files.left.values()))))  # a copy, as the disk's thread takes files out
 
     @property
     def spare(self) -> int:
         """Bytes of memory that are kept for later reads."""
-        return int(told(self._files.buffers.nbytes))
+        return int(agreed(self._files.buffers.nbytes))
 
     def rest(self) -> None:
         """Keep no memory for later reads: none came for a while."""
         self._files.buffers.clear()
 
-    def told(self, kind: str, error: Exception) -> None:
+    def note_fault(self, kind: str, error: Exception) -> None:
         """Count a fault of a kind of work, and log it if it is the first since that work succeeded."""
         pass_on_device_failure(error)
         self.counters.faults += 1
-        if kind not in self._told:
-            self._told.add(kind)
+        if kind not in self._failing:
+            self._failing.add(kind)
             log_fault(kind, error, str(self._files.folder))
 
     def open(self, then: Callable[[Found | Exception], None]) -> None:
@@ -194,10 +194,10 @@ class DiskWork:
         def done(parts: list[Part] | Exception) -> None:
             if isinstance(parts, Exception):
                 if wanted():
-                    self.told("read", parts)
+                    self.note_fault("read", parts)
                 then(None)
                 return
-            self._told.discard("read")
+            self._failing.discard("read")
             self.counters.read_bytes += piece.nbytes
             then(parts)
 
@@ -296,9 +296,9 @@ class DiskWork:
     def _failed(self, kind: str, result: object) -> bool:
         """Tell whether work failed, and note it either way."""
         if isinstance(result, Exception):
-            self.told(kind, result)
+            self.note_fault(kind, result)
             return True
-        self._told.discard(kind)
+        self._failing.discard(kind)
         return False
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import mlx.core as mx
 
-from daemon.shared.readings import told
+from daemon.shared.readings import agreed
 
 _most = 0
 """The peak before the last reset. MLX counts for the process, so this does as well."""
@@ -45,4 +45,4 @@ def measuring() -> Iterator[Measured]:
     reset()
     yield measured
     mx.synchronize()
-    measured.bytes = int(told(mx.get_peak_memory() - before))
+    measured.bytes = int(agreed(mx.get_peak_memory() - before))

@@ -33,7 +33,7 @@ from daemon.kv.mlx import peak
 from daemon.kv.mlx.adapters import ADAPTERS
 from daemon.kv.mlx.adapters.cache_list import leaves
 from daemon.kv.mlx.layout import Layout
-from daemon.shared.readings import told
+from daemon.shared.readings import agreed
 from daemon.shared.slices import LONG, Sliced
 
 PROBE = 64
@@ -171,10 +171,10 @@ def _pass(model: Any, layout: Layout, width: int, context: int) -> Sliced[tuple[
         layout.compact(caches)
         mx.eval([cache.state for cache in caches])
         mx.synchronize()
-        seconds = told(time.perf_counter() - began)
+        seconds = agreed(time.perf_counter() - began)
     sizes = [getattr(cache, "nbytes", None) for cache in flat]
     kv = layout.live_bytes(room, width) if None in sizes else sum(size for size in sizes if size is not None)
-    return max(0, pass_.bytes - int(told(kv))), seconds
+    return max(0, pass_.bytes - int(agreed(kv))), seconds
 
 
 def _line(nodes: Sequence[Node], at: float) -> float:

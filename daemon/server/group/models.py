@@ -1,5 +1,5 @@
 """
-Compares the models on the disks of two ranks: the first one asks for some by name, the other one looks and answers.
+Compares the models on the disks of two ranks: the first rank sends names, the other one answers what it has.
 
     first rank                                    another rank
         | GroupModels: names, a sealed frame -------> | looks, in a process of its own

@@ -1,5 +1,5 @@
 """
-Looks whether the HTTP door answers: a request for nothing, over the socket that its clients use.
+Checks that the HTTP door answers: it sends a HEAD request over the socket that clients use.
 
 A door that hangs still has its process and its socket: clients connect, and wait without end. Any answer is a sign of
 life, also a refusal. The time without one counts only while this process runs, see `observed_time.py`.

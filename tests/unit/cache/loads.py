@@ -10,7 +10,7 @@ import pytest
 
 from daemon.cache.identity import identify
 from daemon.cache.load import Loaded, Progress
-from daemon.cache.mlx.loader import LoadedModel, load
+from daemon.cache.mlx.loader import LoadedModel, LoadSetup, load
 from daemon.shared.errors import SidecarError
 
 
@@ -19,7 +19,7 @@ def start(
 ) -> Generator[Progress, None, Loaded[LoadedModel]]:
     """Begin the load of a model."""
     ticks = itertools.count()
-    return load(identify("tiny", path, adapter), warmup_tokens, lambda: float(next(ticks)))
+    return load(identify("tiny", path, adapter), warmup_tokens, LoadSetup(lambda: float(next(ticks))))
 
 
 def run(steps: Generator[Progress, None, Loaded[LoadedModel]]) -> tuple[list[Progress], Loaded[LoadedModel]]:

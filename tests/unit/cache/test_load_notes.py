@@ -59,7 +59,7 @@ def _passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 def _load(model: Path, path: Path, place: str = HERE) -> Workspace:
     """Load a model as an engine that has just started, and wait until what it measured is on the disk."""
     measured = Measurements(LoadNotes(_file(path, place)))
-    _, loaded = run(loader.load(identify("tiny", model), 0, lambda: 0.0, measured=measured))
+    _, loaded = run(loader.load(identify("tiny", model), 0, loader.LoadSetup(lambda: 0.0, measured=measured)))
     _saved()
     return loaded.model.work
 

@@ -20,7 +20,7 @@ from daemon.cache.identity import identify
 from daemon.cache.limits import ModelLimits
 from daemon.cache.load import Stage
 from daemon.cache.mlx import loader
-from daemon.cache.mlx.loader import LoadedModel, MisnamedError, load
+from daemon.cache.mlx.loader import LoadedModel, LoadSetup, MisnamedError, load
 from daemon.cache.mlx.warm_up import WarmUp, warm_up
 from daemon.cache.model_cache import ModelCache
 from daemon.shared.errors import Reason, SidecarError
@@ -98,7 +98,7 @@ def test_first_pass_is_sliced_by_layer_beside_streams(path: Path) -> None:
     clock = itertools.count()
     source = identify(str(path), path)
 
-    progress, loaded = run(loader.load(source, 2, lambda: float(next(clock)), lambda: 0.5))
+    progress, loaded = run(load(source, 2, LoadSetup(lambda: float(next(clock)), lambda: 0.5)))
 
     passes = [step for step in progress if step.stage is Stage.LOADING and step.bytes_done == loaded.nbytes]
     # Of each pass the graph is a piece, and the work before it ends a slice.
@@ -111,7 +111,7 @@ def test_module_assembly_is_sliced_beside_streams(path: Path) -> None:
     """For hundreds of layers each of the three slices takes as long as some tokens of a stream."""
     clock = itertools.count()
 
-    progress, _ = run(loader.load(identify("tiny", path), 0, lambda: float(next(clock)), lambda: 0.5))
+    progress, _ = run(load(identify("tiny", path), 0, LoadSetup(lambda: float(next(clock)), lambda: 0.5)))
 
     assert [step.bytes_done for step in progress][:4] == [0, 0, 0, progress[3].bytes_done]
     assert progress[3].bytes_done > 0
@@ -146,7 +146,7 @@ def test_closing_a_load_frees_what_was_read(
 
 def test_evicted_model_returns_its_memory(path: Path, memory: Callable[[], int]) -> None:
     cache: ModelCache[Any, LoadedModel] = ModelCache(
-        ModelLimits(10**9), lambda source, _: load(source, 2, Clock()), Clock(), mx.clear_cache
+        ModelLimits(10**9), lambda source, _: load(source, 2, LoadSetup(Clock())), Clock(), mx.clear_cache
     )
     ticket = cache.get_or_load(identify("tiny", path))
     while cache.busy:
@@ -167,7 +167,7 @@ def test_evicted_model_returns_its_memory(path: Path, memory: Callable[[], int])
 def test_failed_load_returns_its_memory(path: Path, memory: Callable[[], int]) -> None:
     _change(path, vocab_size=50)
     cache: ModelCache[Any, LoadedModel] = ModelCache(
-        ModelLimits(10**9), lambda source, _: load(source, 0, Clock()), Clock()
+        ModelLimits(10**9), lambda source, _: load(source, 0, LoadSetup(Clock())), Clock()
     )
     ticket = cache.get_or_load(identify("tiny", path))
     while cache.busy:
@@ -236,7 +236,7 @@ def test_weights_changed_during_a_load_are_refused(path: Path) -> None:
     """The stamp of the file need not tell. The new digest is learned, so that the next lookup finds the right key."""
     source = identify("tiny", path)
     learnt: list[tuple[Path, str]] = []
-    steps = load(source, 0, Clock(), learn=lambda file, stamp, digest: learnt.append((file, digest)))
+    steps = load(source, 0, LoadSetup(Clock(), learn=lambda file, stamp, digest: learnt.append((file, digest))))
     next(steps)
     weights = path / "model.safetensors"
     content = bytearray(weights.read_bytes())

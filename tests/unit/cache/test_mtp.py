@@ -15,7 +15,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import _get_classes
 
 from daemon.cache.identity import identify
-from daemon.cache.mlx.loader import load
+from daemon.cache.mlx.loader import LoadSetup, load
 from daemon.cache.mlx.module_size import arrays as arrays_of
 from daemon.cache.mlx.module_size import nbytes
 from daemon.cache.mlx.mtp import NO_HEAD, MtpHead, Unbuilt, trying_head
@@ -195,7 +195,7 @@ def test_head_is_not_used_with_an_adapter(tmp_path: Path) -> None:
 def test_head_is_not_used_by_a_model_of_several_machines(tmp_path: Path) -> None:
     path = model_with_head(tmp_path, "mimo")
     part = copy.copy(WHOLE)  # one of several parts, which is the whole
-    steps = load(identify("part", path, None), 0, lambda: 0.0, shard=part)
+    steps = load(identify("part", path, None), 0, LoadSetup(lambda: 0.0, shard=part))
     assert run(steps)[1].model.mtp == "a model of several machines uses no MTP head"
 
 

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from daemon.cache.identity import ModelSource, identify
 from daemon.cache.mlx.load_notes import LoadNotes, NoteFile
-from daemon.cache.mlx.loader import LoadedModel, MisnamedError, load
+from daemon.cache.mlx.loader import LoadedModel, LoadSetup, MisnamedError, load
 from daemon.cache.mlx.measurements import Measurements
 from daemon.cache.mlx.self_tests import VERDICTS, Verdicts
 from daemon.cache.mlx.shard import WHOLE
@@ -55,7 +55,7 @@ class Loads:
     def __call__(self, source: ModelSource, shard: Any = WHOLE) -> LoadedModel:
         """Load a model, and return it; `passes` are those of this load."""
         self.passes = 0
-        steps = load(source, 0, lambda: 0.0, shard=shard, measured=self._measured, verdicts=self._verdicts)
+        steps = load(source, 0, LoadSetup(lambda: 0.0, shard=shard, measured=self._measured, verdicts=self._verdicts))
         return run(steps)[1].model
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner, Result
@@ -14,6 +13,7 @@ from daemon.cli import main
 from daemon.cli.session import Session
 from daemon.kv.disk.files import Files
 from mlx_sidecar import Client, DaemonNotRunning
+from tests.support.disks import MIB, disk_has
 from tests.unit.cli.cli_fakes import FakeClient, client_fixture, run_cli  # noqa: F401
 from tests.unit.kv.disk.pieces import PARTS, PIECE
 
@@ -107,11 +107,11 @@ def test_removal_asks_the_daemon_that_is_named(folder: Path, client: FakeClient,
 
 def test_disk_that_is_too_small_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what to do; not for a number for which there is room."""
-    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_blocks=300, f_bavail=280, f_frsize=1 << 20))
+    disk_has(monkeypatch, total=300 * MIB, free=280 * MIB)
     assert "kv_disk_mb = auto comes to 14.0 MiB" in run("ls").output
     monkeypatch.setenv("MLX_SIDECAR_KV_DISK_MB", "8")
     assert "kv_disk_mb" not in run("ls").output
-    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_blocks=300, f_bavail=32, f_frsize=1 << 20))
+    disk_has(monkeypatch, total=300 * MIB, free=32 * MIB)
     assert "kv_disk_mb allows 8.0 MiB; the disk has room for 2.0 MiB of it" in run("ls").output
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.engine.output.answer_parser import AnswerParser, Parts
+from daemon.engine.output.answer_parser import AnswerParser, AnswerRules, Parts
 from daemon.engine.output.chat_markup import ChatMarkup
 from daemon.engine.output.reader import MOST_KEPT as MOST_CHARACTERS
 from tests.unit.engine.fake_tokenizer import FakeTokenizer
@@ -33,11 +33,11 @@ def take(
     marks: ChatMarkup, pieces: Sequence[str], tools: Sequence[Any] = TOOLS, *, opened: bool = False, ended: bool = True
 ) -> Taken:
     """Parse an answer that comes in pieces."""
-    channels = AnswerParser(marks, tools, opened=opened)
-    parts: list[Parts] = [*map(channels.add, pieces), channels.finish(ended=ended)]
+    parser = AnswerParser(marks, tools, AnswerRules(opened=opened))
+    parts: list[Parts] = [*map(parser.add, pieces), parser.finish(ended=ended)]
     calls = [call for part in parts for call in part.calls]
     assert [call.index for call in calls] == list(range(len(calls)))
-    assert channels.calls == len(calls)
+    assert parser.calls == len(calls)
     return Taken(
         "".join(part.text for part in parts),
         "".join(part.reasoning for part in parts),
@@ -125,8 +125,8 @@ def test_gpt_oss_answer_is_followed_by_no_reasoning() -> None:
 
 
 def test_structured_answer_needs_no_harmony_header() -> None:
-    channels = AnswerParser(HARMONY, TOOLS, opened=False, bare=True)
-    assert channels.add('{"a": 1').text == '{"a": 1'
+    parser = AnswerParser(HARMONY, TOOLS, AnswerRules(bare=True))
+    assert parser.add('{"a": 1').text == '{"a": 1'
 
 
 @pytest.mark.parametrize(
@@ -141,8 +141,8 @@ def test_number_of_a_call_stays_as_it_is_written(number: str) -> None:
 
 def calls_in(answer: str) -> list[str]:
     """Return the arguments of the calls of an answer."""
-    channels = AnswerParser(HERMES, TOOLS, opened=False)
-    return [call.arguments_json for part in (channels.add(answer), channels.finish(ended=True)) for call in part.calls]
+    parser = AnswerParser(HERMES, TOOLS)
+    return [call.arguments_json for part in (parser.add(answer), parser.finish(ended=True)) for call in part.calls]
 
 
 def test_unparsable_tool_call_makes_all_calls_text() -> None:
@@ -190,8 +190,8 @@ def test_without_tools_call_markup_is_text() -> None:
     """The text is not held back until the call is complete."""
     for pieces in cuts(f"So {HERMES_CALL}."):
         assert take(HERMES, pieces, tools=[]) == Taken(f"So {HERMES_CALL}.", "", [], [])
-    channels = AnswerParser(HERMES, [], opened=False)
-    assert channels.add("<tool_call>abc").text == "<tool_call>abc"
+    parser = AnswerParser(HERMES, [])
+    assert parser.add("<tool_call>abc").text == "<tool_call>abc"
 
 
 def test_tool_call_keeps_its_id_or_gets_a_new_one() -> None:

@@ -77,7 +77,7 @@ def test_prefill_waits_for_a_prompt_being_tokenized(
 
     monkeypatch.setattr(generate_module, "prepare_request", slowly)
     now = harness.now()
-    monkeypatch.setattr(harness.engine._gathering, "_clock", lambda: now)
+    monkeypatch.setattr(harness.engine._batching_window, "_clock", lambda: now)
     monkeypatch.setattr(engine, "most_seconds", lambda _: PATIENCE)
     second = harness.begin(generate("The code of the", max_tokens=6, stop=STOP))
     reached.wait(PATIENCE)
@@ -281,19 +281,19 @@ def test_long_prefill_buffers_are_freed_after_the_pass(harness: Harness, monkeyp
 
 
 def test_batching_window_restarts_after_a_cancel(harness: Harness) -> None:
-    gathering = harness.engine._gathering
-    assert gathering.left(2, 0) == pytest.approx(LINGER_SECONDS, abs=0.001)
+    window = harness.engine._batching_window
+    assert window.remaining(2, 0) == pytest.approx(LINGER_SECONDS, abs=0.001)
     harness.clock_offset += 1
-    assert gathering.left(2, 0) == 0
+    assert window.remaining(2, 0) == 0
     harness.step()
-    assert gathering.left(2, 0) == pytest.approx(LINGER_SECONDS, abs=0.001)
+    assert window.remaining(2, 0) == pytest.approx(LINGER_SECONDS, abs=0.001)
 
 
 def test_waiting_requests_open_no_batching_window(harness: Harness) -> None:
     """A slot that becomes free is filled at once."""
     harness.run(request(ids(8, 0)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Engine, "_gather", lambda _: 1.0)
+        patch.setattr(Engine, "_batching_wait", lambda _: 1.0)
         for seed in (1, 2):
             harness.begin(request(ids(30, seed)))
         harness.until(lambda: harness.engine._runner.waiting == 2)

@@ -142,11 +142,11 @@ def test_prompts_that_start_together_are_billed_once(
     monkeypatch.setattr(PrefillQueue, "step", lambda queue, decode: iter(()))
     calls = [case.harness.begin(greedy(case.path, [*long, number], 4)) for number in (6, 7, 8)]
     case.harness.until(lambda: runner.prefilling == 3)
-    expected = [sequence.kv.expected for sequence in runner._prefills]
+    expected = [sequence.kv.outlook.tokens for sequence in runner._prefills]
     billed = runner._bill().kv
     assert bill(list(runner._prefills), (), MAX_CHUNK) == bill(list(runner._prefills), ())  # little is left of each
     case.harness.cancel(calls[0])
-    after = [sequence.kv.expected for sequence in runner._prefills]
+    after = [sequence.kv.outlook.tokens for sequence in runner._prefills]
     layout = case.harness.engine._models.entries()[0].model.layout
     assert (expected, after) == ([0, 1488, 1488], [0, 1488])
     assert layout.full_bytes(1536) <= billed <= layout.full_bytes(1536 + 2 * 512)
@@ -173,7 +173,7 @@ def test_short_stretch_behind_a_shared_prefix_is_billed(
         held.setattr(PrefillQueue, "step", lambda queue, decode: iter(()))
         calls.append(case.harness.begin(greedy(case.path, [*long[:1400], 7, *long[:20]], 400)))
         case.harness.until(lambda: runner.prefilling == 1)
-        expected = [sequence.kv.expected for sequence in runner._prefills]
+        expected = [sequence.kv.outlook.tokens for sequence in runner._prefills]
     case.harness.until(lambda: runner.decoding == 3)
     assert case.spans == {(0, 992): 3}
     assert expected == [992]

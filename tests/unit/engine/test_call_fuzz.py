@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from daemon.engine.output.answer_parser import MOST_AGAIN
+from daemon.engine.output.call_attempts import MOST_AGAIN
 from daemon.engine.output.reader import MOST_KEPT, Reader
 from daemon.engine.output.tool_calls import Tool
 from tests.support.answer_checks import markup_of, read

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,94 +14,17 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from daemon.engine.output.answer_parser import AnswerParser
 from daemon.engine.output.chat_markup import ChatMarkup
-from daemon.engine.output.notations.detection import HARMONY_MARKS
 from daemon.engine.output.tool_calls import Tool
 from daemon.engine.prompt import answer_constraints
 from daemon.engine.structured_output.call_guard import call_guard
 from daemon.engine.structured_output.free_mask import FreeMask
 from daemon.engine.structured_output.matcher import Vocabulary
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.support.models import marked_model
 from tests.unit.engine.fake_tokenizer import FakeTokenizer
 from tests.unit.engine.harness import Answer, Harness
+from tests.unit.engine.marked_calls import AUTO, FIRST, MARKS, REQUIRED, SCHEMA_OF, TOOLS, _model, calls_of, request
 
-PAINT = {
-    "type": "object",
-    "properties": {
-        "color": {"enum": ["red", "blue"]},
-        "coats": {"$ref": "#/$defs/few"},
-        "where": {"type": "array", "items": {"type": "boolean"}},
-    },
-    "required": ["color", "coats"],
-    "additionalProperties": False,
-    "$defs": {"few": {"type": "integer", "minimum": 1, "maximum": 9}},
-}
-TOOLS = [pb.Tool(name="paint", parameters_json=json.dumps(PAINT)), pb.Tool(name="go_home")]
-SCHEMA_OF = {"paint": PAINT, "go_home": {"const": {}}}
-AUTO, REQUIRED = pb.TOOL_CHOICE_AUTO, pb.TOOL_CHOICE_REQUIRED
-FIRST = 737
-"""The id of the first mark."""
-
-MARKS: dict[str, tuple[list[str], str]] = {
-    "Hermes": (["<tool_call>", "</tool_call>"], "<tool_call>"),
-    "Qwen 3 Coder": (["<tool_call>", "</tool_call>"], "<tool_call>\n<function="),
-    "GLM": (["<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"], "<arg_key>"),
-    "LongCat": (["<longcat_tool_call>", "<longcat_arg_key>", "<longcat_arg_value>"], "<longcat_tool_call>"),
-    "MiniCPM 5": (["<function name=", "<param name=", "</param>"], '<function name=" <param name="'),
-    "MiniMax M2": (["<minimax:tool_call>", "</minimax:tool_call>"], "<minimax:tool_call>"),
-    "MiniMax M3": (["]<]minimax[>[<tool_call>"], "]<]minimax[>["),
-    "DeepSeek V3.2": (["<｜DSML｜function_calls>", "｜DSML｜"], "｜DSML｜"),
-    "DeepSeek V3": (
-        ["<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁sep｜>"],
-        "<｜tool▁calls▁begin｜> ```json",
-    ),
-    "DeepSeek V3.1": (["<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁sep｜>"], "<｜tool▁calls▁begin｜>"),
-    "Kimi K2": (["<|tool_calls_section_begin|>", "<|tool_call_begin|>"], "<|tool_calls_section_begin|>"),
-    "Mistral": (["[TOOL_CALLS]", "[ARGS]"], "[TOOL_CALLS]"),
-    "Mistral, older": (["[TOOL_CALLS]"], "[TOOL_CALLS]"),
-    "Llama 3": (["<|python_tag|>"], "<|python_tag|>"),
-    "LFM2": (["<|tool_call_start|>", "<|tool_call_end|>"], "<|tool_call_start|>"),
-    "Gemma 4": (["<|tool_call>", "<tool_call|>", '<|"|>'], "<|tool_call> <tool_call|>"),
-    "FunctionGemma": (["<start_function_call>", "<end_function_call>", "<escape>"], "<start_function_call>"),
-    "Granite 3": (["<|tool_call|>"], "<|tool_call|>"),
-    "Phi 4": (["<|tool_call|>", "<|/tool_call|>"], "<|tool_call|> <|/tool_call|>"),
-    "Nemotron": (["<TOOLCALL>", "</TOOLCALL>"], "<TOOLCALL>"),
-    "Command A": (["<|START_ACTION|>", "<|END_ACTION|>"], "<|START_ACTION|>"),
-    "Functionary 3.1": (["<function="], "<function= </function>"),
-    "Apertus": (["<|tools_prefix|>", "<|tools_suffix|>"], "<|tools_prefix|>"),
-    "Seed-OSS": (["<seed:tool_call>", "</seed:tool_call>"], "<seed:tool_call>"),
-}
-"""For each notation, its tokens, of which the first begins a call, and a text of its template."""
-SWITCH = "{%- if enable_thinking %}{%- endif %}"
-"""A template that reads the switch of thinking, and writes nothing for it."""
-
-
-@pytest.fixture(name="model")
-def _model(tmp_path: Path) -> Callable[..., str]:
-    """Return a function that writes a random model with these tokens, which are special or not."""
-
-    def write(marks: list[str], known_by: str, *, special: bool = True, opened: str = "") -> str:
-        return str(marked_model(tmp_path, dict.fromkeys(marks, special), f"{{# {known_by} #}}{SWITCH}{opened}"))
-
-    return write
-
-
-def request(model: str, **fields: Any) -> pb.GenerateRequest:
-    """Return a request for a conversation."""
-    sampling = {"temperature": 2.0, "seed": 5, **fields.pop("sampling", {})}
-    chat = {"tools": TOOLS, **fields.pop("chat", {})}
-    return pb.GenerateRequest(
-        model=model,
-        chat=pb.Chat(messages=[pb.ChatMessage(role="user", content="Hello")], **chat),
-        sampling=pb.Sampling(**sampling),
-        **{"max_tokens": 120, **fields},
-    )
-
-
-def calls_of(answer: Answer) -> list[tuple[str, Any]]:
-    """Return the calls of an answer."""
-    deltas = [event.generate.delta for event in answer.events if event.generate.HasField("delta")]
-    return [(call.name, json.loads(call.arguments_json)) for delta in deltas for call in delta.tool_calls]
+__all__ = ["_model"]
 
 
 @pytest.mark.parametrize(
@@ -221,59 +143,6 @@ def test_marks_within_reasoning_are_not_guarded(harness: Harness, model: Callabl
     assert answer.ids.count(FIRST) > 3
 
 
-def test_gpt_oss_calls_are_guarded(harness: Harness, model: Callable[..., str]) -> None:
-    """The mark of a call is text within a header, which a form writes here up to the tool's name."""
-    path = model(list(HARMONY_MARKS), "")
-    ids = {mark: f"<[{FIRST + number}]>" for number, mark in enumerate(HARMONY_MARKS)}
-    del ids  # a header of random tokens would never name a tool; required calls cover this notation
-    answer = harness.run(request(path, chat={"tool_choice": pb.TOOL_CHOICE_REQUIRED, "enable_thinking": False}))
-    for tool, arguments in calls_of(answer):
-        jsonschema.validate(arguments, SCHEMA_OF[tool])
-
-
-THINKING = ["<think>", "</think>"]
-OPENED = "{{ '<think>\n' }}"
-
-
-@pytest.mark.parametrize("budget", [0, 1, 7, 40])
-def test_reasoning_ends_at_its_budget(harness: Harness, model: Callable[..., str], budget: int) -> None:
-    """Up to there the tokens are those of a request without one, and the answer follows."""
-    path = model(THINKING, "", opened=OPENED)
-    fields = {"chat": {"tools": []}, "max_tokens": 60}
-    never = {"sampling": {"logit_bias": {FIRST + 1: -100.0, 2: -100.0}}}
-    free = harness.run(request(path, **fields, **never))
-    kept = harness.run(request(path, **fields, **never, reasoning_budget=budget))
-    assert kept.ids[: budget + 1] == [*free.ids[:budget], FIRST + 1]
-    assert kept.finished.usage.reasoning_tokens == budget + 1
-    assert kept.text
-    assert free.finished.usage.reasoning_tokens == 60
-
-
-def test_reasoning_that_the_model_opens_has_a_budget(harness: Harness, model: Callable[..., str]) -> None:
-    path = model(THINKING, "")
-    bias = {"logit_bias": {FIRST: 60.0, FIRST + 1: -100.0, 2: -100.0}}
-    fields = {"chat": {"tools": []}, "max_tokens": 30}
-    answer = harness.run(request(path, **fields, sampling=bias, reasoning_budget=5))
-    assert answer.ids[0] == FIRST
-    assert answer.ids.index(FIRST + 1) == 6
-
-
-def test_reasoning_budget_holds_before_a_form(harness: Harness, model: Callable[..., str]) -> None:
-    path = model(THINKING, "", opened=OPENED)
-    chat: dict[str, Any] = {"tools": []}
-    form = pb.ResponseFormat(regex="[0-9]{3}")
-    never = {"logit_bias": {FIRST + 1: -100.0}}
-    answer = harness.run(request(path, chat=chat, sampling=never, response_format=form, reasoning_budget=9))
-    assert answer.ids[9] == FIRST + 1
-    assert len(answer.text) == 3
-    assert answer.text.isdecimal()
-
-
-def test_budget_needs_a_model_that_reasons(harness: Harness, model: Callable[..., str]) -> None:
-    answer = harness.run(request(model([], ""), chat={"tools": []}, reasoning_budget=5))
-    assert answer.failure.field == "reasoning_budget"
-
-
 SPOKEN = {
     "functools": ("functools[", "import functools\n@functools.lru_cache\n", 'So. functools[{"name": "'),
     "Command R": (
@@ -301,7 +170,7 @@ def _masked(known_by: str, written: str) -> list[bool]:
     tools = {"chat.tools[0]": Tool("go_home", "", {})}
     guard, warnings = call_guard(tools, markup, lambda field: tokens)
     assert guard is not None, warnings
-    scout = AnswerParser(markup, tuple(tools.values()), opened=False)
+    scout = AnswerParser(markup, tuple(tools.values()))
     mask = FreeMask(tokens.tokens.vocab_size, scout, lambda ids: bytes(ids).decode(), guard=guard)
     masked = []
     for byte in written.encode():
@@ -356,6 +225,6 @@ def test_masks_leave_no_character_out_of_a_text(name: str, kind: dict[str, Any])
     matcher = guard.entered(begun + code + ended)
     assert matcher is not None
     assert matcher.complete
-    parser = AnswerParser(markup, [tool], opened=False)
+    parser = AnswerParser(markup, [tool])
     calls = [call for parts in (parser.add(begun + code + ended), parser.finish(ended=True)) for call in parts.calls]
     assert [json.loads(call.arguments_json) for call in calls] == [{"code": code}]

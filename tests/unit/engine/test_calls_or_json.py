@@ -9,13 +9,13 @@ from typing import Any
 import jsonschema
 import pytest
 
-from daemon.engine.output.answer_parser import AnswerParser
+from daemon.engine.output.answer_parser import AnswerParser, AnswerRules
 from daemon.engine.output.notations.detection import HARMONY_MARKS
 from daemon.engine.output.tool_calls import Tool
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine.harness import Answer, Harness
+from tests.unit.engine.marked_calls import FIRST, MARKS, SCHEMA_OF, _model, calls_of, request
 from tests.unit.engine.recorded_answers import HARMONY, HERMES, HERMES_CALL, RECORDED, TOOLS, WEATHER
-from tests.unit.engine.test_call_guard import FIRST, MARKS, SCHEMA_OF, _model, calls_of, request
 
 __all__ = ["_model"]
 
@@ -105,14 +105,14 @@ def test_marks_in_json_are_its_text(name: str, tools: list[Tool]) -> None:
     text = json.dumps({"escaped": quoted}, ensure_ascii=False) + f'{{"raw": "{quoted}"}}'
     header = "<|channel|>final<|message|>" if markup is HARMONY else ""
     for pieces in ([header + text], list(header + text)):
-        parser = AnswerParser(markup, tools, opened=False, bare=not header, in_form=True)
+        parser = AnswerParser(markup, tools, AnswerRules(bare=not header, in_form=True))
         parts = [*map(parser.add, pieces), parser.finish(ended=True)]
         read = [("".join(part.text for part in parts), "".join(part.reasoning for part in parts)), parser.calls]
         assert read == [(text, ""), 0]
 
 
 def test_call_in_place_of_json_is_read() -> None:
-    parser = AnswerParser(HERMES, TOOLS, opened=False, bare=True, in_form=True)
+    parser = AnswerParser(HERMES, TOOLS, AnswerRules(bare=True, in_form=True))
     (call,) = [*parser.add(HERMES_CALL).calls, *parser.finish(ended=True).calls]
     assert (call.name, json.loads(call.arguments_json)) == WEATHER
 

@@ -55,7 +55,7 @@ def ask(harness: Harness, model: str, written: str = "", **fields: Any) -> Answe
     return run(harness, request, written) if written else harness.run(request)
 
 
-def channels(answer: Answer) -> tuple[str, str, list[tuple[str, Any]]]:
+def parts_of(answer: Answer) -> tuple[str, str, list[tuple[str, Any]]]:
     """Return an answer's text, reasoning and calls."""
     deltas = [event.generate.delta for event in answer.events if event.generate.HasField("delta")]
     calls = [call for delta in deltas for call in delta.tool_calls]
@@ -67,7 +67,7 @@ def channels(answer: Answer) -> tuple[str, str, list[tuple[str, Any]]]:
 def test_chat_reasoning_is_separate_from_text(harness: Harness, model: Callable[..., str]) -> None:
     """All tokens are listed, those of marks included."""
     answer = ask(harness, model(), "<think>\nHm</think>\n\nSo.")
-    assert channels(answer) == ("\n\nSo.", "\nHm", [])
+    assert parts_of(answer) == ("\n\nSo.", "\nHm", [])
     assert {THINK, END_THINK} <= set(answer.ids)
     assert len(answer.ids) == answer.finished.usage.completion_tokens - 1
     assert answer.finished.reason == pb.FINISH_REASON_STOP
@@ -77,7 +77,7 @@ def test_raw_prompt_gets_text_only(harness: Harness, model: Callable[..., str]) 
     """Marks in such an answer are text."""
     written = f"<think>Hm</think>{CALL}"
     answer = ask(harness, model(), written, text="Hello")
-    assert channels(answer) == (written, "", [])
+    assert parts_of(answer) == (written, "", [])
 
 
 def test_chat_template_may_open_the_reasoning(harness: Harness, model: Callable[..., str]) -> None:
@@ -85,7 +85,7 @@ def test_chat_template_may_open_the_reasoning(harness: Harness, model: Callable[
     path = model(template=HERMES + "{{ '<think>\n' }}")
     biased = pb.Sampling(logit_bias={END_THINK: 100, EOS: 50})
     answer = ask(harness, path, sampling=biased, response_format=exactly("So.", MARKS))
-    assert channels(answer) == ("So.", "", [])
+    assert parts_of(answer) == ("So.", "", [])
     assert answer.ids[0] == END_THINK
 
 
@@ -95,13 +95,13 @@ def test_reasoning_mark_in_user_text_opens_nothing(harness: Harness, model: Call
     chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="What is <think>")], enable_thinking=False)
     form = pb.ResponseFormat(regex="A mark")
     answer = harness.run(pb.GenerateRequest(model=path, chat=chat, max_tokens=50, response_format=form))
-    assert channels(answer) == ("A mark", "", [])
+    assert parts_of(answer) == ("A mark", "", [])
 
 
 def test_tool_call_is_sent_and_ends_the_answer(harness: Harness, model: Callable[..., str]) -> None:
     """The text of a call is not in the answer, but its tokens are listed."""
     answer = ask(harness, model(), f"I look.{CALL}", chat={"tools": [SEARCH]})
-    assert channels(answer) == ("I look.", "", [("search", {"query": "a"})])
+    assert parts_of(answer) == ("I look.", "", [("search", {"query": "a"})])
     assert answer.finished.reason == pb.FINISH_REASON_TOOL_CALLS
     assert len(answer.ids) == answer.finished.usage.completion_tokens - 1
 
@@ -110,7 +110,7 @@ def test_call_like_text_is_sent_as_text(harness: Harness, model: Callable[..., s
     """The reason is that of an answer without calls."""
     written = "<tool_call>search(a)</tool_call>"
     answer = ask(harness, model(), written, chat={"tools": [SEARCH]})
-    assert channels(answer) == (written, "", [])
+    assert parts_of(answer) == (written, "", [])
     assert answer.finished.reason == pb.FINISH_REASON_STOP
 
 
@@ -119,14 +119,14 @@ def test_tool_call_cut_by_max_tokens_is_text(harness: Harness, model: Callable[.
     path, chat = model(), {"tools": [SEARCH]}
     whole = ask(harness, path, CALL, chat=chat)
     cut = ask(harness, path, CALL, chat=chat, max_tokens=len(whole.ids) - 1)
-    assert channels(cut) == (CALL.removesuffix("</tool_call>"), "", [])
+    assert parts_of(cut) == (CALL.removesuffix("</tool_call>"), "", [])
     assert cut.finished.reason == pb.FINISH_REASON_LENGTH
 
 
 def test_stop_string_is_found_in_a_tool_call(harness: Harness, model: Callable[..., str]) -> None:
     """Stop strings are looked for in text, reasoning and calls."""
     answer = ask(harness, model(), CALL, chat={"tools": [SEARCH]}, stop=pb.Stop(strings=["arguments"]))
-    assert channels(answer) == ('<tool_call>{"name": "search", "', "", [])
+    assert parts_of(answer) == ('<tool_call>{"name": "search", "', "", [])
     assert answer.finished.reason == pb.FINISH_REASON_STOP
 
 
@@ -137,9 +137,9 @@ def test_special_tokens_of_calls_are_text_without_tools(harness: Harness, model:
     written = '<think>Hm</think>So[TOOL_CALLS]search[ARGS]{"query": "a"}'
     chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="Hello")])
     request = pb.GenerateRequest(model=path, chat=chat, max_tokens=50)
-    assert channels(run(harness, request, written, marks)) == ('So[TOOL_CALLS]search[ARGS]{"query": "a"}', "Hm", [])
+    assert parts_of(run(harness, request, written, marks)) == ('So[TOOL_CALLS]search[ARGS]{"query": "a"}', "Hm", [])
     request.chat.tools.append(SEARCH)
-    assert channels(run(harness, request, written, marks)) == ("So", "Hm", [("search", {"query": "a"})])
+    assert parts_of(run(harness, request, written, marks)) == ("So", "Hm", [("search", {"query": "a"})])
 
 
 @pytest.mark.parametrize("opened", [True, False])
@@ -150,7 +150,7 @@ def test_grammar_applies_after_the_reasoning(harness: Harness, model: Callable[.
     sampling = pb.Sampling(temperature=1, seed=4, logit_bias={**bias, END_THINK: 4})
     form = pb.ResponseFormat(json_schema='{"type": "array", "items": {"type": "boolean"}, "maxItems": 3}')
     answer = ask(harness, path, response_format=form, sampling=sampling, max_tokens=600)
-    text, reasoning, _ = channels(answer)
+    text, reasoning, _ = parts_of(answer)
     assert answer.finished.reason == pb.FINISH_REASON_STOP
     assert all(isinstance(item, bool) for item in json.loads(text))
     assert reasoning

@@ -95,7 +95,7 @@ def test_what_was_told_is_sent_after_a_moment(pair: Pair) -> None:
     tape.write(ipc.GroupFrame(turn=1))
     assert pair[1].receive().turn == 1
     for value in (5.0, 6.0):
-        tape.told(value)
+        tape.agreed(value)
         assert list(pair[1].receive().readings.values) == [value]
 
 
@@ -164,7 +164,7 @@ def test_other_threads_read_their_own_clock(pair: Pair) -> None:
     tape = Recorder([pair[0]])
     tape.begin()
     seen: list[float] = []
-    thread = threading.Thread(target=lambda: seen.append(tape.told(5.0)))
+    thread = threading.Thread(target=lambda: seen.append(tape.agreed(5.0)))
     thread.start()
     thread.join()
     pair[0].send(ipc.GroupFrame(turn=7))
@@ -176,8 +176,8 @@ def test_statistics_are_read_aside(pair: Pair) -> None:
     """A rank that answers no Stats calls reads no clock for them."""
     tape = Recorder([pair[0]])
     tape.begin()
-    assert tape.aside(lambda: tape.told(5.0))() == 5.0
-    assert tape.told(6.0) == 6.0
+    assert tape.aside(lambda: tape.agreed(5.0))() == 5.0
+    assert tape.agreed(6.0) == 6.0
     tape.end()
     tape.flush()
     assert list(pair[1].receive().readings.values) == [6.0]

@@ -11,7 +11,7 @@ import pytest
 from daemon.kv.mlx.ahead import Ahead
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import marked_model
-from tests.unit.engine import test_call_guard as call_guard
+from tests.unit.engine import marked_calls
 from tests.unit.engine.families import Family, write
 from tests.unit.engine.harness import Answer, Harness, generate
 from tests.unit.engine.shared_guesses import asked
@@ -185,11 +185,11 @@ def test_calls_keep_to_their_grammar_when_guessed(
     harness: Harness, tmp_path: Path, name: str, sampling: dict[str, float]
 ) -> None:
     """A call begins within guesses too: the token after its mark is then sampled again with a mask."""
-    marks, known_by = call_guard.MARKS[name]
-    path = str(marked_model(tmp_path, dict.fromkeys(marks, True), f"{{# {known_by} #}}{call_guard.SWITCH}"))
-    wanted = {"logit_bias": {call_guard.FIRST: 80.0}, **sampling}
-    plain = harness.run(call_guard.request(path, sampling=wanted, speculation=OFF))
-    answer = harness.run(call_guard.request(path, sampling=wanted, speculation=NGRAM))
+    marks, known_by = marked_calls.MARKS[name]
+    path = str(marked_model(tmp_path, dict.fromkeys(marks, True), f"{{# {known_by} #}}{marked_calls.SWITCH}"))
+    wanted = {"logit_bias": {marked_calls.FIRST: 80.0}, **sampling}
+    plain = harness.run(marked_calls.request(path, sampling=wanted, speculation=OFF))
+    answer = harness.run(marked_calls.request(path, sampling=wanted, speculation=NGRAM))
     assert answer.ids == plain.ids
-    assert call_guard.calls_of(answer) == call_guard.calls_of(plain) != []
+    assert marked_calls.calls_of(answer) == marked_calls.calls_of(plain) != []
     assert guesses(answer)[1] >= 4

@@ -19,7 +19,7 @@ from daemon.engine.scheduling.governor import Governor, Source
 from daemon.kv.mlx import sharing
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import marked_model, write_random
-from tests.unit.engine import test_call_guard as call_guard
+from tests.unit.engine import marked_calls
 from tests.unit.engine.families import Family, write
 from tests.unit.engine.harness import Answer, Harness, generate
 from tests.unit.engine.shared_guesses import asked, counting
@@ -216,17 +216,17 @@ def test_forms_and_stop_strings_hold_for_rows_that_guess(harness: Harness, count
 
 def test_calls_of_rows_that_guess_keep_to_their_grammar(harness: Harness, counts: Counter[str], tmp_path: Path) -> None:
     """A call begins within guesses of one row, while others guess as well."""
-    marks, known_by = call_guard.MARKS["Hermes"]
-    path = str(marked_model(tmp_path, dict.fromkeys(marks, True), f"{{# {known_by} #}}{call_guard.SWITCH}"))
+    marks, known_by = marked_calls.MARKS["Hermes"]
+    path = str(marked_model(tmp_path, dict.fromkeys(marks, True), f"{{# {known_by} #}}{marked_calls.SWITCH}"))
     wanted = [
-        {"logit_bias": {call_guard.FIRST: 80.0}, "repetition_penalty": penalty, "frequency_penalty": 0.1}
+        {"logit_bias": {marked_calls.FIRST: 80.0}, "repetition_penalty": penalty, "frequency_penalty": 0.1}
         for penalty in (1.2, 1.3, 1.0)
     ]
-    plain = [harness.run(call_guard.request(path, sampling=one, speculation=OFF)) for one in wanted]
+    plain = [harness.run(marked_calls.request(path, sampling=one, speculation=OFF)) for one in wanted]
     counts.clear()
-    guessed = together(harness, [call_guard.request(path, sampling=one, speculation=NGRAM) for one in wanted])
+    guessed = together(harness, [marked_calls.request(path, sampling=one, speculation=NGRAM) for one in wanted])
     assert [answer.ids for answer in guessed] == [answer.ids for answer in plain]
-    assert [call_guard.calls_of(answer) for answer in guessed] == [call_guard.calls_of(answer) for answer in plain]
+    assert [marked_calls.calls_of(answer) for answer in guessed] == [marked_calls.calls_of(answer) for answer in plain]
     assert counts["right"] > 3
     harness.settle()
 

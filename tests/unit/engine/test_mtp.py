@@ -23,8 +23,7 @@ from daemon.kv.mlx.ahead import Undo
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.heads import CONFIGS, add_head, model_with_head
 from tests.support.models import marked_model, random_model
-from tests.unit.engine import shared_guesses
-from tests.unit.engine import test_call_guard as call_guard
+from tests.unit.engine import marked_calls, shared_guesses
 from tests.unit.engine.harness import Answer, Harness
 
 MTP, OFF, AUTO, NGRAM = pb.SPECULATION_MTP, pb.SPECULATION_OFF, pb.SPECULATION_AUTO, pb.SPECULATION_NGRAM
@@ -133,15 +132,15 @@ def test_form_holds_for_tokens_that_a_head_guesses(harness: Harness, tmp_path: P
 
 
 def test_calls_keep_to_their_grammar_when_a_head_guesses(harness: Harness, tmp_path: Path) -> None:
-    marks, known_by = call_guard.MARKS["Hermes"]
-    template = f"{{# {known_by} #}}{call_guard.SWITCH}"
+    marks, known_by = marked_calls.MARKS["Hermes"]
+    template = f"{{# {known_by} #}}{marked_calls.SWITCH}"
     path = marked_model(tmp_path, dict.fromkeys(marks, True), template, CONFIGS["qwen3_next"])
     add_head(path, "qwen3_next", right=True)
-    wanted = {"logit_bias": {call_guard.FIRST: 80.0}, "temperature": 0.5, "seed": 2}
-    plain = harness.run(call_guard.request(str(path), sampling=wanted, speculation=OFF))
-    answer = harness.run(call_guard.request(str(path), sampling=wanted, speculation=MTP))
+    wanted = {"logit_bias": {marked_calls.FIRST: 80.0}, "temperature": 0.5, "seed": 2}
+    plain = harness.run(marked_calls.request(str(path), sampling=wanted, speculation=OFF))
+    answer = harness.run(marked_calls.request(str(path), sampling=wanted, speculation=MTP))
     assert answer.ids == plain.ids
-    assert call_guard.calls_of(answer) == call_guard.calls_of(plain) != []
+    assert marked_calls.calls_of(answer) == marked_calls.calls_of(plain) != []
     assert guesses(answer)[0] > 10
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from daemon.engine.output.answer_parser import AnswerParser, Parts
+from daemon.engine.output.answer_parser import AnswerParser, AnswerRules, Parts
 from daemon.engine.output.chat_markup import ChatMarkup
 from daemon.engine.output.harmony import understood
 from daemon.engine.output.tool_calls import CallPiece, Tool, standing
@@ -68,7 +68,7 @@ def parse(
     marks: ChatMarkup, pieces: Sequence[str], tools: Sequence[Tool] = TOOLS, *, ended: bool = True, before: str = ""
 ) -> Parts:
     """Return the parts of an answer. The pieces of a call are the call; withdrawn ones never had whole arguments."""
-    parser = AnswerParser(marks, tools, opened=False, bare=bool(before), before=before)
+    parser = AnswerParser(marks, tools, AnswerRules(bare=bool(before), before=before))
     parts = Parts()
     for piece in pieces:
         parts += parser.add(piece)
@@ -162,7 +162,7 @@ def test_a_cut_call_is_text_or_whole(name: str) -> None:
 def test_arguments_are_streamed_as_they_are_written(name: str) -> None:
     """The city is known before the call ends."""
     answer = WRITTEN[name]["answer"]
-    parser = AnswerParser(markup(WRITTEN[name]), TOOLS, opened=False)
+    parser = AnswerParser(markup(WRITTEN[name]), TOOLS)
     parts = Parts()
     for character in answer[: answer.index("days")]:
         parts += parser.add(character)

@@ -46,10 +46,10 @@ def test_cold_prompts_that_start_together_are_billed_once(
         calls = [case.harness.begin(greedy(case.path, [*LONG, number, *ids(20, number)], 4)) for number in (6, 7, 8)]
         case.harness.until(lambda: runner.prefilling == 3)
         prompts = list(runner._prefills)
-        expected = [sequence.kv.expected for sequence in prompts]
+        expected = [sequence.kv.outlook.tokens for sequence in prompts]
         billed = runner._bill().kv
         for sequence in prompts:
-            sequence.kv.expected = 0
+            sequence.kv.outlook.tokens = 0
         full = runner._bill().kv
         runner.readers.renew()
         assert runner._bill().kv == billed
@@ -100,7 +100,7 @@ def test_what_the_first_has_stored_counts_for_all_that_wait(
 
     def seen(self: Runner, outcome: Prefilled) -> None:
         prefilled(self, outcome)
-        expected.extend(sequence.kv.expected for sequence in list(self._prefills)[1:] if not sequence.kv.begun)
+        expected.extend(sequence.kv.outlook.tokens for sequence in list(self._prefills)[1:] if not sequence.kv.begun)
 
     monkeypatch.setattr(Runner, "_prefilled", seen)
     with frozen():

@@ -318,7 +318,7 @@ def test_readers_fit_where_copies_would_not(engine: Callable[..., Harness], tmp_
     (waiting,) = runner._waiting
     needs = []
     for expected in (0, 1488):
-        waiting.kv.expected = expected
+        waiting.kv.outlook.tokens = expected
         needs.append(runner._bill(waiting).total - runner._bill().total)
     layout = case.harness.engine._models.entries()[0].model.layout
     # In steps of 256 tokens: room for 1536, or for an end of 256.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from daemon.engine.output.answer_parser import AnswerParser, Parts
+from daemon.engine.output.answer_parser import AnswerParser, AnswerRules, Parts
 from daemon.engine.output.chat_markup import ChatMarkup
 from daemon.engine.output.harmony import understood
 from daemon.engine.output.tool_calls import Tool
@@ -49,7 +49,7 @@ def markup(name: str) -> ChatMarkup:
 
 
 def parse(name: str, answer: str, tools: list[Tool], size: int, *, opened: bool = False) -> Parts:
-    parser, parts = AnswerParser(markup(name), tools, opened=opened), Parts()
+    parser, parts = AnswerParser(markup(name), tools, AnswerRules(opened=opened)), Parts()
     for at in range(0, len(answer), size):
         parts += parser.add(answer[at : at + size])
     parts += parser.finish(ended=True)
@@ -115,7 +115,7 @@ def test_call_may_follow_granite_answer() -> None:
 def test_continued_text_has_no_reasoning(name: str) -> None:
     """Its text has begun in the prompt, so a mark is spoken about."""
     answer = FAMILIES[name][2].format("a mark") + " is written"
-    parser = AnswerParser(markup(name), TOOLS, opened=False, bare=True, before="So ")
+    parser = AnswerParser(markup(name), TOOLS, AnswerRules(bare=True, before="So "))
     parts = parser.add(answer)
     parts += parser.finish(ended=True)
     assert (parts.text, parts.reasoning) == (answer, "")

@@ -76,7 +76,7 @@ def ask(
         given = {"enable_thinking": False, **given}
     chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="Hello")], **given)
     return harness.run(
-        pb.GenerateRequest(model=model, chat=chat, max_tokens=600, sampling=pb.Sampling(**sampling or {}))
+        pb.GenerateRequest(model=model, chat=chat, max_tokens=most, sampling=pb.Sampling(**sampling or {}))
     )
 
 

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from daemon.http.generation import collect_samples
-from daemon.http.openai.chat import ChatStream, completion
+from daemon.http.openai.chat_answers import ChatStream, completion
 from mlx_sidecar import (
     Delta,
     Finished,

@@ -15,13 +15,13 @@ import pytest
 from daemon.engine.execution.events import FinishReason
 from daemon.engine.execution.sequence import Sequence as Running
 from daemon.engine.execution.sequence import Times
-from daemon.engine.output.answer_parser import AnswerParser
+from daemon.engine.output.answer_parser import AnswerParser, AnswerRules
 from daemon.engine.output.detokenizer import Output, Piece, Token
 from daemon.http.anthropic.answers import MessageStream, message
 from daemon.http.generation import Ask, collect
 from daemon.http.ollama.chat import ChatAnswer
 from daemon.http.ollama.figures import Figures
-from daemon.http.openai.chat import ChatStream, completion
+from daemon.http.openai.chat_answers import ChatStream, completion
 from daemon.http.responses.answering import Answer as ResponseAnswer
 from daemon.http.responses.request_types import ResponseRequest
 from mlx_sidecar import (
@@ -104,7 +104,7 @@ def _events(
     name: str, written: Answer, words: Sequence[bytes], most: int, stops: tuple[str, ...]
 ) -> list[GenerateEvent]:
     """Return the events of an answer as a client gets them, the token that ends it included."""
-    parser = AnswerParser(markup_of(HANDS[name]), written.tools, opened=written.opened)
+    parser = AnswerParser(markup_of(HANDS[name]), written.tools, AnswerRules(opened=written.opened))
     output = Output(lambda ids: b"".join(words[id_ - 1] for id_ in ids).decode("utf-8", "replace"), stops)
     request: Any = SimpleNamespace(stop_ids={EOS}, max_tokens=most, request_id="r")
     kv: Any = None

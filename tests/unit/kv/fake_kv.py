@@ -21,6 +21,8 @@ WINDOWED = PrefixSpec((LayerGroup(GROUP_BLOCK_BYTES), LayerGroup(GROUP_BLOCK_BYT
 HYBRID = PrefixSpec((LayerGroup(GROUP_BLOCK_BYTES),), STATE_BYTES)
 RECURRENT = PrefixSpec((), STATE_BYTES)
 ALL = PrefixSpec((LayerGroup(GROUP_BLOCK_BYTES), LayerGroup(GROUP_BLOCK_BYTES, window=40)), STATE_BYTES)
+LAYOUTS = (PLAIN, WINDOWED, HYBRID, RECURRENT, ALL)
+"""One of each kind: full attention, with a window, with recurrent layers, without attention, and with all of them."""
 BLOCK_BYTES = PLAIN.block_bytes
 
 

@@ -19,7 +19,7 @@ from daemon.kv.lease import PrefixLease
 from daemon.kv.nodes import Node
 from daemon.kv.place import tails_along
 from daemon.kv.spec import NotHeldError, Resume
-from tests.unit.kv.fake_kv import ALL, BLOCK_BYTES, HYBRID, PLAIN, RECURRENT, WINDOWED, FakeKV, FakePrefixes, prompt
+from tests.unit.kv.fake_kv import BLOCK_BYTES, LAYOUTS, FakeKV, FakePrefixes, prompt
 
 NAMESPACES = st.sampled_from(["n/one", "n/two", "m/one"])
 PROMPTS = st.builds(
@@ -44,7 +44,7 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         self.leases: list[tuple[PrefixLease, list[int]]] = []
 
     @initialize(
-        parts=st.sampled_from([PLAIN, WINDOWED, HYBRID, RECURRENT, ALL]),
+        parts=st.sampled_from(LAYOUTS),
         limits=st.just((1000, 1000, 1000))
         | st.tuples(st.integers(0, 12) | st.just(1000), *[st.integers(1, 12) | st.just(1000)] * 2),
         least=st.sampled_from([16, 20, 32]),

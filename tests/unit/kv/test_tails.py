@@ -11,6 +11,7 @@ from tests.unit.kv.fake_kv import (
     BLOCK_BYTES,
     GROUP_BLOCK_BYTES,
     HYBRID,
+    LAYOUTS,
     PLAIN,
     RECURRENT,
     STATE_BYTES,
@@ -20,11 +21,11 @@ from tests.unit.kv.fake_kv import (
     prompt,
 )
 
-LAYOUTS = pytest.mark.parametrize("parts", [PLAIN, WINDOWED, HYBRID, RECURRENT, ALL], ids=str)
+EACH_LAYOUT = pytest.mark.parametrize("parts", LAYOUTS, ids=str)
 RIGID = pytest.mark.parametrize("parts", [WINDOWED, HYBRID, RECURRENT, ALL], ids=str)
 
 
-@LAYOUTS
+@EACH_LAYOUT
 @pytest.mark.parametrize("tail", range(16))
 def test_next_turn_goes_on_after_the_last_token(parts: PrefixSpec, tail: int) -> None:
     prefixes = FakePrefixes(parts=parts)
@@ -147,7 +148,7 @@ def test_lost_checkpoint_of_a_tail_is_filled_in_later() -> None:
     prefixes.cache.check_integrity()
 
 
-@LAYOUTS
+@EACH_LAYOUT
 def test_leased_tail_outlives_eviction_and_invalidation(parts: PrefixSpec) -> None:
     prefixes = FakePrefixes(parts=parts)
     stored = prompt(1, 2, tail=5)
@@ -180,7 +181,7 @@ def test_kept_tail_stays(parts: PrefixSpec) -> None:
     assert prefixes.reuse("n", [*stored, 9]) == stored
 
 
-@LAYOUTS
+@EACH_LAYOUT
 @pytest.mark.parametrize("tail", [4, 5, 6])
 def test_invalidated_end_of_a_prompt_takes_its_tail(parts: PrefixSpec, tail: int) -> None:
     """Whether the tail is as long as the prefix, shorter or longer; what others share stays."""
@@ -195,7 +196,7 @@ def test_invalidated_end_of_a_prompt_takes_its_tail(parts: PrefixSpec, tail: int
     assert prefixes.reuse("n", [*other, 9]) == other
 
 
-@LAYOUTS
+@EACH_LAYOUT
 @pytest.mark.parametrize("shared", [False, True])
 def test_invalidated_prompt_takes_the_tails_on_its_way(parts: PrefixSpec, shared: bool) -> None:
     """They are resume points of its beginning. What others share stays."""

@@ -11,7 +11,7 @@ from google.rpc import error_details_pb2
 from daemon.server.supervision.engine_call import EngineCall
 from daemon.shared.errors import Reason, SidecarError
 from daemon.v1 import ipc_pb2 as ipc
-from tests.unit.server.test_interceptor import FakeContext, detail, serve
+from tests.unit.server.intercepted import FakeContext, detail, serve
 
 
 class SlowContext(FakeContext):

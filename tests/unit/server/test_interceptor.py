@@ -1,111 +1,22 @@
-"""The interceptor: errors reach callers with details, unexpected exceptions do not, and each call is logged."""
+"""The interceptor: errors reach callers with details, unexpected ones without; all kinds of calls are wrapped."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
-from google.rpc import code_pb2, error_details_pb2, status_pb2
-from grpc_status import rpc_status
+from google.rpc import code_pb2, error_details_pb2
 from structlog.contextvars import bind_contextvars
 from structlog.testing import capture_logs
 
 from daemon.server.arrivals import Arrivals, Lane, Way
-from daemon.server.call_record import CallRecord
-from daemon.server.field_checks import MAX_REQUEST_BYTES
 from daemon.server.interceptor import MAX_MESSAGE, CallInterceptor, code_name, status
 from daemon.shared.errors import Reason, SidecarError, invalid
-
-METHOD = "/mlx_sidecar.v1.SidecarService/Generate"
-QUIET = "/mlx_sidecar.v1.SidecarService/Stats"
-CHECK = "/grpc.health.v1.Health/Check"
-SMALL = 100
-SECRET = "the caller's prompt"
-
-
-class FakeContext:
-    """A gRPC context that records writes and the abort."""
-
-    def __init__(self, remaining: float | None = None, request: Any = b"") -> None:
-        self._request = request
-        self.written: list[Any] = []
-        self.aborted: tuple[Any, str, tuple[tuple[str, Any], ...]] | None = None
-        self._remaining = remaining
-
-    async def read(self) -> Any:
-        """Return a request, raise its error, or return the end of the stream."""
-        if isinstance(self._request, BaseException):
-            raise self._request
-        return self._request
-
-    async def write(self, message: Any) -> None:
-        """Keep a response."""
-        self.written.append(message)
-
-    async def abort(self, code: Any, details: str, trailing_metadata: Any = ()) -> None:
-        """End the call."""
-        self.aborted = (code, details, tuple(trailing_metadata))
-        raise grpc.aio.AbortError
-
-    def invocation_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
-        """Return the headers that came with the call."""
-        return (("traceparent", "00-1"), ("some-bin", b"1"))
-
-    def time_remaining(self) -> float | None:
-        """Return the seconds until the deadline."""
-        return self._remaining
-
-    def rich(self) -> status_pb2.Status:
-        """Return the status that a client would see."""
-        assert self.aborted is not None
-        code, details, metadata = self.aborted
-        call = SimpleNamespace(code=lambda: code, details=lambda: details, trailing_metadata=lambda: metadata)
-        rich = rpc_status.from_call(call)
-        assert rich is not None
-        return rich
-
-
-async def serve(
-    behaviour: Callable[..., Any],
-    context: FakeContext,
-    *,
-    streaming: bool = True,
-    method: str = METHOD,
-    on_end: Callable[[CallRecord], None] = lambda _: None,
-) -> tuple[Any, int]:
-    """Call a handler through the interceptor; return its answer, and how often a cancellation was counted."""
-    cancelled = []
-    make = grpc.unary_stream_rpc_method_handler if streaming else grpc.unary_unary_rpc_method_handler
-
-    async def continuation(_: Any) -> Any:
-        return make(behaviour, request_deserializer=lambda data: data)
-
-    lane = Lane(places=1)
-    sizes = {METHOD: MAX_REQUEST_BYTES, QUIET: SMALL, CHECK: SMALL}
-    arrivals = Arrivals({name: Way(lane, size, 1) for name, size in sizes.items()})
-    interceptor = CallInterceptor(arrivals, lambda: cancelled.append(1), on_end)
-    details: Any = SimpleNamespace(method=method, invocation_metadata=())
-    handler: Any = await interceptor.intercept_service(continuation, details)
-    wrapped = handler.stream_stream if streaming else handler.stream_unary
-    answer = None
-    with suppress(grpc.aio.AbortError, asyncio.CancelledError):
-        answer = await wrapped(None, context)
-    return answer, len(cancelled)
-
-
-def raising(error: BaseException) -> Callable[..., AsyncIterator[str]]:
-    """Return a streaming handler that answers once and then fails."""
-
-    async def behaviour(_request: Any, _context: Any) -> AsyncIterator[str]:
-        yield "first"
-        raise error
-
-    return behaviour
+from tests.unit.server.intercepted import CHECK, SECRET, SMALL, FakeContext, detail, raising, serve
 
 
 @pytest.mark.parametrize(("given", "told"), [("req-1", "req-1"), ("two words", None), ("a" * 9000, None)])
@@ -121,16 +32,6 @@ async def test_error_has_the_id_of_the_log(given: str, told: str | None) -> None
     await serve(behaviour, context)
     info = detail(context.rich(), error_details_pb2.ErrorInfo)
     assert info.metadata.get("request_id") == told
-
-
-def detail(rich: status_pb2.Status, kind: Any) -> Any:
-    """Return a detail of a status."""
-    for packed in rich.details:
-        if packed.Is(kind.DESCRIPTOR):
-            found = kind()
-            packed.Unpack(found)
-            return found
-    return None
 
 
 async def test_typed_error_has_reason_field_and_retry_delay() -> None:
@@ -251,85 +152,6 @@ async def test_cancelled_call_is_counted_and_closed(remaining: float | None, cod
         _, cancelled = await serve(behaviour, FakeContext(remaining))
     assert (cancelled, closed) == (1, [1])
     assert [(line["event"], line["code"]) for line in logs] == [("rpc", code)]
-
-
-async def test_every_call_logs_one_line_and_polls_at_debug() -> None:
-    """With its code and its time."""
-
-    async def nothing(_request: Any, _context: Any) -> AsyncIterator[str]:
-        return
-        yield
-
-    with capture_logs() as logs:
-        await serve(nothing, FakeContext())
-        await serve(nothing, FakeContext(), method=QUIET)
-    assert [(line["event"], line["log_level"], line["code"]) for line in logs] == [
-        ("rpc", "info", "OK"),
-        ("rpc", "debug", "OK"),
-    ]
-    assert all(line["duration_s"] >= 0 for line in logs)
-
-
-async def test_call_end_is_traced_with_code_and_headers() -> None:
-    """However it ends; a Stats that succeeds is polled all day and not worth it."""
-    ended: list[CallRecord] = []
-
-    async def cancelled(_request: Any, _context: Any) -> AsyncIterator[str]:
-        yield "first"
-        raise asyncio.CancelledError
-
-    for behaviour in (raising(invalid("model", "is missing")), raising(ValueError(SECRET)), cancelled):
-        await serve(behaviour, FakeContext(), on_end=ended.append)
-    await serve(raising(ValueError(SECRET)), FakeContext(), on_end=ended.append, method=QUIET)
-    assert [call.code for call in ended] == ["INVALID_ARGUMENT", "INTERNAL", "CANCELLED", "INTERNAL"]
-    assert {tuple(call.headers.items()) for call in ended} == {(("traceparent", "00-1"),)}
-    assert [call.fields["rpc"] for call in ended] == ["Generate", "Generate", "Generate", "Stats"]
-    assert ended[0].fields["reason"] == "INVALID_ARGUMENT"
-    assert all(call.duration >= 0 for call in ended)
-
-    async def answer(_request: Any, _context: Any) -> str:
-        return "figures"
-
-    before = len(ended)
-    await serve(answer, FakeContext(), streaming=False, on_end=ended.append, method=QUIET)
-    assert len(ended) == before
-
-
-async def test_health_calls_are_neither_logged_nor_counted() -> None:
-    """It is polled all day; a refused call of it still gets its reason."""
-
-    async def behaviour(_request: Any, _context: Any) -> str:
-        return "serving"
-
-    async def gone(_request: Any, _context: Any) -> str:
-        raise asyncio.CancelledError
-
-    with capture_logs() as lines:
-        assert await serve(behaviour, FakeContext(), streaming=False, method=CHECK) == ("serving", 0)
-        assert await serve(gone, FakeContext(), streaming=False, method=CHECK) == (None, 0)
-        context = FakeContext(request=b"x" * (SMALL + 1))
-        await serve(behaviour, context, streaming=False, method=CHECK)
-    assert lines == []
-    assert detail(context.rich(), error_details_pb2.BadRequest).field_violations[0].field == "request"
-
-
-async def test_call_cancelled_before_request_is_not_logged() -> None:
-    """They can come by the thousand; a call without a request that stays is told so."""
-
-    async def never(_request: Any, _context: Any) -> AsyncIterator[str]:
-        raise AssertionError("it has no request")
-        yield
-
-    with capture_logs() as lines:
-        _, cancelled = await serve(never, FakeContext(request=asyncio.CancelledError()))
-        context = FakeContext(request=grpc.aio.EOF)
-        await serve(never, context)
-    assert cancelled == 0
-    assert [(line["log_level"], line["code"]) for line in lines] == [
-        ("debug", "CANCELLED"),
-        ("info", "INVALID_ARGUMENT"),
-    ]
-    assert context.rich().message == "request is missing"
 
 
 async def test_streamed_requests_are_received_one_by_one() -> None:

@@ -21,7 +21,7 @@ from daemon.server.call_record import CallRecord
 from daemon.server.tracing import CallTracer
 from daemon.shared.config import Config, ConfigError
 from daemon.shared.errors import invalid
-from tests.unit.server.test_interceptor import SECRET, FakeContext, raising, serve
+from tests.unit.server.intercepted import SECRET, FakeContext, raising, serve
 
 METHOD = "/mlx_sidecar.v1.SidecarService/Generate"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

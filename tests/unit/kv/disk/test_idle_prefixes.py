@@ -7,7 +7,7 @@ import pytest
 from daemon.kv.idle import IdleRelease
 from daemon.kv.spec import PrefixSpec
 from tests.unit.kv.disk.fake_disk import NAME, TOKENS, FakeDisk
-from tests.unit.kv.fake_kv import ALL, HYBRID, PLAIN, RECURRENT, WINDOWED, FakePrefixes, prompt
+from tests.unit.kv.fake_kv import LAYOUTS, FakePrefixes, prompt
 
 
 def idle_for_long(disk: FakeDisk, idle: IdleRelease, seconds: int) -> None:
@@ -18,7 +18,7 @@ def idle_for_long(disk: FakeDisk, idle: IdleRelease, seconds: int) -> None:
         disk.settle()
 
 
-@pytest.mark.parametrize("parts", [PLAIN, WINDOWED, HYBRID, RECURRENT, ALL])
+@pytest.mark.parametrize("parts", LAYOUTS)
 def test_idle_prefix_goes_to_the_disk(parts: PrefixSpec) -> None:
     """Although it was used once; it comes back from there, and memory is empty meanwhile."""
     disk = FakeDisk(FakePrefixes(parts=parts))

@@ -9,10 +9,10 @@ from daemon.kv.disk.tier import INDEX_SECONDS
 from daemon.kv.keys import BLOCK_TOKENS, block_keys
 from daemon.kv.spec import PrefixSpec
 from tests.unit.kv.disk.fake_disk import NAME, TOKENS, FakeDisk, written
-from tests.unit.kv.fake_kv import ALL, HYBRID, PLAIN, RECURRENT, WINDOWED, FakePrefixes, prompt
+from tests.unit.kv.fake_kv import ALL, HYBRID, LAYOUTS, PLAIN, WINDOWED, FakePrefixes, prompt
 
 
-@pytest.mark.parametrize("parts", [PLAIN, WINDOWED, HYBRID, RECURRENT, ALL])
+@pytest.mark.parametrize("parts", LAYOUTS)
 def test_prefix_used_twice_outlives_a_restart(parts: PrefixSpec) -> None:
     """Whatever it consists of; one that was used once does not."""
     first = written(TOKENS, parts=parts)
@@ -26,7 +26,7 @@ def test_prefix_used_twice_outlives_a_restart(parts: PrefixSpec) -> None:
 
 
 @pytest.mark.parametrize("tail", [1, 15])
-@pytest.mark.parametrize("parts", [PLAIN, WINDOWED, HYBRID, RECURRENT, ALL])
+@pytest.mark.parametrize("parts", LAYOUTS)
 def test_tail_outlives_a_restart_where_it_is_needed(parts: PrefixSpec, tail: int) -> None:
     """With full attention alone, the blocks are enough: at most 15 tokens are computed again."""
     tokens = [*TOKENS, *prompt(5)[:tail]]

@@ -18,7 +18,7 @@ from daemon.kv.disk.restores import Restore
 from daemon.kv.idle import IdleRelease
 from daemon.kv.spec import Resume
 from tests.unit.kv.disk.fake_disk import FakeDisk, MemoryFiles
-from tests.unit.kv.fake_kv import ALL, BLOCK_BYTES, HYBRID, PLAIN, RECURRENT, WINDOWED, FakePrefixes, prompt
+from tests.unit.kv.fake_kv import BLOCK_BYTES, LAYOUTS, FakePrefixes, prompt
 from tests.unit.kv.test_prefix_cache_machine import floor_to_block
 
 NAMESPACES = st.sampled_from(["n/one", "n/two"])
@@ -39,7 +39,7 @@ class DiskTierMachine(RuleBasedStateMachine):
         """Restores whose model is still to be loaded, and the namespace that it will turn out to have."""
 
     @initialize(
-        parts=st.sampled_from([PLAIN, WINDOWED, HYBRID, RECURRENT, ALL]),
+        parts=st.sampled_from(LAYOUTS),
         room=st.integers(4, 12) | st.just(1000),
         wanted=st.sampled_from([60_000, 120_000, 10**6]),
     )
