@@ -31,7 +31,8 @@ class Kept:
 
     Attributes:
         model: The name that it was asked for by; empty for files that are damaged.
-        part: Which part of the model they are of, if it runs on a group of machines; empty if of all.
+        part: Which part of the model they are of, if it runs on a group of machines; and the versions of MLX and mlx-lm
+            that computed them, if others are installed. Empty for whole models of the installed versions.
         tokens: Tokens of all its blocks.
         bytes: Bytes of its files.
         files: How many files.
@@ -198,13 +199,19 @@ def _by_model(files: Files) -> Iterator[Kept]:
     for name, piece, used in _look(files):
         if name in others:
             continue
-        model, part = (printable(piece.model), printable(piece.part)) if piece is not None else ("", "")
+        model, part = (printable(piece.model), _part(piece)) if piece is not None else ("", "")
         kept = found.setdefault((model, part), Kept(model, part))
         kept.files += 1
         kept.bytes += piece.nbytes if piece is not None else _bytes_of(files.folder / name)
         kept.tokens += BLOCK_TOKENS * len(piece.hashes) if piece is not None else 0
         kept.used = min(kept.used, max(0.0, now - used))
     yield from found.values()
+
+
+def _part(piece: Piece) -> str:
+    from daemon.cache.mlx.computing_place import code_of_kv
+
+    return printable(piece.part.removesuffix(code_of_kv()).removesuffix(", "))
 
 
 def _no_pieces(files: Files) -> dict[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from daemon.cache.mlx.computing_place import code_of_kv
 from daemon.cli import main
 from daemon.cli.session import Session
 from daemon.kv.disk.files import Files
@@ -118,7 +119,7 @@ def test_disk_that_is_too_small_is_told(folder: Path, monkeypatch: pytest.Monkey
 def test_parts_of_models_of_a_group_are_shown_beside_whole_models(client: FakeClient, tmp_path: Path) -> None:
     """By the part that this machine has; they are checked and removed as well."""
     kv = tmp_path / ".mlx-sidecar" / "kv"
-    for files in (Files(kv), Files(kv / "group", "rank 1 of 2")):
+    for files in (Files(kv, code_of_kv()), Files(kv / "group", f"rank 1 of 2, {code_of_kv()}")):
         files.open()
         files.write(PIECE, PARTS)
         files.close()
@@ -133,6 +134,15 @@ def test_parts_of_models_of_a_group_are_shown_beside_whole_models(client: FakeCl
     assert not [*kv.rglob("*.kv")]
     (kv / "group" / PIECE.name).write_bytes(b"no piece")
     assert json.loads(run("verify", "--json").output)["damaged"] == [f"group/{PIECE.name}"]
+
+
+def test_what_other_versions_computed_is_listed_apart(client: FakeClient, tmp_path: Path) -> None:
+    """Until the next start removes it."""
+    files = Files(tmp_path / ".mlx-sidecar" / "kv", "mlx 0.1, mlx-lm 0.2")
+    files.open()
+    files.write(PIECE, PARTS)
+    files.close()
+    assert "org/model (mlx 0.1, mlx-lm 0.2)" in run("ls").output
 
 
 def test_directory_with_what_is_left_is_named(client: FakeClient, tmp_path: Path) -> None:
