@@ -10,13 +10,19 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 DAEMON, CLIENT = "mlx-sidecar", "mlx-sidecar-client"
 AGAIN = "install mlx-sidecar again, with --force or --reinstall, which brings its client"
 
 
-def mismatch(installed: Callable[[str], str] = version) -> str:
+def _installed(name: str) -> str:
+    """Return the version of a distribution, or raise PackageNotFoundError, which is a ModuleNotFoundError."""
+    from importlib.metadata import version  # here: it brings the library of mail, and a server asks once
+
+    return version(name)
+
+
+def mismatch(installed: Callable[[str], str] = _installed) -> str:
     """
     Return a sentence about two versions that differ; empty if they are equal, or if the daemon was not installed.
 
@@ -25,7 +31,7 @@ def mismatch(installed: Callable[[str], str] = version) -> str:
     """
     try:
         daemon, client = installed(DAEMON), installed(CLIENT)
-    except PackageNotFoundError:
+    except ModuleNotFoundError:
         return ""
     return "" if daemon == client else f"{DAEMON} {daemon} does not go with {CLIENT} {client}; {AGAIN}"
 
@@ -44,7 +50,7 @@ class Program:
         self,
         names: Sequence[str] = (DAEMON,),
         interpreter: str | None = None,
-        installed: Callable[[str], str] = version,
+        installed: Callable[[str], str] = _installed,
     ) -> None:
         self._names = names
         self._interpreter = interpreter or sys.executable
@@ -64,5 +70,5 @@ class Program:
     def _version(self, name: str) -> str:
         try:
             return self._installed(name)
-        except PackageNotFoundError:
+        except ModuleNotFoundError:
             return ""

@@ -7,7 +7,14 @@ import shlex
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
+from structlog.testing import capture_logs
+
+from daemon.server.app import Daemon
+from daemon.server.supervision.supervisor import State
+from daemon.shared.config import Config
 from tests.support.daemons import RunningDaemon, wait_until
 
 PROGRAM = """
@@ -38,3 +45,15 @@ def test_daemon_of_a_removed_program_ends_with_its_engine(folder: Path) -> None:
     events = [line["event"] for line in daemon.log() if line["level"] == "error"]
     assert events[:2] == ["engine_died", "program_replaced"]
     assert not daemon.socket.exists()
+
+
+def test_daemon_tells_the_version_that_took_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its log; and it goes on as long as its engine does."""
+    daemon = Daemon(Config())
+    monkeypatch.setattr(daemon, "_program", SimpleNamespace(replaced_by=lambda: "9.9"))
+    with capture_logs() as logs:
+        daemon._engine_changed(State.READY)
+        assert not daemon._stop.is_set()
+        daemon._engine_changed(State.RESTARTING)
+    assert daemon._stop.is_set()
+    assert [line["version"] for line in logs if line["event"] == "program_replaced"] == ["9.9"]
