@@ -166,7 +166,7 @@ HANDS: Mapping[str, Hand] = {
 def answer(hand: Hand, random: Random) -> Answer:
     """Return a random answer with reasoning or without, text at any place, and up to four calls."""
     values = Values(random, hand.keys, hand.raw)
-    names = {_name(random) for _ in range(random.randrange(1, 5))}
+    names = dict.fromkeys(_name(random) for _ in range(random.randrange(1, 5)))  # in their order: a seed repeats it
     calls = [Call(Tool(name, "", schema), value) for name in names for schema, value in [values.arguments()]]
     blocks = list(_blocks(calls, random, several=hand.several))
     prose = [_prose(hand, random) for _ in range(len(blocks) + 1)]

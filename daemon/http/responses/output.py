@@ -86,7 +86,8 @@ class Output:
         if not (delta.text or delta.reasoning or delta.tool_calls):
             return []  # a call that is being written may turn out to be text
         scores, self._unplaced = self._unplaced, []
-        return _of_text(delta.text, scores)
+        behind = bool(self.items) and not self._writes
+        return _of_text(delta.text, scores, behind_mark=behind or bool(delta.reasoning))
 
     def end(self, status: Status) -> Iterator[Made]:
         """Complete the item that is open; `status` is that of the answer. White space alone is a message as well."""
@@ -137,9 +138,14 @@ class Output:
         summary = isinstance(item, Reasoning) and self._summary
         return {"item_id": item.id, "output_index": index, "summary_index" if summary else "content_index": 0}
 
+    @property
+    def _writes(self) -> bool:
+        """Whether a message is open."""
+        return self._open is not None and isinstance(self.items[self._open], Message)
+
     def _some_text(self, text: str, scores: list[Score]) -> Iterator[Made]:
         """Take text; white space does not begin a message."""
-        writing = self._open is not None and isinstance(self.items[self._open], Message)
+        writing = self._writes
         text, scores = self._white + text, [*self._white_scores, *scores]
         wait = not writing and not text.strip()
         self._white, self._white_scores = (text, scores) if wait else ("", [])
@@ -147,7 +153,7 @@ class Output:
             yield from self._text(text, scores)
 
     def _text(self, text: str, scores: list[Score]) -> Iterator[Made]:
-        if self._open is None or not isinstance(self.items[self._open], Message):
+        if self._open is None or not self._writes:
             yield from self._close("completed")
             yield from self._new(
                 Message(id=self._id("msg"), type="message", role="assistant", status="in_progress", content=[])
@@ -263,8 +269,16 @@ def _custom_input(arguments: str) -> str:
     return text if isinstance(text, str) else arguments
 
 
-def _of_text(text: str, scores: list[Score]) -> list[Score]:
-    """Leave out tokens before those of a text, such as the mark that ends reasoning; none if they do not spell it."""
-    begin = "".join(score.token for score in scores).rfind(text)
+def _of_text(text: str, scores: list[Score], *, behind_mark: bool) -> list[Score]:
+    """
+    Leave out tokens before those of a text, such as the mark that ends reasoning; none if they do not spell it.
+
+    Args:
+        text: The text.
+        scores: Of all tokens that it may be spelled by.
+        behind_mark: Whether a mark may come before it that has characters of it.
+    """
+    spelled = "".join(score.token for score in scores)
+    begin = spelled.rfind(text) if behind_mark else spelled.find(text)
     ends = accumulate(len(score.token) for score in scores)
     return [score for score, end in zip(scores, ends, strict=True) if end > begin]
