@@ -103,7 +103,8 @@ def test_socket_in_a_system_directory_is_refused(directory: str, home: Path, mon
         assert not re.search(rf"\b({COMMANDS}) ", text), text
         assert obey(text).parent != Path(directory)
         assert not obey(text).parent.exists()
-        assert text in places.socket(socket).found
+        finding = places.socket(socket)
+        assert text in f"{finding.found}; {finding.fix}"
     assert Path(directory).stat().st_mode == before
 
 

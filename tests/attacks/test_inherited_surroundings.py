@@ -26,9 +26,10 @@ USAGE = 2
 
 @pytest.fixture(name="shell_of_a_mac")
 def _shell_of_a_mac() -> Iterator[None]:
-    """Lower the limit of open files to that of a shell on macOS until the end of the test."""
+    """Lower the limit of open files to that of a shell on macOS, or what is open, until the end of the test."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    needed = max(map(int, os.listdir("/dev/fd"))) + 32
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(256, needed), hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

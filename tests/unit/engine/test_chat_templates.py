@@ -81,7 +81,7 @@ def test_date_in_a_prompt_is_that_of_the_first_rank(
         prompt_logprobs=0,
         max_tokens=1,
     )
-    monkeypatch.setattr(calls, "told", lambda _: 0.0)
+    monkeypatch.setattr(calls, "agreed", lambda _: 0.0)
     scores = [event.generate.prompt_logprobs.logprobs for event in harness.run(ask).events]
     assert "".join(entry.text for entries in scores for entry in entries).endswith("01.01.1970.")
 

@@ -109,7 +109,7 @@ def test_doctor_without_daemon_starts_and_ends_its_own(folder: Path) -> None:
     (folder / "run").mkdir(0o755)
     status, found = doctor(environ)
     assert (status, found["socket"]["verdict"]) == (1, "failed")
-    assert "take a directory that the daemon creates" in found["socket"]["found"]
+    assert "take a directory that the daemon creates" in found["socket"]["fix"]
     assert found["end"]["found"] == "the daemon drained and ended with status 0"
     assert found["warm equals cold"]["verdict"] == "ok"
     assert not any((folder / "run").iterdir())
