@@ -124,7 +124,7 @@ def test_request_that_fits_is_not_refused_for_one_that_does_not(
 def test_load_beside_a_held_stream_gives_way_to_nothing(
     harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody waits for a token, so a slice comes with each step, and the threads that hash do not rest."""
+    """No token is waited for, so a slice comes with each step, and the threads that hash do not rest."""
     call = harness.begin(request(max_tokens=200))
     harness.until(lambda: harness.decoding(call))
     hold(harness, call)
