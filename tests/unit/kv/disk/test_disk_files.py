@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,28 +17,8 @@ from daemon.kv.disk.files import INDEX, Files, UnusableError
 from daemon.kv.disk.format import DamagedError
 from daemon.kv.disk.limits import Space
 from daemon.kv.disk.note import Note
-from daemon.kv.disk.piece import Part, Piece
-from daemon.shared.failpoints import ENV, PLACES, FailpointError
-from tests.unit.kv.disk.pieces import HASHES, NAMESPACE, PARTS, PIECE, all_steps
-
-ROOT = Path(__file__).resolve().parents[4]
-
-
-@pytest.fixture(name="files")
-def _files(tmp_path: Path) -> Files:
-    files = Files(tmp_path / "kv")
-    files.open()
-    return files
-
-
-def held(files: Files) -> list[str]:
-    """Return the names of all pieces and private files."""
-    return sorted(path.name for path in files.folder.iterdir() if path.name not in ("lock", INDEX))
-
-
-def content(parts: list[Part]) -> list[bytes]:
-    """Return the bytes of some parts."""
-    return [bytes(part.data) for part in parts]
+from daemon.kv.disk.piece import Piece
+from tests.unit.kv.disk.pieces import HASHES, NAMESPACE, PARTS, PIECE, content, held
 
 
 def test_piece_is_read_as_it_was_written(files: Files) -> None:
@@ -277,56 +255,6 @@ def test_last_tenth_of_a_disk_is_refused(files: Files, monkeypatch: pytest.Monke
     with pytest.raises(OSError, match="tenth"):
         files.write(PIECE, PARTS)
     assert held(files) == []
-
-
-PLACES_OF_WRITES = [place for place in PLACES if place.startswith("disk.") and place != "disk.read"]
-
-KILLED = """
-import sys
-from pathlib import Path
-from daemon.kv.disk.files import Files
-from tests.unit.kv.disk.pieces import all_steps
-all_steps(Files(Path(sys.argv[1])))
-"""
-
-
-def two_whole_pieces_at_most(files: Files, size: int) -> None:
-    """Check what the next start finds: the piece that was there, the new one or not, and nothing else."""
-    files.open()
-    found = files.scan(2e9)
-    assert PIECE.name in held(files)
-    assert len(found.pieces) == len(held(files)) <= 2
-    assert content(files.read(replace(PIECE, nbytes=size))) == content(PARTS)
-    for piece, _used in found.pieces:
-        assert content(files.read(piece)) == content(PARTS)
-
-
-@pytest.mark.parametrize("place", PLACES_OF_WRITES)
-def test_death_at_any_step_leaves_whole_pieces_alone(files: Files, place: str) -> None:
-    """A process is killed there."""
-    size = files.write(PIECE, PARTS)
-    files.close()
-    environ = {**os.environ, ENV: f"{place}=kill"}
-    command = [sys.executable, "-c", KILLED, str(files.folder)]
-    assert subprocess.run(command, env=environ, cwd=ROOT, timeout=60).returncode == -9
-    two_whole_pieces_at_most(files, size)
-
-
-@pytest.mark.parametrize("place", PLACES_OF_WRITES)
-def test_fault_at_any_step_leaves_whole_pieces_alone(files: Files, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And no private file, even before the next start."""
-    size = files.write(PIECE, PARTS)
-
-    def fail(hit: str) -> None:
-        if hit == place:
-            raise FailpointError(hit)
-
-    monkeypatch.setattr("daemon.kv.disk.files.failpoint", fail)
-    with pytest.raises(FailpointError):
-        all_steps(files)
-    monkeypatch.undo()
-    assert all(name.endswith(".kv") for name in held(files))
-    two_whole_pieces_at_most(files, size)
 
 
 def test_piece_of_another_part_is_removed(tmp_path: Path) -> None:
