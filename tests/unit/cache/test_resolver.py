@@ -1,8 +1,7 @@
-"""Names become checked directories below the allowed roots, and a cached model waits for no download."""
+"""Names become checked directories or revisions of the Hub, and a cached model waits for no download."""
 
 from __future__ import annotations
 
-import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ import pytest
 
 from daemon.cache.digests import TakesLong
 from daemon.cache.limits import ModelLimits
-from daemon.cache.model_files import lies_in
 from daemon.cache.resolver import EMBEDDED_PATH, Resolver, Wanted
 from daemon.shared.errors import Reason, SidecarError
-from tests.support.builders import write_adapter, write_model
+from tests.support.builders import write_model
+from tests.unit.cache.refusals import refusal
 
 
 class Watching:
@@ -72,12 +71,6 @@ def _hub(tmp_path: Path) -> FakeHub:
 @pytest.fixture(name="resolver")
 def _resolver(hub: FakeHub) -> Resolver:
     return Resolver([], hub, hub.plan)
-
-
-def _refusal(resolver: Resolver, name: str, **options: Any) -> SidecarError:
-    with pytest.raises(SidecarError) as caught:
-        resolver.resolve(Wanted(name, **options))
-    return caught.value
 
 
 def test_embedded_model_ignores_model_roots(tmp_path: Path) -> None:
@@ -148,7 +141,7 @@ def test_estimate_of_an_uncached_model_asks_the_hub(resolver: Resolver, hub: Fak
 
 def test_unknown_architecture_is_refused_unread(tmp_path: Path) -> None:
     path = write_model(tmp_path / "model", model_type="brand_new")
-    error = _refusal(Resolver([], supported=lambda _: False), str(path))
+    error = refusal(Resolver([], supported=lambda _: False), str(path))
 
     assert error.reason is Reason.MODEL_UNSUPPORTED
     assert "brand_new" in error.message
@@ -161,7 +154,7 @@ def test_auto_map_is_named_when_its_code_is_needed(tmp_path: Path) -> None:
     unknown = Resolver([], supported=lambda _: False)
 
     assert known.resolve(Wanted(str(path))).architecture == "llama"
-    assert "its own code (auto_map in config.json) is never run" in _refusal(unknown, str(path)).message
+    assert "its own code (auto_map in config.json) is never run" in refusal(unknown, str(path)).message
 
 
 BAD_NAMES = """
@@ -171,7 +164,7 @@ name|a/b/c|./model|../model|~/model|org/..|a..b/c|org/na me|-org/name|Embedded|o
 
 @pytest.mark.parametrize("name", ["", "org/name\n", "org/" + "x" * 97, *BAD_NAMES.strip().split("|")])
 def test_invalid_model_name_does_not_ask_the_hub(resolver: Resolver, hub: FakeHub, name: str) -> None:
-    error = _refusal(resolver, name)
+    error = refusal(resolver, name)
 
     assert (error.reason, error.field) == (Reason.MODEL_NOT_FOUND, "model")
     assert hub.asked == []
@@ -179,7 +172,7 @@ def test_invalid_model_name_does_not_ask_the_hub(resolver: Resolver, hub: FakeHu
 
 @pytest.mark.parametrize("name", ["/nowhere", "/" + "x" * 5000, "/dev/null", "/etc/passwd/model"])
 def test_a_directory_that_is_not_there_is_not_found(resolver: Resolver, name: str) -> None:
-    error = _refusal(resolver, name)
+    error = refusal(resolver, name)
 
     assert (error.reason, error.field) == (Reason.MODEL_NOT_FOUND, "model")
 
@@ -187,87 +180,27 @@ def test_a_directory_that_is_not_there_is_not_found(resolver: Resolver, name: st
 def test_file_as_a_model_is_told_from_a_missing_directory(resolver: Resolver, tmp_path: Path) -> None:
     (tmp_path / "model.gguf").touch()
 
-    assert "is a file; name its directory" in _refusal(resolver, str(tmp_path / "model.gguf")).message
-    assert "there is no directory" in _refusal(resolver, str(tmp_path / "none")).message
+    assert "is a file; name its directory" in refusal(resolver, str(tmp_path / "model.gguf")).message
+    assert "there is no directory" in refusal(resolver, str(tmp_path / "none")).message
 
 
 def test_model_name_with_a_null_byte_is_invalid(resolver: Resolver) -> None:
-    assert _refusal(resolver, "/model\0").reason is Reason.INVALID_ARGUMENT
-    assert _refusal(resolver, "embedded", adapter="relative").reason is Reason.INVALID_ARGUMENT
+    assert refusal(resolver, "/model\0").reason is Reason.INVALID_ARGUMENT
+    assert refusal(resolver, "embedded", adapter="relative").reason is Reason.INVALID_ARGUMENT
 
 
 def test_symlink_loop_is_not_found(resolver: Resolver, tmp_path: Path) -> None:
     (tmp_path / "one").symlink_to(tmp_path / "two")
     (tmp_path / "two").symlink_to(tmp_path / "one")
 
-    assert _refusal(resolver, str(tmp_path / "one")).reason is Reason.MODEL_NOT_FOUND
-
-
-def test_model_roots_allow_their_subdirectories(tmp_path: Path) -> None:
-    inside = write_model(tmp_path / "models" / "a")
-    resolver = Resolver([tmp_path / "other", tmp_path / "models"])
-
-    assert resolver.resolve(Wanted(str(inside))).path == inside
-
-
-@pytest.mark.parametrize("way", ["beside", "traversal", "link", "same beginning"])
-def test_model_roots_refuse_every_escape(tmp_path: Path, way: str) -> None:
-    outside = write_model(tmp_path / "secret")
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "link").symlink_to(outside)
-    names = {
-        "beside": outside,
-        "traversal": tmp_path / "models" / ".." / "secret",
-        "link": tmp_path / "models" / "link",
-        "same beginning": write_model(tmp_path / "models-of-others"),
-    }
-
-    error = _refusal(Resolver([tmp_path / "models"]), str(names[way]))
-
-    assert error.reason is Reason.MODEL_NOT_FOUND
-    assert "model_roots" in error.message
-
-
-def test_symlinked_model_roots_allow_their_targets(tmp_path: Path) -> None:
-    path = write_model(tmp_path / "disk" / "a")
-    (tmp_path / "models").symlink_to(tmp_path / "disk")
-
-    assert Resolver([tmp_path / "models"]).resolve(Wanted(str(tmp_path / "models" / "a"))).path == path
-
-
-@pytest.mark.parametrize("same", [True, False], ids=["same directory", "another directory"])
-def test_other_spelling_of_a_model_root_is_that_root(monkeypatch: pytest.MonkeyPatch, *, same: bool) -> None:
-    """macOS finds a directory by any case and form of Unicode. Where they name two directories, only one is allowed."""
-    monkeypatch.setattr(os.path, "samefile", lambda one, other: same)
-    root = Path("/Volumes/Donn\u00e9es")
-    assert lies_in(Path("/volumes/Donne\u0301es/model"), [root]) is same
-    assert not lies_in(Path("/volumes/Dossiers/model"), [root]), "not even its name is alike"
-
-
-def test_missing_directory_outside_roots_is_indistinct(tmp_path: Path) -> None:
-    write_model(tmp_path / "secret")
-    resolver = Resolver([tmp_path / "models"])
-
-    there, not_there = (_refusal(resolver, str(tmp_path / name)) for name in ("secret", "nothing"))
-
-    assert there.message.replace("secret", "") == not_there.message.replace("nothing", "")
-
-
-def test_model_roots_apply_to_adapters(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "models" / "a")
-    inside, outside = write_adapter(tmp_path / "models" / "adapter"), write_adapter(tmp_path / "adapter")
-    resolver = Resolver([tmp_path / "models"])
-
-    assert resolver.resolve(Wanted(str(model), adapter=str(inside))).adapter_path == inside
-    error = _refusal(resolver, str(model), adapter=str(outside))
-    assert (error.reason, error.field) == (Reason.MODEL_NOT_FOUND, "adapter")
+    assert refusal(resolver, str(tmp_path / "one")).reason is Reason.MODEL_NOT_FOUND
 
 
 def test_a_revision_is_for_hub_ids_only(resolver: Resolver, tmp_path: Path) -> None:
     path = write_model(tmp_path / "model")
 
     for name in (str(path), "embedded"):
-        error = _refusal(resolver, name, revision="main")
+        error = refusal(resolver, name, revision="main")
         assert (error.reason, error.field) == (Reason.INVALID_ARGUMENT, "revision")
     assert resolver.resolve(Wanted(str(path), revision="")).path == path
 
@@ -288,8 +221,8 @@ def test_estimate_keeps_the_remembered_revision(resolver: Resolver, hub: FakeHub
 
 
 def test_unknown_revision_is_not_remembered(resolver: Resolver, hub: FakeHub) -> None:
-    _refusal(resolver, "org/missing", revision="v2")
-    _refusal(resolver, "org/missing")
+    refusal(resolver, "org/missing", revision="v2")
+    refusal(resolver, "org/missing")
 
     assert [revision for _, revision, _ in hub.asked] == ["v2", ""]
 
@@ -305,7 +238,7 @@ def test_branches_tags_and_commits_are_revisions(resolver: Resolver, hub: FakeHu
     "revision", ["..", "../../../etc", "/etc", "a/../b", "a//b", "a/", ".git", "a b", "a\0", "a\n"]
 )
 def test_revision_escaping_the_hub_cache_is_invalid(resolver: Resolver, hub: FakeHub, revision: str) -> None:
-    error = _refusal(resolver, "org/name", revision=revision)
+    error = refusal(resolver, "org/name", revision=revision)
 
     assert (error.reason, error.field) == (Reason.INVALID_ARGUMENT, "revision")
     assert hub.asked == []
