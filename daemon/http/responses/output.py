@@ -145,21 +145,21 @@ class Output:
 
     def _some_text(self, text: str, scores: list[Score]) -> Iterator[Made]:
         """Take text; white space does not begin a message."""
-        writing = self._writes
         text, scores = self._white + text, [*self._white_scores, *scores]
-        wait = not writing and not text.strip()
+        wait = not self._writes and not text.strip()
         self._white, self._white_scores = (text, scores) if wait else ("", [])
         if not wait:
             yield from self._text(text, scores)
 
     def _text(self, text: str, scores: list[Score]) -> Iterator[Made]:
-        if self._open is None or not self._writes:
+        if not self._writes:
             yield from self._close("completed")
             yield from self._new(
                 Message(id=self._id("msg"), type="message", role="assistant", status="in_progress", content=[])
             )
             self._open = len(self.items) - 1
             yield from self._first_text_part(self._open)
+        assert self._open is not None
         item = self.items[self._open]
         assert isinstance(item, Message)
         item.content[0].text += text
