@@ -144,7 +144,7 @@ class Engine:
         self._streams.active = streaming
         self._share.served(self._clock() - began)
         if self._disk.busy:
-            self._disk.step()
+            self._disk.step(prompts=self._runner.computes_prompts)
         loads = self._models.busy and (self._share.due or not streaming)
         if loads:
             self._load_slice()

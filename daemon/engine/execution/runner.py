@@ -12,7 +12,6 @@ three parts return their outcomes, and the runner alone sends events, counts tok
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from daemon.cache.identity import ModelKey
@@ -37,14 +36,6 @@ from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.failpoints import failpoint
 
 
-@dataclass(slots=True)
-class Totals:
-    """Tokens since the start."""
-
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-
-
 class Runner:
     """
     Runs sequences in turns.
@@ -59,7 +50,8 @@ class Runner:
         own_clock: The same, for the times of tokens; see `Decoder`.
 
     Attributes:
-        totals: Tokens since the start.
+        prompt_tokens: Tokens of prompts that were computed since the start.
+        generated_tokens: Tokens that were sampled since the start.
         gauges: Times between tokens, and rows of a step.
         governors: What guessing brings for each model.
         max_batch: Slots of each model.
@@ -76,7 +68,8 @@ class Runner:
         clock: Callable[[], float],
         own_clock: Callable[[], float],
     ) -> None:
-        self.totals = Totals()
+        self.prompt_tokens = 0
+        self.generated_tokens = 0
         self.gauges = EngineTimings()
         self._prefixes = prefixes
         self.governors = Governors()
@@ -106,6 +99,11 @@ class Runner:
         return len(self._prefills)
 
     @property
+    def computes_prompts(self) -> bool:
+        """Whether `step` computes prompts: not if all that are begun are held."""
+        return bool(self._prefills.active)
+
+    @property
     def decoding(self) -> int:
         """Sequences that generate."""
         return sum(len(decoder) for decoder in self._decoders.values())
@@ -113,7 +111,7 @@ class Runner:
     @property
     def busy(self) -> bool:
         """Whether `step` has work: not if all running sequences are held and no waiting one can start."""
-        return bool(self._prefills.active or self._active or (len(self._waiting) and not self._stuck))
+        return bool(self.computes_prompts or self._active or (len(self._waiting) and not self._stuck))
 
     def fresh(self, seconds: float) -> int:
         """Return how many sequences wait if nothing is being computed and all came within so many seconds; else 0."""
@@ -203,7 +201,7 @@ class Runner:
 
     def _note_stuck(self) -> None:
         """Note whether another start would be in vain; if nothing runs at all, refuse the sequence that did not fit."""
-        self._tried = None if self._prefills.active or self._active else self._calls()
+        self._tried = None if self.computes_prompts or self._active else self._calls()
         unfit, self._unfit = self._unfit, None
         if unfit is not None and not (len(self._prefills) or self._decoders):
             # Waiting would free no memory. One a turn: those behind it may be smaller, and fit.
@@ -220,7 +218,7 @@ class Runner:
             case Postponed(sequence):
                 self._waiting.put_back(sequence)
             case Computed(sequence, tokens, done):
-                self.totals.prompt_tokens += tokens
+                self.prompt_tokens += tokens
                 if (scores := sequence.take_scores()) is not None:
                     self._outbox.generate(sequence.call_id, scores)
                 if done < sequence.prefill_end and sequence.pooled is None:
@@ -248,7 +246,7 @@ class Runner:
             first.times.first_token = first.times.last_token = self._own_clock()
             self._finish(first, FinishReason.LENGTH)
             return
-        self.totals.prompt_tokens += len(sequences)  # their last tokens, which the decoder feeds
+        self.prompt_tokens += len(sequences)  # their last tokens, which the decoder feeds
         new = Decoder(self.governors.of(first.model_key), self._clock, self._own_clock)
         decoder = self._decoders.setdefault(first.model_key, new)
         decoder.join_together(sequences, caches)
@@ -314,7 +312,7 @@ class Runner:
 
     def _accept(self, sequence: Sequence, token: Token, now: float) -> FinishReason | None:
         """Take a sampled token, send its text, and return why the sequence has ended; None if it goes on."""
-        self.totals.generated_tokens += 1
+        self.generated_tokens += 1
         if not sequence.generated:
             failpoint("token.first")
         else:

@@ -88,8 +88,8 @@ class StatsCollector:
             engine=pb.EngineStats(
                 prefilling=self._runner.prefilling,
                 decoding=self._runner.decoding,
-                prompt_tokens=self._runner.totals.prompt_tokens,
-                generated_tokens=self._runner.totals.generated_tokens,
+                prompt_tokens=self._runner.prompt_tokens,
+                generated_tokens=self._runner.generated_tokens,
                 stuck=map(_stuck, self._stuck()),
                 guesses=self._guesses(),
                 **_spread(self._runner.gauges),

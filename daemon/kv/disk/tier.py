@@ -99,7 +99,7 @@ class DiskTier:
         self.codec = codec
         self.clock = clock
         self.moved = clock()
-        self.writer = WriteBehind(prefixes.trie, self.catalog, codec, self._path_used, self._submit, has_room)
+        self.writer = WriteBehind(prefixes.trie, self.catalog, codec, self._path_used, self._submit, has_room, clock)
         self._wanted = wanted
         self._wall = wall
         self._space = Space(0, 0)
@@ -142,14 +142,14 @@ class DiskTier:
         self.opening = True
         self.work.open(self._has_opened)
 
-    def step(self) -> None:
-        """Do one slice: a request that waits comes first."""
+    def step(self, *, prompts: bool = False) -> None:
+        """Do one slice: a request that waits comes first. Writing gives way while prompts are computed, for a while."""
         waiting = next((restore for restore in self.restores if restore.ready), None)
         if waiting is not None:
             self._restore(waiting)
         elif self.writer.busy:
             try:
-                self.writer.step()
+                self.writer.step(prompts=prompts)
             except Exception as error:
                 self._failed("encode", error)
                 self.writer.clear()

@@ -5,6 +5,8 @@ Write-behind: prefixes that were used again become pieces on the disk, a slice f
                   │  └─ some of it was evicted from memory: what is left of it is written
                   └─ dropped: the disk is full, busy or failing, the day's limit is reached, or it was invalidated
 
+A lookup that reuses a path is where its prompt begins to be computed. So a path waits until no prompt is computed, but
+not for ever: a daemon that always computes prompts writes as well.
 What to write and whether it may be written is decided here; `DiskTier` hands the bytes to the disk's thread.
 """
 
@@ -35,6 +37,10 @@ MOST_UNDERWAY = 2
 """Pieces that the disk's thread has and has not written. A slow disk holds up writing and nothing else."""
 
 
+MOST_REST = 10.0
+"""Seconds for which a path waits for prompts: they need the memory's bandwidth, and a client waits for them."""
+
+
 @dataclass(slots=True)
 class Job:
     """
@@ -43,6 +49,7 @@ class Job:
     Attributes:
         namespace: Digest of its namespace.
         keys: The keys of its blocks.
+        since: When it was taken.
         tail: The key of the tail behind them; empty if there is none.
         hashes: The chain of the blocks.
         done: Blocks that are on the disk or are not to be written.
@@ -52,6 +59,7 @@ class Job:
 
     namespace: str
     keys: Sequence[bytes]
+    since: float
     tail: bytes = b""
     hashes: Sequence[bytes] = ()
     done: int = 0
@@ -69,6 +77,7 @@ class Encoding:
         nbytes: Bytes that it will have, about.
         to_come: Yields the parts that are not there yet.
         whole: Tells whether memory still has all of it.
+        since: See `Job`.
         idle: See `Job`.
         end: The block whose checkpoint it has; None if it has none.
         parts: Those that there are.
@@ -78,6 +87,7 @@ class Encoding:
     nbytes: int
     to_come: Iterator[Part]
     whole: Callable[[], bool]
+    since: float
     idle: float | None
     end: Node | None = None
     parts: list[Part] = field(default_factory=list)
@@ -94,6 +104,7 @@ class WriteBehind:
         touched: Told which blocks of the disk were used again, as the chain up to the last of them.
         submit: Takes a piece, its parts, their bytes and for how long it was idle; tells whether it will be written.
         has_room: Tells whether so many bytes of memory are free, or can be made free.
+        clock: Seconds that never go back.
 
     Attributes:
         underway: Pieces that the disk's thread has.
@@ -108,6 +119,7 @@ class WriteBehind:
         touched: Callable[[Sequence[bytes]], None],
         submit: Callable[[Piece, list[Part], int, float | None], bool],
         has_room: Callable[[int], bool],
+        clock: Callable[[], float],
     ) -> None:
         self.underway = 0
         self._underway_bytes = 0
@@ -118,6 +130,7 @@ class WriteBehind:
         self._touched = touched
         self._submit = submit
         self._has_room = has_room
+        self._clock = clock
         self._jobs: deque[Job] = deque()
         self._encoding: Encoding | None = None
         self._known: OrderedDict[str, tuple[PrefixSpec, str]] = OrderedDict()
@@ -163,7 +176,7 @@ class WriteBehind:
             self.dropped += 1
         blocks = path[:-1] if path[-1].is_tail else path
         tail = path[-1].key if path[-1].is_tail and not self._known[namespace][0].resumes_anywhere else b""
-        self._jobs.append(Job(namespace, [node.key for node in blocks], tail, exact=kept))
+        self._jobs.append(Job(namespace, [node.key for node in blocks], self._clock(), tail, exact=kept))
 
     def idle(self, namespace: str, path: Sequence[Node], seconds: float) -> bool:
         """Take a path that goes soon, as it was idle for so long; False if too many wait. It drops no other path."""
@@ -177,11 +190,15 @@ class WriteBehind:
         blocks = path[:-1] if end.is_tail else path
         blocks = blocks if tail else blocks[: spec.restorable(blocks)]
         if blocks:
-            self._jobs.append(Job(namespace, [node.key for node in blocks], tail, idle=seconds, exact=True))
+            keys = [node.key for node in blocks]
+            self._jobs.append(Job(namespace, keys, self._clock(), tail, idle=seconds, exact=True))
         return True
 
-    def step(self) -> None:
-        """Do one slice."""
+    def step(self, *, prompts: bool) -> None:
+        """Do one slice, or rest for the prompts that are computed."""
+        taken = [each.since for each in (self._encoding, *self._jobs) if each is not None]
+        if prompts and self._clock() - taken[0] < MOST_REST:
+            return
         if self._encoding is not None:
             self._encode(self._encoding)
         elif self._jobs:
@@ -218,7 +235,7 @@ class WriteBehind:
             )
             stretch = path[job.done : stop]
             nbytes, whole = len(stretch) * spec.block_bytes, partial(_stored, stretch)
-            self._begin_encoding(Encoding(piece, nbytes, self._codec.blocks(stretch, spec), whole, job.idle))
+            self._begin_encoding(Encoding(piece, nbytes, self._codec.blocks(stretch, spec), whole, job.since, job.idle))
             job.done = stop
             return
         self._jobs.popleft()
@@ -242,7 +259,7 @@ class WriteBehind:
             piece = Piece(job.namespace, model, end, job.hashes[-1], (), anywhere=False, tail=tail)
             nbytes = spec.tail_bytes(path[-1].tokens, path[-1].end) if tail else spec.resume_bytes(end)
             parts = self._codec.resume(path, spec)
-            self._begin_encoding(Encoding(piece, nbytes, parts, restorable, job.idle, path[-1]))
+            self._begin_encoding(Encoding(piece, nbytes, parts, restorable, job.since, job.idle, path[-1]))
 
     def _begin_encoding(self, encoding: Encoding) -> None:
         """Begin a piece, if there is memory for its bytes."""

@@ -262,6 +262,31 @@ def test_second_daemon_goes_without_the_directory(engine: Callable[..., Harness]
     assert not list(folder.glob("*.kv"))
 
 
+def test_prefill_gets_the_machine_for_itself(engine: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its own lookup used again is written once it is computed."""
+    monkeypatch.setattr(write_behind, "MOST_REST", 1e9)
+    harness = engine()
+    harness.run(generate(TEXT))
+    disk, beside, computing = harness.engine._disk, [], []
+    step, begin = disk.step, disk.writer._begin
+
+    def stepped(*, prompts: bool) -> None:
+        computing.append(prompts)
+        step(prompts=prompts)
+
+    def begun(job: write_behind.Job) -> None:
+        beside.append(harness.engine._runner.computes_prompts)
+        begin(job)
+
+    monkeypatch.setattr(disk, "step", stepped)
+    monkeypatch.setattr(disk.writer, "_begin", begun)
+    assert harness.run(generate(TEXT + "What came after it is new. " * 200)).cached
+    written(harness)
+    assert True in computing
+    assert beside
+    assert True not in beside
+
+
 def test_running_stream_gets_a_step_between_slices(
     engine: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
 ) -> None:

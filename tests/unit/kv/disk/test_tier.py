@@ -6,6 +6,7 @@ import pytest
 
 from daemon.kv.disk.limits import Space
 from daemon.kv.disk.tier import INDEX_SECONDS
+from daemon.kv.disk.write_behind import MOST_REST
 from daemon.kv.keys import BLOCK_TOKENS, block_keys
 from daemon.kv.spec import PrefixSpec
 from tests.unit.kv.disk.fake_disk import NAME, TOKENS, FakeDisk, written
@@ -85,6 +86,34 @@ def test_kept_prefix_is_written_at_once() -> None:
     assert disk.prefixes.cache.keep(NAME, [*TOKENS, 9], PLAIN, 60)
     disk.settle()
     assert disk.tier.catalog.blocks == 4
+
+
+def test_writing_rests_while_prompts_are_computed() -> None:
+    """For a while: what waited so long is written, even if prompts are computed all the time."""
+    disk = FakeDisk(FakePrefixes())
+    disk.settle()
+    disk.knows(NAME)
+    disk.prefixes.store(NAME, TOKENS)
+    disk.prefixes.reuse(NAME, [*TOKENS, 9])
+    for waited in (0.0, MOST_REST - 1):
+        disk.now += waited
+        disk.tier.step(prompts=True)
+        assert disk.tier.busy
+        assert disk.tier.staged == 0
+    disk.now += 1
+    while disk.tier.busy or disk.work():
+        disk.tier.step(prompts=True)
+    assert disk.tier.catalog.blocks == 4
+
+
+def test_restore_goes_on_while_prompts_are_computed() -> None:
+    """A request waits for it."""
+    disk = written(TOKENS)
+    restore = disk.restoring(NAME, [*TOKENS, 9])
+    while disk.work() or disk.tier.busy:
+        disk.tier.step(prompts=True)
+    assert restore.over()
+    assert disk.prefixes.reuse(NAME, [*TOKENS, 9]) == TOKENS
 
 
 def test_shared_beginning_is_written_once() -> None:

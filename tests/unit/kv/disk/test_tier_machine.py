@@ -145,13 +145,13 @@ class DiskTierMachine(RuleBasedStateMachine):
         """Let memory be short, or not any more."""
         self.disk.has_room = room
 
-    @rule(slices=st.integers(1, 5), work=st.integers(0, 3))
-    def turn(self, slices: int, work: int) -> None:
+    @rule(slices=st.integers(1, 5), work=st.integers(0, 3), prompts=st.booleans())
+    def turn(self, slices: int, work: int, prompts: bool) -> None:
         """Let the engine take some turns, and the disk do some work."""
         self.disk.work(work)
         for _ in range(slices):
             if self.disk.tier.busy:
-                self.disk.tier.step()
+                self.disk.tier.step(prompts=prompts)
 
     @rule(namespace=NAMESPACES, tokens=PROMPTS, write=st.booleans())
     def fault(self, namespace: str, tokens: list[int], write: bool) -> None:
