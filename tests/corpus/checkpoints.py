@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from daemon.cache.resolver import Resolver, Wanted
@@ -11,6 +12,10 @@ from daemon.engine.prompt.chat_templates import Templates
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.engine.prompt.tokenizers import Tokenizers
 from tests.support.models import copy_of_embedded
+
+_SOURCE = Resolver([]).resolve(Wanted("embedded"))
+SOURCE = replace(_SOURCE, config={**_SOURCE.config, "vocab_size": 100_000})
+"""A model whose vocabulary has room for the marks of any template."""
 
 ENDS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 """Special tokens that templates write."""

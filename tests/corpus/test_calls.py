@@ -5,28 +5,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import replace
 from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from daemon.cache.resolver import Resolver, Wanted
 from daemon.engine.output.answer_parser import Parts
 from daemon.engine.output.tool_calls import ToolCall
 from daemon.engine.prompt.preparation import prepare_request, render
 from daemon.engine.prompt.tokenizer import Tokenizer
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.corpus import families
-from tests.corpus.checkpoints import with_template
+from tests.corpus.checkpoints import SOURCE, with_template
 from tests.corpus.conversations import ASKED, CALLED, TOOL, TWICE
 from tests.corpus.packages import LLAMA_CPP, members
 from tests.corpus.rendering import RecordedTemplates
 
-_SOURCE = Resolver([]).resolve(Wanted("embedded"))
-SOURCE = replace(_SOURCE, config={**_SOURCE.config, "vocab_size": 100_000})
-"""A model whose vocabulary has room for the marks of any template."""
 ENDS = re.compile(
     r"<\|im_end\|>|<\|eot_id\|>|<\|eom_id\|>|</s>|<\|end\|>|<\|end_of_text\|>|<turn\|>|<\|END_OF_TURN_TOKEN\|>|\[e~\[|"
     r"<seed:eos>|<\uff5cend▁of▁sentence\uff5c>|<\uff5ctool▁outputs▁begin\uff5c>|<\|call\|>|<\|message_sep\|>|<\|end_of_msg\|>|"

@@ -16,12 +16,11 @@ from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.shared.errors import SidecarError
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.corpus import families
-from tests.corpus.checkpoints import with_template
+from tests.corpus.checkpoints import SOURCE, with_template
 from tests.corpus.conversations import ASKED
 from tests.corpus.packages import LLAMA_CPP, members
 from tests.corpus.rendering import RecordedTemplates
 from tests.corpus.round_trips import CANNOT, TURN_ENDS
-from tests.corpus.test_calls import SOURCE
 from tests.support.call_values import Values
 
 KINDS = ("calls", "text", "reasoning")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.http import raw
 from tests.http.conftest import Door
-from tests.http.test_anthropic_sdk import ANSWERS, TEMPLATE
+from tests.http.thinking_model import ANSWERS, TEMPLATE
 from tests.support.scripted_model import scripted_model
 
 VERSION = {"anthropic_version": "2023-06-01"}

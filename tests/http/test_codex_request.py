@@ -9,8 +9,8 @@ import pytest
 
 from tests.http import raw
 from tests.http.conftest import Door
-from tests.integration.test_tool_calls import ANSWERS, TEMPLATE
 from tests.support.scripted_model import scripted_model
+from tests.support.tool_conversation import ANSWERS, TEMPLATE
 
 BLOCK = 16
 """Tokens of a block: the last ones of a prompt are always computed again."""

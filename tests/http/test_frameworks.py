@@ -8,8 +8,8 @@ import pytest
 
 from tests.http.conftest import Door
 from tests.http.sdks import FRAMEWORKS, results
-from tests.integration.test_tool_calls import ANSWERS, TEMPLATE
 from tests.support.scripted_model import scripted_model
+from tests.support.tool_conversation import ANSWERS, TEMPLATE
 
 pytestmark = pytest.mark.slow
 """Their environment takes minutes to make."""

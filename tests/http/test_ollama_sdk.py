@@ -10,9 +10,9 @@ import pytest
 from tests.http import raw
 from tests.http.conftest import Door
 from tests.http.sdks import results
-from tests.integration.test_tool_calls import ANSWERS, TEMPLATE
 from tests.support.models import embedding_model
 from tests.support.scripted_model import scripted_model
+from tests.support.tool_conversation import ANSWERS, TEMPLATE
 
 
 @pytest.fixture(name="seen", scope="module", params=["unix_door", "port_door"])

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tests.http.conftest import Door
 from tests.http.sdks import python
-from tests.integration.test_tool_pages import blocks
 from tests.support.daemons import RunningDaemon
+from tests.support.tool_pages import blocks
 
 
 def test_programs_for_openai_sdk_run(daemon: RunningDaemon, port_door: Door, unix_door: Door) -> None:

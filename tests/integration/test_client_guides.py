@@ -5,32 +5,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.integration.client_guides import QUESTION, ROOT, USAGE, program, run
 from tests.support.daemons import RunningDaemon
-from tools.embedded import corpus
 
-ROOT = Path(__file__).resolve().parents[2]
-GUIDES = ROOT / "docs" / "clients"
 NODE = ROOT / "tests" / "node"
-EXAMPLE = next(corpus.held_out(seed=62, tokens_hint=100))
-QUESTION = f"{EXAMPLE.context} {EXAMPLE.question}"
-USAGE = r"\n\d+ of [1-9]\d* prompt tokens were cached\n$"
-
-
-def program(language: str, fence: str) -> str:
-    """Return the one program of a guide."""
-    (found,) = re.findall(rf"```{fence}\n(.*?)```", (GUIDES / f"{language}.md").read_text(), re.DOTALL)
-    return str(found)
-
-
-def run(command: list[str], daemon: RunningDaemon, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a program as the guide says."""
-    return subprocess.run(command, cwd=folder, env=daemon.environ, capture_output=True, text=True, timeout=300)
 
 
 def test_python_guide_program_answers(daemon: RunningDaemon, tmp_path: Path) -> None:

@@ -10,22 +10,10 @@ from pathlib import Path
 import pytest
 
 from mlx_sidecar import NamespaceStats
-from tests.support.daemons import RunningDaemon, environment, wait_until
+from tests.support.daemons import RunningDaemon, environment, run, wait_until
 from tools.embedded import corpus
 
 EXAMPLE = next(corpus.held_out(seed=60, tokens_hint=100))
-
-
-def run(daemon: RunningDaemon, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a command against the daemon."""
-    return subprocess.run(
-        [sys.executable, "-m", "daemon", *arguments],
-        env=daemon.environ,
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
 
 
 def test_run_reads_its_prompt_from_argument_or_stdin(daemon: RunningDaemon) -> None:

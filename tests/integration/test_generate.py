@@ -18,7 +18,7 @@ import mlx_sidecar
 from mlx_sidecar import Client, Delta, Finished, Message, PrefillProgress, Started
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
-from tests.support.daemons import RunningDaemon, wait_until
+from tests.support.daemons import RunningDaemon, idle, raw, wait_until
 from tests.support.models import copy_of_embedded
 from tools.embedded import corpus
 
@@ -26,21 +26,9 @@ ENDLESS = pb.Stop(ignore_eos=True)
 PROMPT = next(corpus.held_out(seed=1, tokens_hint=300)).completion()
 
 
-def raw(daemon: RunningDaemon, request: pb.GenerateRequest) -> list[pb.GenerateResponse]:
-    """Return the events of a call exactly as they are on the wire."""
-    with grpc.insecure_channel(f"unix:{daemon.socket}") as channel:
-        return list(SidecarServiceStub(channel).Generate(request, wait_for_ready=True))
-
-
 def conversation(example: corpus.Example) -> list[Message]:
     """Return an example as chat messages."""
     return [Message(message["role"], message["content"]) for message in example.messages()]
-
-
-def idle(client: Client) -> bool:
-    """Tell whether the engine has nothing to do."""
-    engine = client.stats().engine
-    return engine.decoding == engine.prefilling == engine.queued == 0
 
 
 def test_generate_events_are_ordered_and_gapless(daemon: RunningDaemon) -> None:

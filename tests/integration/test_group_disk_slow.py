@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from mlx_sidecar import Client, EngineRestarted, MachineFault
-from tests.integration.test_group_disk import ask, written
-from tests.integration.test_group_slow import WIDE
+from tests.integration.group_models import WIDE
+from tests.integration.group_prefixes import ask, written
 from tests.support.daemons import RunningDaemon, wait_until
 from tests.support.groups import RunningGroup
 from tests.support.models import write_random

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from mlx_sidecar import Client, EngineRestarted, ModelCorrupt
+from tests.integration.group_models import WIDE
 from tests.support.daemons import alive, wait_until
 from tests.support.groups import RunningGroup, write_key
 from tests.support.models import copy_of_embedded, write_random
@@ -26,13 +27,6 @@ from tests.support.repetitions import scaled
 pytestmark = pytest.mark.slow
 
 PROMPT = "The lighthouse keeper wrote down the weather of each day, and on the third of May he wrote: " * 3
-
-WIDE = {
-    "model_type": "qwen2", "hidden_size": 96, "num_hidden_layers": 6, "intermediate_size": 192,
-    "num_attention_heads": 6, "num_key_value_heads": 6, "head_dim": 16, "rms_norm_eps": 1e-5, "vocab_size": 737,
-    "max_position_embeddings": 4096, "rope_theta": 10000.0, "tie_word_embeddings": False,
-}  # fmt: skip
-"""A model that two and three ranks can cut in each way."""
 
 
 @pytest.fixture(name="start_group")

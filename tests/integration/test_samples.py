@@ -9,9 +9,7 @@ import pytest
 
 from mlx_sidecar import Client, Delta, Finished, InvalidArgument
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.integration.test_commands import run
-from tests.integration.test_generate import idle, raw
-from tests.support.daemons import RunningDaemon, wait_until
+from tests.support.daemons import RunningDaemon, idle, raw, run, wait_until
 from tests.support.models import copy_of_embedded
 from tools.embedded import corpus
 

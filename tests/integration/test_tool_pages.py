@@ -13,17 +13,10 @@ import pytest
 
 from daemon.launch.tools import TOOLS
 from daemon.shared.config_sources import load_config
+from tests.support.tool_pages import PAGES, blocks
 from tests.unit.cli.cli_fakes import GIB, STATS, FakeClient, run_cli
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs" / "tools").glob("*.md"))}
 PAGE_OF = {"claude": "claude-code.md", "qwen": "qwen-code.md"}
-
-
-def blocks(page: str, language: str) -> list[str]:
-    """Return the blocks of code of a page in a language, without the indentation of lists."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", PAGES[page], re.DOTALL | re.MULTILINE)
-    return ["\n".join(line.removeprefix(indent) for line in text.splitlines()) for indent, text in found]
 
 
 LAUNCHES = [

@@ -14,6 +14,7 @@ from tests.support.daemons import RunningDaemon
 
 ROOT = Path(__file__).resolve().parents[2]
 DAEMON = ROOT / "daemon"
+TESTS = ROOT / "tests"
 MLX = {"mlx", "mlx_lm", "transformers"}
 GRPC = {"grpc", "grpc_status", "grpc_health", "grpc_reflection"}
 
@@ -124,6 +125,12 @@ def test_caches_do_not_import_the_engine() -> None:
     assert not [
         name for name in within("kv/") if any(one.startswith("daemon.cache") for one in imported(SOURCES[name]))
     ]
+
+
+def test_tests_are_no_helpers_of_other_tests() -> None:
+    """What several of them need has a module of its own, which says what it is."""
+    asked = {path.relative_to(TESTS).as_posix(): imported(path) for path in sorted(TESTS.rglob("*.py"))}
+    assert [name for name, names in asked.items() if any(".test_" in one for one in names)] == []
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -15,7 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
+
 from mlx_sidecar import Client
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
 
 END_SECONDS = 60
 """Longest wait for an event that must happen; only a broken daemon reaches it."""
@@ -124,3 +128,27 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = END_SE
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain until {what}"
         pause.wait(0.01)
+
+
+def run(daemon: RunningDaemon, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command against the daemon."""
+    return subprocess.run(
+        [sys.executable, "-m", "daemon", *arguments],
+        env=daemon.environ,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def raw(daemon: RunningDaemon, request: pb.GenerateRequest) -> list[pb.GenerateResponse]:
+    """Return the events of a call exactly as they are on the wire."""
+    with grpc.insecure_channel(f"unix:{daemon.socket}") as channel:
+        return list(SidecarServiceStub(channel).Generate(request, wait_for_ready=True))
+
+
+def idle(client: Client) -> bool:
+    """Tell whether the engine has nothing to do."""
+    engine = client.stats().engine
+    return engine.decoding == engine.prefilling == engine.queued == 0

@@ -8,6 +8,9 @@ from typing import Any
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine.harness import Answer, Harness
 
+CLOSE = 2e-3
+"""Of log-probabilities, where the shape of a product or of a scan depends on where a chunk begins."""
+
 
 class Sample:
     """

@@ -13,6 +13,11 @@ from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import marked_model
 from tests.unit.engine.harness import Answer
 
+HERMES = (
+    {"<think>": False, "</think>": False, "<tool_call>": False, "</tool_call>": False},
+    "<tool_call> tool_call.name",
+)
+
 PAINT = {
     "type": "object",
     "properties": {

@@ -23,12 +23,11 @@ from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.heads import model_with_head
 from tests.support.models import TINY, marked_model
 from tests.unit.engine import harness
-from tests.unit.engine.cold_runs import ColdRuns
+from tests.unit.engine.cold_runs import CLOSE, ColdRuns
 from tests.unit.engine.disk_engines import restarted, written
 from tests.unit.engine.families import EXACT, Family, write
 from tests.unit.engine.harness import Answer, Harness
 from tests.unit.engine.random_requests import MARKS, TEMPLATE, Requests
-from tests.unit.engine.test_reuse_matrix import CLOSE
 
 MOST = 5
 """Calls that run at once."""

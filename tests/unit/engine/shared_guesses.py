@@ -11,6 +11,18 @@ import pytest
 from daemon.engine.execution import batch, together
 from daemon.engine.execution.sampling import Sampled
 from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.unit.engine.harness import Answer, Harness
+
+FEW = {11: 100.0, 12: 100.0}
+"""Only two tokens come, so that matches are many, and some of the guesses are right."""
+
+SAMPLINGS = {
+    "seeded": pb.Sampling(temperature=1.5, seed=11, logit_bias=FEW),
+    "penalised": pb.Sampling(presence_penalty=0.01, frequency_penalty=0.02, repetition_penalty=1.01, logit_bias=FEW),
+}
+NGRAM, OFF, AUTO = pb.SPECULATION_NGRAM, pb.SPECULATION_OFF, pb.SPECULATION_AUTO
+FORM = pb.ResponseFormat(regex=r'(\{"name": "(a|b)", "size": [0-9]\},\n){6}')
+CLOSE = 2e-3
 
 
 def asked(model: str, speculation: pb.Speculation, **fields: Any) -> pb.GenerateRequest:
@@ -49,3 +61,22 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     monkeypatch.setattr(batch, "check", check)
     return counts
+
+
+def harness_ids(harness: Harness, text: str) -> list[int]:
+    """Return the ids of a text as the engine sees them."""
+    tokenizers = harness.engine._services.tokenizers
+    source = next(iter(harness.engine._models.entries())).model.source
+    return tokenizers.get(source).encode_prompt(text)
+
+
+def guesses(answer: Answer) -> tuple[int, int]:
+    """Return how many tokens were guessed from n-grams for an answer, and how many of them were right."""
+    counts = {one.source: (one.guessed, one.accepted) for one in answer.finished.usage.guesses}
+    assert counts.keys() <= {NGRAM}
+    return counts.get(NGRAM, (0, 0))
+
+
+def more_than(harness: Harness, call: int, events: int) -> bool:
+    """Whether a call has had more than so many events."""
+    return len(harness.of(call)) > events

@@ -24,6 +24,7 @@ from daemon.engine.scheduling.policy import AIM_SECONDS, Allowance, StepTimes
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import random_model
 from tests.unit.engine.harness import PATIENCE, Answer, Harness, generate
+from tests.unit.engine.prompts import apart
 
 STOP = pb.Stop(ignore_eos=True)
 
@@ -40,11 +41,6 @@ def _passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(PrefillBatch, "compute", counted)
     return seen
-
-
-def ids(count: int, seed: int) -> list[int]:
-    """Return so many tokens; another seed shares none of their blocks."""
-    return [5 + (i * i + 3 * i + i // 7 + 101 * seed) % 700 for i in range(count)]
 
 
 def request(prompt: list[int], **fields: Any) -> pb.GenerateRequest:
@@ -66,7 +62,7 @@ def alone(harness: Harness, asked: pb.GenerateRequest) -> Answer:
 def test_prefill_waits_for_a_prompt_being_tokenized(
     harness: Harness, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    harness.run(request(ids(8, 0)))
+    harness.run(request(apart(8, 0)))
     reached, go_on = threading.Event(), threading.Event()
 
     def slowly(asked: pb.GenerateRequest, *rest: Any) -> Any:
@@ -81,7 +77,7 @@ def test_prefill_waits_for_a_prompt_being_tokenized(
     monkeypatch.setattr(engine, "most_seconds", lambda _: PATIENCE)
     second = harness.begin(generate("The code of the", max_tokens=6, stop=STOP))
     reached.wait(PATIENCE)
-    first = harness.begin(request(ids(40, 1)))
+    first = harness.begin(request(apart(40, 1)))
     harness.until(lambda: harness.engine._runner.waiting == 1)
     for _ in range(5):
         harness.step()
@@ -117,7 +113,7 @@ def run(harness: Harness, requests: list[pb.GenerateRequest]) -> list[Answer]:
 )
 def test_short_prompts_share_one_prefill_pass(harness: Harness, passes: list[int], lengths: list[int]) -> None:
     """And each is answered as it is alone, to the last bit."""
-    requests = [request(ids(length, seed)) for seed, length in enumerate(lengths)]
+    requests = [request(apart(length, seed)) for seed, length in enumerate(lengths)]
     answers = run(harness, requests)
     assert passes == [len(lengths)]
     assert [answer.content for answer in answers] == [alone(harness, asked).content for asked in requests]
@@ -142,7 +138,7 @@ def test_first_tokens_leave_before_other_prompts_are_computed(
         return compute(together)
 
     monkeypatch.setattr(PrefillBatch, "compute", noted)
-    requests = [request(ids(33, seed)) for seed in range(6)]
+    requests = [request(apart(33, seed)) for seed in range(6)]
     answers = run(harness, requests)
     assert begun == [0, 2, 4]
     assert [answer.content for answer in answers] == [alone(harness, asked).content for asked in requests]
@@ -154,7 +150,7 @@ def test_first_token_of_a_prompt_alone_leaves_at_once(
 ) -> None:
     """Windows share no pass: the turn goes on with the next prompt, but not before the answer has begun."""
     window = str(random_model(tmp_path, "gemma3_text"))
-    harness.run(request(ids(20, 0), model=window))
+    harness.run(request(apart(20, 0), model=window))
     harness.events.clear()
     begun: list[int] = []
     step = Prefill.step
@@ -164,7 +160,7 @@ def test_first_token_of_a_prompt_alone_leaves_at_once(
         return step(computed, allowance)
 
     monkeypatch.setattr(Prefill, "step", noted)
-    requests = [request(ids(20, seed), model=window) for seed in range(1, 4)]
+    requests = [request(apart(20, seed), model=window) for seed in range(1, 4)]
     answers = run(harness, requests)
     assert begun == [0, 1, 2]
     assert [answer.ids for answer in answers] == [alone(harness, asked).ids for asked in requests]
@@ -173,7 +169,7 @@ def test_first_token_of_a_prompt_alone_leaves_at_once(
 
 def test_an_answer_of_one_token_ends_with_its_prompt(harness: Harness) -> None:
     """Its only token is known when its prompt is computed: no step of the decoder comes first."""
-    asked = request(ids(20, 1), max_tokens=1)
+    asked = request(apart(20, 1), max_tokens=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Decoder, "step", lambda decoder: ())
         answer = harness.run(asked)
@@ -184,11 +180,11 @@ def test_an_answer_of_one_token_ends_with_its_prompt(harness: Harness) -> None:
 
 def test_second_turns_share_one_prefill_pass(harness: Harness, passes: list[int]) -> None:
     """Each goes on from the exact end of its own beginning; only what is new is computed, counted and stored."""
-    beginnings = [ids(length, seed) for seed, length in enumerate([150, 160, 170])]
+    beginnings = [apart(length, seed) for seed, length in enumerate([150, 160, 170])]
     for beginning in beginnings:
         harness.run(request(beginning))
     computed = harness.engine._runner.totals.prompt_tokens
-    requests = [request([*beginning, *ids(20 + 5 * seed, 50 + seed)]) for seed, beginning in enumerate(beginnings)]
+    requests = [request([*beginning, *apart(20 + 5 * seed, 50 + seed)]) for seed, beginning in enumerate(beginnings)]
     answers = run(harness, requests)
     assert passes == [3]
     assert [answer.cached for answer in answers] == [150, 160, 170]
@@ -203,8 +199,8 @@ def test_second_turns_share_one_prefill_pass(harness: Harness, passes: list[int]
 
 def test_prefill_waits_for_the_one_with_its_prefix(harness: Harness, passes: list[int]) -> None:
     """Four short prompts with three blocks in common compute these once; what parts them is computed together."""
-    common = ids(48, 1)
-    requests = [request([*common, *ids(9, seed)]) for seed in range(2, 6)]
+    common = apart(48, 1)
+    requests = [request([*common, *apart(9, seed)]) for seed in range(2, 6)]
     answers = run(harness, requests)
     assert [answer.cached for answer in answers] == [0, 48, 48, 48]
     assert passes == [3]
@@ -221,9 +217,9 @@ def test_rows_ending_together_leave_without_a_copy(harness: Harness, monkeypatch
         original(cache, keep)
 
     monkeypatch.setattr(BatchKVCache, "filter", counted)
-    run(harness, [request(ids(30, seed)) for seed in range(4)])
+    run(harness, [request(apart(30, seed)) for seed in range(4)])
     assert not filtered
-    lasting = [request(ids(30, seed), max_tokens=6 + 6 * (seed < 7)) for seed in range(5, 10)]
+    lasting = [request(apart(30, seed), max_tokens=6 + 6 * (seed < 7)) for seed in range(5, 10)]
     answers = run(harness, lasting)
     assert {tuple(keep) for keep in filtered} == {(0, 1)}
     assert [answer.content for answer in answers] == [alone(harness, asked).content for asked in lasting]
@@ -231,7 +227,7 @@ def test_rows_ending_together_leave_without_a_copy(harness: Harness, monkeypatch
 
 def test_salted_prompts_share_a_pass_but_no_prefix(harness: Harness, passes: list[int]) -> None:
     """The same prompt under two salts is computed twice, in one pass."""
-    requests = [request(ids(40, 1), cache=pb.CacheOptions(salt=salt)) for salt in ("mine", "yours")]
+    requests = [request(apart(40, 1), cache=pb.CacheOptions(salt=salt)) for salt in ("mine", "yours")]
     answers = run(harness, requests)
     assert passes == [2]
     assert [answer.cached for answer in answers] == [0, 0]
@@ -245,11 +241,11 @@ def test_unbatchable_prompts_are_prefilled_alone(harness: Harness, passes: list[
     window = str(random_model(tmp_path, "gemma3_text"))
     other = str(random_model(tmp_path, "qwen3"))
     requests = [
-        request(ids(20, 1), model=window),
-        request(ids(20, 2), model=window),
-        request(ids(200, 3)),
-        request(ids(20, 4)),
-        request(ids(20, 5), model=other),
+        request(apart(20, 1), model=window),
+        request(apart(20, 2), model=window),
+        request(apart(200, 3)),
+        request(apart(20, 4)),
+        request(apart(20, 5), model=other),
     ]
     answers = run(harness, requests)
     assert not passes
@@ -259,7 +255,7 @@ def test_unbatchable_prompts_are_prefilled_alone(harness: Harness, passes: list[
 
 
 def test_cancelled_prefill_leaves_its_batch_intact(harness: Harness, passes: list[int]) -> None:
-    requests = [request(ids(30, seed)) for seed in range(3)]
+    requests = [request(apart(30, seed)) for seed in range(3)]
     calls = arrive(harness, requests)
     harness.cancel(calls[1])
     answers = [Answer(harness.finish(calls[index])) for index in (0, 2)]
@@ -274,9 +270,9 @@ def test_long_prefill_buffers_are_freed_after_the_pass(harness: Harness, monkeyp
     monkeypatch.setattr(harness.engine, "_sweep", lambda: None)  # which gives back too, once a second
     cleared: list[None] = []
     monkeypatch.setattr(mx, "clear_cache", lambda: cleared.append(None))
-    run(harness, [request(ids(60, 1))])
+    run(harness, [request(apart(60, 1))])
     assert len(cleared) == 1
-    run(harness, [request(ids(60, 2)), request(ids(60, 3)), request(ids(30, 4))])
+    run(harness, [request(apart(60, 2)), request(apart(60, 3)), request(apart(30, 4))])
     assert len(cleared) == 3
 
 
@@ -291,11 +287,11 @@ def test_batching_window_restarts_after_a_cancel(harness: Harness) -> None:
 
 def test_waiting_requests_open_no_batching_window(harness: Harness) -> None:
     """A slot that becomes free is filled at once."""
-    harness.run(request(ids(8, 0)))
+    harness.run(request(apart(8, 0)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Engine, "_batching_wait", lambda _: 1.0)
         for seed in (1, 2):
-            harness.begin(request(ids(30, seed)))
+            harness.begin(request(apart(30, seed)))
         harness.until(lambda: harness.engine._runner.waiting == 2)
         harness.clock_offset += 2 * MOST_SECONDS
         assert harness.engine._runner.fresh(MOST_SECONDS) == 0

@@ -21,7 +21,8 @@ from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import TINY, write_random
 from tests.unit.engine.families import Family, write
 from tests.unit.engine.harness import Answer, Harness, greedy
-from tests.unit.engine.test_readers import Case, frozen, ids
+from tests.unit.engine.prompts import ids
+from tests.unit.engine.reader_case import Case, frozen
 
 LENGTH = 700
 

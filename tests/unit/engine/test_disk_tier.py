@@ -19,12 +19,13 @@ from daemon.kv.mlx.self_test import without_reuse
 from daemon.shared.slices import Sliced
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import embedding_model, random_model
+from tests.unit.engine.cold_runs import CLOSE
 from tests.unit.engine.disk_engines import ask, restarted, written
+from tests.unit.engine.embed_calls import CLOSE as CLOSE_VECTORS
+from tests.unit.engine.embed_calls import Vectors, embed
 from tests.unit.engine.families import EXACT, Family, write
 from tests.unit.engine.harness import Answer, Harness, generate
-from tests.unit.engine.test_embedding import CLOSE as CLOSE_VECTORS
-from tests.unit.engine.test_embedding import Vectors, embed
-from tests.unit.engine.test_reuse_matrix import CLOSE, ids
+from tests.unit.engine.prompts import ids
 
 KINDS = ["llama/bfloat16", "deepseek_v3", "gemma3_text", "gpt_oss", "qwen3_next", "mamba", "falcon_h1", "minimax_m3_vl"]
 BYPASS = pb.CacheOptions(mode=pb.CACHE_MODE_BYPASS)

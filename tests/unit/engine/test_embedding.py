@@ -19,35 +19,14 @@ from mlx_lm.utils import load
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import INSTRUCTION, embedding_model
+from tests.unit.engine.embed_calls import CLOSE, WORDS, Vectors, embed
 from tests.unit.engine.harness import Answer, Harness, generate
-
-WORDS = "the sea is wide and a ship sails over it while birds count seven waves from the north"
-CLOSE = 2e-6
-"""Most that a number of a vector of length 1 may differ: rows of a shared pass have other rounding on some machines."""
 
 
 def texts(count: int, seed: int = 3, most: int = 120) -> list[str]:
     """Return texts of 1 to `most` words."""
     chance = random.Random(seed)
     return [" ".join(chance.choices(WORDS.split(), k=chance.randint(1, most))) for _ in range(count)]
-
-
-def embed(model: object, wanted: list[str], **fields: Any) -> pb.EmbedRequest:
-    """Return a request."""
-    return pb.EmbedRequest(model=str(model), texts=wanted, **fields)
-
-
-class Vectors:
-    """The answer to an Embed call."""
-
-    def __init__(self, harness: Harness, request: pb.EmbedRequest) -> None:
-        events = harness.finish(harness.begin(request))
-        self.failure = events[-1].failure
-        self.finished = events[-1].embed.finished
-        parts = [event.embed.embedding for event in events if event.embed.HasField("embedding")]
-        assert [part.index for part in parts] == list(range(len(parts)))
-        self.values = np.array([part.values for part in parts], dtype=np.float32)
-        harness.settle()
 
 
 class Alone:

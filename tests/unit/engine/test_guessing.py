@@ -14,28 +14,22 @@ from tests.support.models import marked_model
 from tests.unit.engine import marked_calls
 from tests.unit.engine.families import Family, write
 from tests.unit.engine.harness import Answer, Harness, generate
-from tests.unit.engine.shared_guesses import asked
-from tests.unit.engine.test_speculation import harness_ids
+from tests.unit.engine.shared_guesses import (
+    AUTO,
+    CLOSE,
+    FORM,
+    NGRAM,
+    OFF,
+    SAMPLINGS,
+    asked,
+    guesses,
+    harness_ids,
+    more_than,
+)
 
-FEW = {11: 100.0, 12: 100.0}
-"""Only two tokens come, so that matches are many, and some of the guesses are right."""
-SAMPLINGS = {
-    "seeded": pb.Sampling(temperature=1.5, seed=11, logit_bias=FEW),
-    "penalised": pb.Sampling(presence_penalty=0.01, frequency_penalty=0.02, repetition_penalty=1.01, logit_bias=FEW),
-}
 EXACT = ["llama", "qwen3/bfloat16", "qwen3_moe", "gemma3_text", "qwen3_next", "mamba", "baichuan_m1"]
 ROUNDED = ["deepseek_v3", "gpt_oss", "mamba2", "falcon_h1", "recurrent_gemma"]
 """Those whose passes over several tokens have other last bits, and windows that are soon full."""
-
-NGRAM, OFF, AUTO = pb.SPECULATION_NGRAM, pb.SPECULATION_OFF, pb.SPECULATION_AUTO
-CLOSE = 2e-3
-
-
-def guesses(answer: Answer) -> tuple[int, int]:
-    """Return how many tokens were guessed from n-grams for an answer, and how many of them were right."""
-    counts = {one.source: (one.guessed, one.accepted) for one in answer.finished.usage.guesses}
-    assert counts.keys() <= {NGRAM}
-    return counts.get(NGRAM, (0, 0))
 
 
 @pytest.mark.parametrize(
@@ -101,17 +95,9 @@ def test_window_that_is_full_gets_no_automatic_guesses(engine: Callable[..., Har
     assert guesses(answer) == (0, 0)
 
 
-def more_than(harness: Harness, call: int, events: int) -> bool:
-    """Whether a call has had more than so many events."""
-    return len(harness.of(call)) > events
-
-
 def ended(harness: Harness, call: int) -> bool:
     """Whether a call has had its last event."""
     return bool(harness.of(call)) and harness.of(call)[-1].generate.HasField("finished")
-
-
-FORM = pb.ResponseFormat(regex=r'(\{"name": "(a|b)", "size": [0-9]\},\n){6}')
 
 
 @pytest.mark.parametrize("sampling", [pb.Sampling(), pb.Sampling(temperature=1.0, seed=3)], ids=["greedy", "seeded"])

@@ -22,14 +22,15 @@ from tests.support.models import marked_model, write_random
 from tests.unit.engine import marked_calls
 from tests.unit.engine.families import Family, write
 from tests.unit.engine.harness import Answer, Harness, generate
-from tests.unit.engine.shared_guesses import asked, counting
-from tests.unit.engine.test_guessing import (
+from tests.unit.engine.shared_guesses import (
     AUTO,
     CLOSE,
     FORM,
     NGRAM,
     OFF,
     SAMPLINGS,
+    asked,
+    counting,
     guesses,
     more_than,
 )

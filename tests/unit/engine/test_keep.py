@@ -15,7 +15,7 @@ from daemon.engine.memory.prefix_budget import PrefixBudget
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine.families import CHECKPOINTS, Family, write
 from tests.unit.engine.harness import Harness
-from tests.unit.engine.test_reuse_matrix import ids
+from tests.unit.engine.prompts import ids
 
 HOUR = pb.CacheOptions(keep=Duration(seconds=3600))
 BYPASS = pb.CacheOptions(mode=pb.CACHE_MODE_BYPASS)

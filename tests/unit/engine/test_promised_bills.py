@@ -22,7 +22,8 @@ from daemon.kv.prefix_cache import PrefixCache
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine.families import Family, write
 from tests.unit.engine.harness import Answer, Harness, greedy
-from tests.unit.engine.test_readers import Case, frozen, ids
+from tests.unit.engine.prompts import ids
+from tests.unit.engine.reader_case import Case, frozen
 
 LONG = ids(400)
 

@@ -18,14 +18,13 @@ from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import TINY, adapter_of, embedding_model
 from tests.support.repetitions import scaled
 from tests.unit.engine import harness
-from tests.unit.engine.cold_runs import ColdRuns
+from tests.unit.engine.cold_runs import CLOSE, ColdRuns
+from tests.unit.engine.embed_calls import CLOSE as CLOSE_VECTORS
+from tests.unit.engine.embed_calls import WORDS
 from tests.unit.engine.families import EXACT
 from tests.unit.engine.harness import Answer, Harness
 from tests.unit.engine.random_days import NO_ROOM, Day, limits, model_of
 from tests.unit.engine.random_requests import Requests
-from tests.unit.engine.test_embedding import CLOSE as CLOSE_VECTORS
-from tests.unit.engine.test_embedding import WORDS
-from tests.unit.engine.test_reuse_matrix import CLOSE
 
 MODES = (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_READ_WRITE, pb.CACHE_MODE_READ_ONLY, pb.CACHE_MODE_BYPASS)
 INSTRUCTION = "Find what sails the sea and is not a whale at all: "

@@ -23,12 +23,9 @@ from daemon.shared.errors import SidecarError
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import marked_model
 from tests.unit.engine.harness import Answer, Harness
+from tests.unit.engine.marked_calls import HERMES
 from tests.unit.engine.schemas import SCHEMAS, objects
 
-HERMES = (
-    {"<think>": False, "</think>": False, "<tool_call>": False, "</tool_call>": False},
-    "<tool_call> tool_call.name",
-)
 NOTATIONS: dict[str, tuple[dict[str, bool], str]] = {
     "json in tags": HERMES,
     "json in tags that are no tokens": ({}, "<tool_call> tool_call.name"),

@@ -12,22 +12,16 @@ import pytest
 from daemon.engine.scheduling import policy
 from daemon.kv.keys import BLOCK_TOKENS
 from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.unit.engine.cold_runs import CLOSE
 from tests.unit.engine.families import CHECKPOINTS, EXACT, FAMILIES, Family, write
 from tests.unit.engine.harness import Answer, Harness
+from tests.unit.engine.prompts import ids
 
-VOCABULARY = 700
 EDGES = [16, 17, 31, 33, 48, 255, 256, 257]
 """Lengths of prompts around the ends of blocks, of windows (32 and 20 tokens) and of the steps in which caches grow."""
 
-CLOSE = 2e-3
-"""Of log-probabilities, where the shape of a product or of a scan depends on where a chunk begins."""
 
 BYPASS, READ_ONLY = pb.CACHE_MODE_BYPASS, pb.CACHE_MODE_READ_ONLY
-
-
-def ids(count: int, salt: int = 0) -> list[int]:
-    """Return a prompt that does not repeat itself."""
-    return [(i * i + 7 * i + i // 5 + salt * (i + 1)) % VOCABULARY + 3 for i in range(count)]
 
 
 class Case:

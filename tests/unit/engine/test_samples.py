@@ -20,10 +20,10 @@ from daemon.shared.errors import invalid
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import TINY, marked_model, random_model
+from tests.unit.engine.cold_runs import CLOSE
 from tests.unit.engine.families import EXACT
 from tests.unit.engine.harness import Answer, Harness, generate
-from tests.unit.engine.test_required_calls import HERMES
-from tests.unit.engine.test_reuse_matrix import CLOSE
+from tests.unit.engine.marked_calls import HERMES
 from tools.embedded import corpus
 
 PROMPT = next(corpus.held_out(seed=70, tokens_hint=150)).completion()

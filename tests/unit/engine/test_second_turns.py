@@ -12,7 +12,7 @@ from daemon.engine.execution.prefill import Prefill
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine.families import Family, write
 from tests.unit.engine.harness import Answer, Harness
-from tests.unit.engine.test_batched_prefill import ids
+from tests.unit.engine.prompts import apart
 
 KINDS = ["qwen3", "gemma3_text", "gpt_oss", "mamba2", "qwen3_next"]
 """Full attention, windows, windows with sinks, recurrent layers, and recurrent layers beside attention."""
@@ -58,9 +58,9 @@ def test_second_turn_computes_what_is_new(
     harness: Harness, tmp_path: Path, passes: list[tuple[int, bool]], family: str, kept: int
 ) -> None:
     """The answer comes back as it was, without its beginning, or not at all."""
-    path, prompt = write(tmp_path, Family(family)), ids(203, 1)
+    path, prompt = write(tmp_path, Family(family)), apart(203, 1)
     first = ask(harness, path, prompt)
-    turn = [*prompt, *first.ids[24 - kept :], *ids(50, 2)]
+    turn = [*prompt, *first.ids[24 - kept :], *apart(50, 2)]
     new = len(turn) - len(prompt) - (24 if kept == 24 else 0)
     passes.clear()
 
@@ -86,9 +86,9 @@ def test_tokens_that_were_guessed_right_are_reused(harness: Harness, tmp_path: P
 
 
 def test_short_answer_is_not_worth_a_pass(harness: Harness, tmp_path: Path) -> None:
-    path, prompt = write(tmp_path, Family("qwen3")), ids(60, 3)
+    path, prompt = write(tmp_path, Family("qwen3")), apart(60, 3)
     first = harness.run(request(path, prompt, pb.CACHE_MODE_READ_WRITE, count=15))
-    turn = [*prompt, *first.ids, *ids(5, 4)]
+    turn = [*prompt, *first.ids, *apart(5, 4)]
 
     assert len(turn) - ask(harness, path, turn, pb.CACHE_MODE_READ_ONLY).cached == 6
 
@@ -97,7 +97,7 @@ def test_long_prompt_takes_its_last_token_along(
     harness: Harness, tmp_path: Path, passes: list[tuple[int, bool]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Logits are computed after that alone; a model without a view leaves it to the decoder, and answers alike."""
-    path, prompt = write(tmp_path, Family("qwen3")), ids(150, 5)
+    path, prompt = write(tmp_path, Family("qwen3")), apart(150, 5)
     seen = ask(harness, path, prompt, pb.CACHE_MODE_BYPASS)
     (entry,) = harness.engine._models.entries()
     assert isinstance(entry.model.last, LastLogits)

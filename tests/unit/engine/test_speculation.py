@@ -16,6 +16,7 @@ from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import TINY, copy_of_embedded, random_model, write_random
 from tests.unit.engine.families import Family, write
 from tests.unit.engine.harness import Answer, Harness, generate
+from tests.unit.engine.shared_guesses import harness_ids
 from tools.embedded import corpus
 
 GREEDY = pb.Sampling()
@@ -181,13 +182,6 @@ def test_draft_model_pin_survives_an_engine_restart(harness: Harness, tmp_path: 
         "embedded": False,
         draft: True,
     }
-
-
-def harness_ids(harness: Harness, text: str) -> list[int]:
-    """Return the ids of a text as the engine sees them."""
-    tokenizers = harness.engine._services.tokenizers
-    source = next(iter(harness.engine._models.entries())).model.source
-    return tokenizers.get(source).encode_prompt(text)
 
 
 def test_draft_guesses_for_readers_of_one_prefix(

@@ -9,7 +9,7 @@ import pytest
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine.families import CHECKPOINTS, Family, write
 from tests.unit.engine.harness import Answer, Harness
-from tests.unit.engine.test_reuse_matrix import ids
+from tests.unit.engine.prompts import ids
 
 BYPASS, READ_ONLY = pb.CACHE_MODE_BYPASS, pb.CACHE_MODE_READ_ONLY
 

@@ -8,7 +8,7 @@ from daemon.engine.prompt.conversation import turns
 from daemon.engine.prompt.template_shape import TemplateShape
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.corpus.families import SMALL
-from tests.unit.engine.test_template_shapes import shape_of
+from tests.unit.engine.template_shapes import shape_of
 
 GAPS = TemplateShape(before_reasoning="\n", after_reasoning="\n", before_text="\n\n", after_text="\n")
 

@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 from daemon.engine.prompt.conversation import turns, warnings
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support import chat_templates as habits
-from tests.unit.engine.test_template_shapes import rendered, shape_of
+from tests.unit.engine.template_shapes import rendered, shape_of
 
 HABITS = [name for name, value in vars(habits).items() if name.isupper() and "messages" in str(value)]
 shape = cache(shape_of)

@@ -16,7 +16,8 @@ from daemon.http.errors import Problem, problem
 from daemon.http.generation import Ask
 from daemon.http.parameters import check
 from mlx_sidecar import Message, Tool, ToolCall
-from tests.unit.http.test_types import VALUES, places, replaced, status
+from tests.unit.http.no_daemon import status
+from tests.unit.http.wrong_values import VALUES, places, replaced
 
 HI = {"role": "user", "content": "Hi"}
 TOOL = {"name": "weather", "description": "of a city", "input_schema": {"type": "object"}}

@@ -12,16 +12,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from daemon.http.access import Policy
 from daemon.http.api import Api, Endpoint, served
-from daemon.http.app import build
 from daemon.http.parameters import Parameters, rows
-from mlx_sidecar import AsyncClient, DaemonNotRunning
-from tests.support.asgi import Request
-
-NUMBERS = [0, -1, 2**31, 2**63, 2**70, 1e300, 0.5]
-VALUES: list[Any] = [None, True, *NUMBERS, "", "x", "\0", [], {}, [None], [[]], [1], ["x"], {"x": 1}, [{}]]
-"""Values of all types; each takes the place of each value of a request."""
+from tests.unit.http.no_daemon import status
+from tests.unit.http.wrong_values import VALUES, places, replaced
 
 ENDPOINTS = [(api, one) for api in served() for one in api.load().endpoints if one.types]
 
@@ -78,39 +72,6 @@ def _of(name: str, annotation: Any) -> Any:
     if parts:
         return _of(name, parts[0])
     return {str: "x", int: 1, float: 0.5, bool: False}.get(annotation)
-
-
-def places(value: Any, steps: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the path of each value in a document."""
-    yield steps
-    items: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for step, inner in items:
-        yield from places(inner, (*steps, step))
-
-
-def replaced(value: Any, steps: tuple[Any, ...], new: Any) -> Any:
-    """Return a copy of a document with another value at a path."""
-    if not steps:
-        return new
-    copy = list(value) if isinstance(value, list) else dict(value)
-    copy[steps[0]] = replaced(value[steps[0]], steps[1:], new)
-    return copy
-
-
-class NoDaemon(AsyncClient):
-    """A client that builds each request and sends none."""
-
-    async def _connect(self) -> Any:
-        raise DaemonNotRunning("none")
-
-
-APP = build(NoDaemon("/nowhere/s.sock"), Policy(None, loopback_only=False))
-
-
-async def status(endpoint: Endpoint, body: bytes) -> tuple[int, Any]:
-    """Return status and body of the answer to a request."""
-    response = await Request(endpoint.method, endpoint.path, body).to(APP)
-    return response.status, response.json
 
 
 @pytest.mark.parametrize(("api", "endpoint"), ENDPOINTS, ids=[one.path for _, one in ENDPOINTS])

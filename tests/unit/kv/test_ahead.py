@@ -7,40 +7,21 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import KVCache, make_prompt_cache
-from mlx_lm.utils import _get_classes
 
 from daemon.kv.mlx import ahead
 from daemon.kv.mlx.ahead import Ahead, Undo, trying
 from daemon.kv.mlx.layout import Layout
 from daemon.kv.mlx.self_test import probe
 from daemon.shared.slices import drain
-from tests.support.models import TINY
+from tests.unit.kv.ahead_models import close, fed, model_of
 
 FAMILIES = ["llama", "deepseek_v3", "gemma3_text", "gpt_oss", "qwen3_next", "mamba", "recurrent_gemma", "baichuan_m1"]
 TOKENS = [(7 * i + i * i) % 700 for i in range(60)]
-CLOSE = 1e-4
-"""A pass over several tokens has other last bits in some families."""
-
-
-def model_of(family: str) -> Any:
-    """Return a tiny random model."""
-    model_class, arguments = _get_classes(TINY[family])
-    mx.random.seed(7)
-    model = model_class(arguments.from_dict(TINY[family]))
-    mx.eval(model.parameters())
-    return model
 
 
 @pytest.fixture(name="model", scope="module", params=FAMILIES)
 def _model(request: pytest.FixtureRequest) -> Any:
     return model_of(request.param)
-
-
-def fed(model: Any, tokens: list[int], caches: list[Any]) -> mx.array:
-    """Feed tokens in one pass, and return the logits after them."""
-    logits: mx.array = model(mx.array([tokens]), cache=caches)[0]
-    mx.eval(logits)
-    return logits
 
 
 def prefilled(model: Any, before: int) -> list[Any]:
@@ -56,11 +37,6 @@ def after_one_by_one(model: Any, before: int, more: int) -> list[mx.array]:
     """Return the logits after each of some tokens, fed one by one behind a prompt."""
     caches = prefilled(model, before)
     return [fed(model, [token], caches)[-1] for token in TOKENS[before : before + more]]
-
-
-def close(logits: mx.array, others: mx.array) -> bool:
-    """Whether logits are equal but for their last bits."""
-    return bool(mx.allclose(logits, others, rtol=0, atol=CLOSE).item())
 
 
 @pytest.mark.parametrize("before", [5, 18, 19, 31, 40])

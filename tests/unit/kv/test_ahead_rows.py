@@ -16,7 +16,7 @@ from daemon.kv.mlx.ahead_rows import RowsUndo, padded, trying_rows
 from daemon.kv.mlx.batch_cache import to_batch, to_single
 from daemon.kv.mlx.rows_kv import RowsKV
 from daemon.shared.slices import drain
-from tests.unit.kv.test_ahead import close, fed, model_of
+from tests.unit.kv.ahead_models import close, fed, model_of
 
 
 def level_of(family: str, *, joinable: bool = True) -> Ahead:

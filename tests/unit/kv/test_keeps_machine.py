@@ -13,7 +13,7 @@ from daemon.kv.nodes import Node
 from daemon.kv.spec import PrefixSpec, Resume
 from tests.support.builders import Clock
 from tests.unit.kv.fake_kv import BLOCK_BYTES, LAYOUTS, FakeKV, FakePrefixes
-from tests.unit.kv.test_prefix_cache_machine import PROMPTS, floor_to_block
+from tests.unit.kv.random_prompts import PROMPTS, floor_to_block
 
 
 class KeepMachine(RuleBasedStateMachine):

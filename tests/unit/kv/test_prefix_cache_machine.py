@@ -19,17 +19,10 @@ from daemon.kv.lease import PrefixLease
 from daemon.kv.nodes import Node
 from daemon.kv.place import tails_along
 from daemon.kv.spec import NotHeldError, Resume
-from tests.unit.kv.fake_kv import BLOCK_BYTES, LAYOUTS, FakeKV, FakePrefixes, prompt
+from tests.unit.kv.fake_kv import BLOCK_BYTES, LAYOUTS, FakeKV, FakePrefixes
+from tests.unit.kv.random_prompts import PROMPTS, floor_to_block
 
 NAMESPACES = st.sampled_from(["n/one", "n/two", "m/one"])
-PROMPTS = st.builds(
-    lambda blocks, begun, alike, tail: [*prompt(*blocks), *prompt(begun)[:alike], *[7] * min(tail, 15 - alike)],
-    st.lists(st.integers(1, 2), max_size=6),
-    st.integers(1, 2),
-    st.integers(0, 15),
-    st.integers(0, 15),
-)
-"""Blocks of two letters, then a part of a block that may begin like one of them."""
 
 
 class PrefixCacheMachine(RuleBasedStateMachine):
@@ -188,11 +181,6 @@ class PrefixCacheMachine(RuleBasedStateMachine):
 def _common(one: list[int], two: list[int]) -> int:
     """Return the number of tokens that two prompts begin with in common."""
     return next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
-
-
-def floor_to_block(tokens: int) -> int:
-    """Return the largest multiple of the block size that is not above `tokens`."""
-    return tokens - tokens % BLOCK_TOKENS
 
 
 PrefixCacheMachine.TestCase.settings = settings(

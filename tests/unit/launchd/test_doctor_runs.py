@@ -17,8 +17,8 @@ from daemon.launchd.launchctl import Launchctl
 from daemon.launchd.service import Service
 from mlx_sidecar import HistorySample
 from tests.support.daemons import RunningDaemon, environment, wait_until
+from tests.unit.launchd.agents import agent_of
 from tests.unit.launchd.mac import Mac
-from tests.unit.launchd.test_service import agent_of
 
 NOTHING = HistorySample(0.0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 """What the history says of a time at which nothing was asked."""

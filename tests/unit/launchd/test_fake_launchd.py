@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from daemon.launchd.agent import DAEMON
+from tests.unit.launchd.agents import agent_of
 from tests.unit.launchd.mac import Mac
-from tests.unit.launchd.test_service import agent_of
 
 GUI = f"gui/{os.getuid()}"
 

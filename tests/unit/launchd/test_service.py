@@ -8,7 +8,6 @@ import plistlib
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,27 +22,15 @@ from daemon.launchd.readiness import Serving
 from daemon.launchd.service import HOMEBREW_LABEL, Service
 from mlx_sidecar import Client, ShuttingDown
 from tests.support.daemons import END_SECONDS, alive, wait_until
-from tests.unit.launchd.conftest import ROOT
+from tests.unit.launchd.agents import agent_of
 from tests.unit.launchd.mac import Mac
 
-Make = Callable[[bool], Agent]
 UID = os.getuid()
 
 
 @pytest.fixture(name="service")
 def _service(mac: Mac) -> Service:
     return Service(Launchctl(), mac.home, look)
-
-
-def agent_of(mac: Mac, **environment: str) -> Make:
-    """Return what makes an agent whose daemon has a fake engine."""
-
-    def make(background: bool) -> Agent:
-        given = {"PYTHONPATH": str(ROOT), "MLX_SIDECAR_LOG_FILE": str(mac.logs / "daemon.log"), **environment}
-        program = (sys.executable, "-m", "tests.support.serve_fake")
-        return Agent(program, given, mac.logs / "launchd.log", background)
-
-    return make
 
 
 def test_install_refuses_an_unwritable_log_directory(mac: Mac, service: Service) -> None:

@@ -14,8 +14,8 @@ from daemon.kv.disk.limits import Space
 from daemon.kv.keys import UNSALTED
 from daemon.kv.spec import LayerGroup, PrefixSpec, Resume
 from tests.unit.kv.disk.fake_disk import NAME, TOKENS, FakeDisk
+from tests.unit.kv.disk.random_prompts import NAMESPACES, PROMPTS
 from tests.unit.kv.disk.rank_disks import RankDisk, RankDisks
-from tests.unit.kv.disk.test_tier_machine import NAMESPACES, PROMPTS
 from tests.unit.kv.fake_kv import ALL, BLOCK_BYTES, HYBRID, PLAIN, WINDOWED, FakePrefixes, prompt
 
 RANK = st.integers(0, 1)

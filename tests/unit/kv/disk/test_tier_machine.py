@@ -18,13 +18,9 @@ from daemon.kv.disk.restores import Restore
 from daemon.kv.idle import IdleRelease
 from daemon.kv.spec import Resume
 from tests.unit.kv.disk.fake_disk import FakeDisk, MemoryFiles
-from tests.unit.kv.fake_kv import BLOCK_BYTES, LAYOUTS, FakePrefixes, prompt
-from tests.unit.kv.test_prefix_cache_machine import floor_to_block
-
-NAMESPACES = st.sampled_from(["n/one", "n/two"])
-PROMPTS = st.tuples(st.lists(st.integers(1, 2), min_size=1, max_size=4), st.integers(0, 3)).map(
-    lambda drawn: prompt(*drawn[0], tail=drawn[1])
-)
+from tests.unit.kv.disk.random_prompts import NAMESPACES, PROMPTS
+from tests.unit.kv.fake_kv import BLOCK_BYTES, LAYOUTS, FakePrefixes
+from tests.unit.kv.random_prompts import floor_to_block
 
 
 class DiskTierMachine(RuleBasedStateMachine):
