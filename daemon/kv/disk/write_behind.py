@@ -195,14 +195,14 @@ class WriteBehind:
         return True
 
     def step(self, *, prompts: bool) -> None:
-        """Do one slice, or rest for the prompts that are computed."""
-        taken = [each.since for each in (self._encoding, *self._jobs) if each is not None]
-        if prompts and self._clock() - taken[0] < MOST_REST:
+        """Do one slice, if it is `busy`, or rest for the prompts that are computed."""
+        first = self._encoding or self._jobs[0]
+        if prompts and self._clock() - first.since < MOST_REST:
             return
-        if self._encoding is not None:
-            self._encode(self._encoding)
-        elif self._jobs:
-            self._begin(self._jobs[0])
+        if isinstance(first, Encoding):
+            self._encode(first)
+        else:
+            self._begin(first)
 
     def forget(self, accept: Callable[[str], bool]) -> None:
         """Drop what is not written yet of the namespaces that `accept` names."""
