@@ -6,14 +6,16 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import mlx.core as mx
 from tokenizers import Tokenizer
 
-from daemon.engine.prompt.preparation import PreparedRequest
+from daemon.engine.calls import generate
+from daemon.engine.prompt import preparation
 from daemon.engine.structured_output.constraint import Drawn
 
 CHANGED = 0.03
@@ -95,9 +97,33 @@ class Written:
         """Return None: each token had its mask."""
 
 
+class Answers:
+    """
+    Keeps the answers to requests to given texts, one each, in the order in which they begin.
+
+    Args:
+        answers: The tokens of the texts.
+    """
+
+    def __init__(self, answers: list[list[int]]) -> None:
+        self._left = iter(answers)
+
+    def again(self) -> Answers:
+        """Return it for another answer to the same prompt: the next text."""
+        return self
+
+    def mask(self, vocab: int) -> Written:
+        """Return what lets the next text be written, for logits of width `vocab`."""
+        return Written(next(self._left), vocab)
+
+
 @contextmanager
 def writing(answers: list[list[int]]) -> Iterator[None]:
     """Let the requests that begin now write these answers, one each."""
-    left = iter(answers)
-    with patch.object(PreparedRequest, "constraint", lambda _, vocab: Written(next(left), vocab)):
+    kept = Answers(answers)
+
+    def prepared(*request: Any) -> preparation.PreparedRequest:
+        return replace(preparation.prepare_request(*request), constraint=kept)
+
+    with patch.object(generate, "prepare_request", prepared):
         yield

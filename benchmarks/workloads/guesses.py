@@ -165,20 +165,20 @@ class Side:
         with writing([answer for _, answer in texts]):
             self._calls = [self.harness.begin(self._request(prompt, tokens)) for prompt, _ in texts]
             self.harness.until(lambda: all(map(self.harness.decoding, self._calls)))
-        self._goal = self.harness.engine._runner.totals.generated_tokens
+        self._goal = self.harness.engine._runner.generated_tokens
         self._wait()
 
     def turn(self, tokens: int) -> bool:
         """Write so many tokens more, some more if they are guessed, and return whether there are any to come."""
         runner = self.harness.engine._runner
         self._goal += tokens
-        before, processors, began = runner.totals.generated_tokens, time.process_time(), time.perf_counter()
-        while runner.decoding and runner.totals.generated_tokens < self._goal:
+        before, processors, began = runner.generated_tokens, time.process_time(), time.perf_counter()
+        while runner.decoding and runner.generated_tokens < self._goal:
             self.harness.step()
         self._wait()
         self._taken.seconds += time.perf_counter() - began
         self._taken.processors += time.process_time() - processors
-        self._taken.tokens += runner.totals.generated_tokens - before
+        self._taken.tokens += runner.generated_tokens - before
         return bool(runner.decoding)
 
     def taken(self) -> Taken:

@@ -65,7 +65,7 @@ class Case:
     @property
     def computed(self) -> int:
         """Tokens of prompts that were computed since the start."""
-        return self.harness.engine._runner.totals.prompt_tokens
+        return self.harness.engine._runner.prompt_tokens
 
     def arrive(self, *requests: pb.GenerateRequest) -> list[int]:
         """Open calls, and step until the runner has all of them, while no prompt is computed any further."""

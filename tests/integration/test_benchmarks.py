@@ -23,8 +23,11 @@ from benchmarks.workloads import WORKLOADS
 from benchmarks.workloads.kv_bytes import KEPT
 from benchmarks.workloads.second_turn import AGAIN
 from benchmarks.workloads.trie import MEMORY
+from benchmarks.written import writing
 from mlx_sidecar import Client
+from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.conftest import short_folder
+from tests.unit.engine.harness import Answer, Harness
 
 STARTS_ITS_OWN = ("startup",)
 """Workloads about servers that start; they take longest, and the whole run below has them."""
@@ -147,3 +150,16 @@ def test_tool_loop_is_measured_beside_a_peer() -> None:
         figures = tool_loop.measure(folder, quick=True)
     assert figures["mlx-sidecar: prompt tokens"] == figures["mlx_lm.server: prompt tokens"]
     assert all(value > 0 for value in figures.values())
+
+
+def test_model_writes_the_text_that_a_benchmark_gives_it() -> None:
+    """Random weights write none that repeats itself as texts do."""
+    harness = Harness(kv_disk_mb=0)
+    try:
+        with writing([[7, 8, 9, 7, 8, 9]]):
+            asked = pb.TokenIds(ids=range(20, 30))
+            call = harness.begin(pb.GenerateRequest(model="embedded", tokens=asked, max_tokens=6))
+            harness.until(lambda: harness.decoding(call))
+        assert Answer(harness.finish(call)).ids == [7, 8, 9, 7, 8, 9]
+    finally:
+        harness.close()

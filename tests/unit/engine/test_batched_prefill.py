@@ -183,13 +183,13 @@ def test_second_turns_share_one_prefill_pass(harness: Harness, passes: list[int]
     beginnings = [apart(length, seed) for seed, length in enumerate([150, 160, 170])]
     for beginning in beginnings:
         harness.run(request(beginning))
-    computed = harness.engine._runner.totals.prompt_tokens
+    computed = harness.engine._runner.prompt_tokens
     requests = [request([*beginning, *apart(20 + 5 * seed, 50 + seed)]) for seed, beginning in enumerate(beginnings)]
     answers = run(harness, requests)
     assert passes == [3]
     assert [answer.cached for answer in answers] == [150, 160, 170]
     lengths = [len(asked.tokens.ids) - answer.cached for asked, answer in zip(requests, answers, strict=True)]
-    assert harness.engine._runner.totals.prompt_tokens - computed == sum(lengths)
+    assert harness.engine._runner.prompt_tokens - computed == sum(lengths)
     assert [answer.content for answer in answers] == [alone(harness, asked).content for asked in requests]
     again = run(harness, requests)
     assert all(answer.cached >= answer.started.prompt_tokens - 17 for answer in again)

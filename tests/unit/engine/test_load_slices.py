@@ -38,10 +38,10 @@ def test_stream_gets_a_token_between_load_slices(
     load = harness.begin(pb.GetOrLoadRequest(model=path))
     while not harness.engine._models.loading():  # 2 GB are read before, which identifies the model
         harness.step()
-    tokens = [harness.engine._runner.totals.generated_tokens]
+    tokens = [harness.engine._runner.generated_tokens]
     while harness.engine._models.loading():
         harness.step()
-        tokens.append(harness.engine._runner.totals.generated_tokens)
+        tokens.append(harness.engine._runner.generated_tokens)
     assert {after - before for before, after in pairwise(tokens)} == {1}
     progress = [event.load.progress for event in harness.of(load) if event.load.HasField("progress")]
     slices = [event.bytes_done for event in progress if event.stage == pb.LOAD_STAGE_LOADING]
