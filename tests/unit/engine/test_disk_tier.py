@@ -302,11 +302,11 @@ def test_running_stream_gets_a_step_between_slices(
     harness.until(lambda: harness.decoding(stream))
     order = ""
 
-    def noted(letter: str, step: Callable[[], None]) -> Callable[[], None]:
-        def stepped() -> None:
+    def noted(letter: str, step: Callable[..., None]) -> Callable[..., None]:
+        def stepped(**given: bool) -> None:
             nonlocal order
             order += letter if harness.decoding(stream) else ""
-            step()
+            step(**given)
 
         return stepped
 
