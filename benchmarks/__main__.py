@@ -15,7 +15,9 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks import machine, page, plots
 from benchmarks.bench import Bench
@@ -25,6 +27,9 @@ from benchmarks.sidecar import StartsSidecar
 from benchmarks.systems import StartsSystem
 from benchmarks.workloads import WORKLOADS
 from tools import readme_figure
+
+_GROWING = ("left_out", "workloads")
+"""Parts of a report that grow with each workload."""
 
 
 def main() -> int:
@@ -37,25 +42,76 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if not arguments.no_openblas:
         machine.preload_openblas("benchmarks", *sys.argv[1:])
-    with tempfile.TemporaryDirectory(prefix="mlxs-", dir="/tmp") as folder:
-        bench = Bench(Path(folder), _starters(arguments), 1 if arguments.quick else arguments.rounds, arguments.quick)
-        results = measure(bench, arguments.run or list(WORKLOADS))
-    report = {
-        "note": arguments.note,
-        "quick": arguments.quick,
-        "rounds": bench.rounds,
-        **machine.describe(),
-        "peer_versions": machine.versions_in(arguments.peer_venv) if arguments.peer_venv else {},
-        "left_out": bench.left_out,
-        "workloads": {name: result.raw for name, result in results.items()},
-    }
     everything = not (arguments.run or arguments.quick or arguments.out)
     out = arguments.out or (page.REPORT if everything else None)
-    if out:
-        out.write_text(json.dumps(report, indent=1) + "\n")
+    with tempfile.TemporaryDirectory(prefix="mlxs-", dir="/tmp") as folder:
+        bench = Bench(Path(folder), _starters(arguments), 1 if arguments.quick else arguments.rounds, arguments.quick)
+        report = Report(
+            out,
+            {
+                "note": arguments.note,
+                "quick": arguments.quick,
+                "rounds": bench.rounds,
+                **machine.describe(),
+                "peer_versions": machine.versions_in(arguments.peer_venv) if arguments.peer_venv else {},
+                "left_out": bench.left_out,
+                "workloads": {},
+            },
+        )
+        if arguments.go_on:
+            report.go_on()
+        for name in arguments.run or list(WORKLOADS):
+            if name not in report.tree["workloads"]:
+                report.add(name, measure(bench, name))
+    report.end()
     if everything:
         publish()
     return 0
+
+
+@dataclass
+class Report:
+    """
+    What a run measured; a file beside the report has what is known until the run has ended.
+
+    Attributes:
+        out: The report's file; None if nothing is written.
+        tree: Its content.
+    """
+
+    out: Path | None
+    tree: dict[str, Any]
+
+    def go_on(self) -> None:
+        """
+        Take what the last run had measured, if it did not end.
+
+        Raises:
+            SystemExit: If there is none, or it was of another commit, machine or kind.
+        """
+        if self.out is None or not self._unfinished.exists():
+            raise SystemExit("there is no run to go on with: only a whole run, and one with --out, can be gone on with")
+        before = json.loads(self._unfinished.read_text())
+        if other := [key for key, value in self.tree.items() if key not in _GROWING and before[key] != value]:
+            raise SystemExit(f"the last run was another: {', '.join(other)} differ")
+        self.tree["left_out"].extend(before["left_out"])
+        self.tree["workloads"].update(before["workloads"])
+
+    def add(self, name: str, result: Result) -> None:
+        """Add the result of a workload."""
+        self.tree["workloads"][name] = result.raw
+        if self.out is not None:
+            self._unfinished.write_text(json.dumps(self.tree, indent=1) + "\n")
+
+    def end(self) -> None:
+        """Give the report its name."""
+        if self.out is not None:
+            self._unfinished.replace(self.out)
+
+    @property
+    def _unfinished(self) -> Path:
+        assert self.out is not None
+        return self.out.with_suffix(".unfinished.json")
 
 
 def publish() -> None:
@@ -65,15 +121,13 @@ def publish() -> None:
     readme_figure.write()
 
 
-def measure(bench: Bench, names: list[str]) -> dict[str, Result]:
-    """Run workloads one after the other, and print the table of each."""
-    results = {}
-    for name in names:
-        began, computed = time.monotonic(), _processor_seconds()
-        results[name] = WORKLOADS[name](bench)
-        took = f"{time.monotonic() - began:.0f} s, {_processor_seconds() - computed:.0f} s of processors"
-        print(f"\n{page.text(results[name])}\n({name}: {took})", flush=True)
-    return results
+def measure(bench: Bench, name: str) -> Result:
+    """Run a workload, and print its table."""
+    began, computed = time.monotonic(), _processor_seconds()
+    result = WORKLOADS[name](bench)
+    took = f"{time.monotonic() - began:.0f} s, {_processor_seconds() - computed:.0f} s of processors"
+    print(f"\n{page.text(result)}\n({name}: {took})", flush=True)
+    return result
 
 
 def _processor_seconds() -> float:
@@ -104,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-openblas", action="store_true", help="on Linux, leave the BLAS that mlx brings along")
     parser.add_argument("--note", default="", help="a sentence about this run, for the page")
     parser.add_argument("--publish", action="store_true", help="only make plots and pages of the last figures again")
+    parser.add_argument("--go-on", action="store_true", help="measure only what the last run, which was ended, had not")
     parser.add_argument("--out", type=Path, help="where the figures go; nothing else is written then")
     return parser
 

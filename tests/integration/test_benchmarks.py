@@ -7,12 +7,15 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks import guard, http_door, page, plots, tool_loop
+from benchmarks.__main__ import Report
 from benchmarks.bench import Bench
 from benchmarks.figures import OURS, Result
 from benchmarks.http_peer import StartsMlxLm
@@ -104,6 +107,23 @@ def test_each_benchmark_word_is_one_token(bench: OneStart) -> None:
             assert (answer.prompt_tokens, answer.tokens, len(answer.text.split())) == (50, 7, 7)
             text = prompt("words", 50) + " " + answer.text.strip() + prompt("more", 3)
             assert system.ask(Request(model, text, 7)).prompt_tokens == 60
+
+
+def test_run_that_was_ended_can_be_gone_on_with(folder: Path) -> None:
+    """What it had measured is kept, but never beside figures of another commit."""
+    out = folder / "long.json"
+    empty: dict[str, Any] = {"left_out": [], "workloads": {}}
+    Report(out, {"commit": "a", **deepcopy(empty)}).add("index", Result("index"))
+    again = Report(out, {"commit": "a", **deepcopy(empty)})
+    again.go_on()
+    assert list(again.tree["workloads"]) == ["index"]
+    with pytest.raises(SystemExit, match="commit differ"):
+        Report(out, {"commit": "b", **deepcopy(empty)}).go_on()
+    again.add("trie", Result("trie"))
+    again.end()
+    assert list(json.loads(out.read_text())["workloads"]) == ["index", "trie"]
+    with pytest.raises(SystemExit, match="no run to go on with"):
+        again.go_on()
 
 
 @pytest.mark.slow
