@@ -99,12 +99,13 @@ class EvictionQueue(Generic[T]):
     def prune(self) -> None:
         """Drop all items that are not evictable: forgotten nodes would stay in memory until they reach the front."""
         for partition, heap in list(self._heaps.items()):
-            keep = [entry for entry in heap if entry[3].evictable]
+            first, keep = heap[0], [entry for entry in heap if entry[3].evictable]
             for *_, item in heap:
                 item.queued = item.evictable
             heapq.heapify(keep)
             self._heaps[partition] = keep
-            self._show_head(partition)
+            if not keep or keep[0] is not first:  # the copy of an entry that stays is there
+                self._show_head(partition)
 
     def _oldest(self) -> str | None:
         """Return the partition with the oldest entry."""

@@ -224,7 +224,7 @@ class PrefixCache:
         """
         Store every full block of `tokens` that is not stored yet, and their tail where requests shall go on.
 
-        Nothing is stored if the blocks make less than `min_prefix_len`.
+        Nothing is stored if the blocks make less than `min_prefix_len`, unless more follow (`Resume.PART`).
 
         Args:
             namespace: Digest of the request's namespace.
@@ -241,7 +241,8 @@ class PrefixCache:
             ValueError: If the source returned other blocks than it was asked for.
         """
         keys = block_keys(tokens)
-        if not self.enabled or len(keys) * BLOCK_TOKENS < self.min_prefix_len:
+        least = 0 if resume is Resume.PART else self.min_prefix_len
+        if not self.enabled or len(keys) * BLOCK_TOKENS < least:
             return 0
         # Blocks that were ever in the trie: the store itself may evict some, its own among them.
         total_before = self.trie.blocks + self._evictor.evictions
@@ -254,7 +255,7 @@ class PrefixCache:
                         self._append(lease, keys, blocks, spec, source)
                 finally:
                     self._note(lease, tokens, known)
-                if resume is not Resume.NO and len(lease.nodes) == len(keys):
+                if resume in (Resume.PASSING, Resume.YES) and len(lease.nodes) == len(keys):
                     make_resumable(room, lease, tokens, spec, source, passing=resume is Resume.PASSING)
                 if spec.resumes_anywhere and 0 < known < len(lease.nodes):
                     covered = drop_covered(self.trie, *lease.nodes[known - 1 : known + 1])
@@ -320,8 +321,7 @@ class PrefixCache:
         self, lease: PrefixLease, keys: Sequence[bytes], blocks: int, spec: PrefixSpec, source: KVSource
     ) -> None:
         """Copy the next `blocks` blocks of full attention out of the source, and add them behind a leased path."""
-        start = len(lease.nodes)
-        stop = start + blocks
+        start, stop = len(lease.nodes), len(lease.nodes) + blocks
         extents = tuple(
             packed(source, index, start, stop) if group.window is None else None
             for index, group in enumerate(spec.groups)

@@ -167,6 +167,8 @@ class Resume(Enum):
 
     NO = auto()
     """Only whole blocks are stored."""
+    PART = auto()
+    """The same, and however few they are: more of the prompt is stored next."""
     PASSING = auto()
     """A resume point until a later store of the same prompt; it saves KV that a window is about to forget."""
     YES = auto()

@@ -31,6 +31,12 @@ def load_errors(source: ModelSource) -> Iterator[None]:
         yield
     except SidecarError:
         raise
+    except SystemExit as error:  # of mlx-lm's olmo, when it is imported; it would end the engine
+        raise SidecarError(
+            Reason.MODEL_UNSUPPORTED,
+            f"{source.name} is not supported by this mlx-lm: its code would end the process, as a Python package that "
+            "it needs is not installed; use another model",
+        ) from error
     except Exception as error:
         raise _as_sidecar_error(source, error) from error
 

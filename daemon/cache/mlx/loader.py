@@ -33,6 +33,7 @@ from mlx_lm import models
 from mlx_lm.utils import MODEL_REMAPPING
 
 from daemon.cache.callbacks import Rest, ignore
+from daemon.cache.context_length import most_positions
 from daemon.cache.digests import SETTLED_NS, Stamp
 from daemon.cache.identity import ModelSource
 from daemon.cache.load import Loaded, Progress, Stage
@@ -45,7 +46,7 @@ from daemon.cache.mlx.mtp import NO_HEAD, Head, MtpHead, tried_head
 from daemon.cache.mlx.mtp_checkpoints import TakenHead, head_or_reason
 from daemon.cache.mlx.self_tests import Verdict, Verdicts
 from daemon.cache.mlx.shard import WHOLE, Shard
-from daemon.cache.mlx.warm_up import WarmUp, warm_up
+from daemon.cache.mlx.warm_up import PROMPT, WarmUp, warm_up
 from daemon.cache.mlx.weights import FileDigest, Reading
 from daemon.cache.pace import SLICE_SECONDS, Pace, paced
 from daemon.kv.mlx.ahead import Ahead
@@ -317,6 +318,8 @@ def _loaded(
 
 def _warmed_up(loaded: LoadedModel, tokens: int, progress: Progress, setup: LoadSetup) -> _Slices[LoadedModel]:
     """Warm a model up, and return it with the time that this took."""
+    most = most_positions(loaded.source.config)
+    tokens = tokens if most is None else min(tokens, most + 1 - len(PROMPT))  # the last one is not fed
     warmup = WarmUp(loaded.model, loaded.layout, tokens)
     yield from setup.sliced(warm_up(warmup, setup.clock), progress)
     return replace(loaded, warmup_time=warmup.seconds)

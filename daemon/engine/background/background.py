@@ -88,7 +88,7 @@ class Background:
         def done(value: T) -> None:
             self._answers.done(ticket, lambda: finish(value), value)
 
-        def fail(error: Exception) -> None:
+        def fail(error: BaseException) -> None:
             self._answers.failed(ticket, result.fail, as_sidecar_error(error))
 
         self._add(Job(task, done, fail, lambda: result.abandoned))  # type: ignore[arg-type]  # that of its last task

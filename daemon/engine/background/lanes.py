@@ -42,7 +42,7 @@ class Job:
 
     task: AnyTask
     done: Callable[[object], None]
-    failed: Callable[[Exception], None]
+    failed: Callable[[BaseException], None]
     over: Callable[[], bool] = _never
     silent: float = 0.0
     written_off: bool = False

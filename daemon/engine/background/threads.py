@@ -119,7 +119,7 @@ class Threads:
 
     def _work(self, job: Job) -> None:
         """Do a job: its task, and the tasks that follow in the same lane."""
-        error: Exception | None = None
+        error: BaseException | None = None
         result: object = job.task
         with liveness.watched(job.sign):
             while isinstance(result, Task) and _same_place(result, job.task) and not job.written_off:
@@ -128,7 +128,7 @@ class Threads:
                     job.silent = 0.0
                 try:
                     result = result.work()
-                except Exception as caught:
+                except BaseException as caught:  # a panic of Rust code is no Exception
                     error, result = caught, None
         if self._end(job):
             return

@@ -20,7 +20,7 @@ from daemon.engine.calls.driver import Call, Services, leased
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.model_search import searched
 from daemon.engine.calls.prefix_reuse import kv_of, read_ahead, restored
-from daemon.engine.execution.pooling import Pooled, trunk
+from daemon.engine.execution.pooling import Pooled, check_trunk
 from daemon.engine.execution.request import Request, SamplingParams
 from daemon.engine.execution.row_bills import BilledRow, prompt_bill
 from daemon.engine.execution.sequence import Sequence, Times
@@ -168,7 +168,7 @@ def _sequences(
 
 def _refuse_unable(services: Services, prepared: PreparedTexts, model: LoadedModel) -> None:
     """Refuse texts if their model has no hidden states, or if the longest can never fit beside it."""
-    trunk(model.model)
+    check_trunk(model)
     longest = max(map(len, prepared.texts))
     services.budget.refuse_if_never(
         lambda tokens: prompt_bill([model], BilledRow(tokens, 0)).total, longest, model.nbytes

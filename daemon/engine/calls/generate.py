@@ -24,7 +24,7 @@ from daemon.engine.execution.row_bills import BilledRow, prompt_bill
 from daemon.engine.execution.sampling import row_vectors
 from daemon.engine.execution.sequence import Sequence, Times
 from daemon.engine.execution.sequence_kv import DraftKV
-from daemon.engine.execution.speculation import guessable, head_of
+from daemon.engine.execution.speculation import guessable, has_head, head_of
 from daemon.engine.memory.memory_budget import DECODE_ROOM, scoring_need
 from daemon.engine.prompt.chat_templates import local_now
 from daemon.engine.prompt.preparation import PreparedRequest, Rendered, prepare_request, render
@@ -153,12 +153,14 @@ def _refuse_if_never(
     masked = prepared.constraint is not None
     vectors = row_vectors(sampling_of(request, prepared.source), masked=masked, scored=request.HasField("top_logprobs"))
     drafted = 0 if len(models) == 1 else request.draft_tokens or DEFAULT_TOKENS
-    fed = 1 + guessable(Speculation(request.speculation or pb.SPECULATION_AUTO), models[0].ahead, drafted)
+    speculation = Speculation(request.speculation or pb.SPECULATION_AUTO)
+    fed = 1 + guessable(speculation, models[0].ahead, drafted)
+    headed = has_head(speculation, models[0], alone=len(models) == 1 and request.samples <= 1)
 
     def need(tokens: int) -> int:
         row = BilledRow(tokens, min(prompt.max_tokens, DECODE_ROOM), vectors, fed, prompt.max_tokens > DECODE_ROOM)
-        asked = row.held + row.room if request.speculation == pb.SPECULATION_MTP else 0
-        return prompt_bill(models, row, max(1, request.samples)).total + scores + head_bytes(models[0], asked)
+        head = head_bytes(models[0], (row.held + row.room) * headed)
+        return prompt_bill(models, row, max(1, request.samples)).total + scores + head
 
     services.budget.refuse_if_never(need, len(prompt.tokens), sum(model.nbytes for model in models))
 

@@ -12,9 +12,10 @@ from daemon.cache.resolver import Wanted
 from daemon.engine.background.task import TEMPLATE, Task, Waiting, already
 from daemon.engine.calls.driver import Call, Services, leased
 from daemon.engine.calls.model_search import searched
+from daemon.engine.execution.bill import head_bytes
 from daemon.engine.execution.request import Speculation
 from daemon.engine.execution.row_bills import BilledRow, prompt_bill
-from daemon.engine.execution.speculation import guessable
+from daemon.engine.execution.speculation import guessable, has_head
 from daemon.engine.memory.memory_budget import DECODE_ROOM
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.engine.reporting import model_info
@@ -124,10 +125,12 @@ def _most_tokens(services: Services, model: LoadedModel, context_length: int) ->
     others = [entry for entry in services.models.entries() if entry.key != model.source.key]
     stay = [entry.nbytes for entry in others if entry.pinned or not services.models.limits.evict_on_memory_pressure]
     fed = 1 + guessable(Speculation.AUTO, model.ahead, 0)
+    headed = has_head(Speculation.AUTO, model, alone=True)
 
     def need(tokens: int) -> int:
         room = min(tokens - 1, DECODE_ROOM)
-        return prompt_bill([model], BilledRow(tokens - room, room, fed=fed)).total
+        own = prompt_bill([model], BilledRow(tokens - room, room, fed=fed)).total
+        return own + head_bytes(model, tokens * headed)
 
     longest = services.budget.longest(need, context_length or MOST, model.nbytes + sum(stay))
     return longest if longest > 1 else 0  # prompt and answer have a token each

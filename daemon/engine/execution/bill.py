@@ -40,6 +40,7 @@ from daemon.engine.execution.sequence import Sequence
 from daemon.engine.execution.sequence_kv import SequenceKV
 from daemon.engine.execution.speculation import most_guesses
 from daemon.engine.memory.memory_budget import DECODE_ROOM, SCORED_TOKENS, scoring_need
+from daemon.engine.scheduling.policy import MAX_CHUNK
 from daemon.kv.mlx.shared_prefix import SharedPrefix
 
 
@@ -85,6 +86,23 @@ def widest(prefilling: Rows[Sequence], wanted: int, spare: Callable[[int], int])
     while wanted > LEAST_WIDTH and more > free:
         wanted = max(LEAST_WIDTH, wanted * 3 // 4)
         more = bill(prefilling, (), wanted).total - least
+    return wanted
+
+
+def widest_draft(sequence: Sequence, width: int) -> int:
+    """
+    Return the most tokens of a pass of a draft model, so that a sequence takes what it is billed.
+
+    The draft model computes first, and has what is billed for the larger of both models' passes.
+
+    Args:
+        sequence: The sequence, with a draft model.
+        width: Tokens of the passes that it is billed for.
+    """
+    (model, draft), row, wanted = _models(sequence), _row(sequence), MAX_CHUNK
+    free = prompt_bill([model, draft], row, width=width).total - prompt_bill([model], row, width=width).kv
+    while wanted > width and prompt_bill([draft], row, width=wanted).total > free:
+        wanted = max(width, wanted * 3 // 4)
     return wanted
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from daemon.cache.mlx.loader import LoadedModel
 from daemon.shared.errors import Reason, SidecarError
 
 LAST_TOKEN, MEAN, CLS = "last_token", "mean", "cls"
@@ -94,6 +95,18 @@ class Pooled:
         self.width = len(self.vector)
 
 
+def check_trunk(loaded: LoadedModel) -> None:
+    """
+    Refuse a model without a trunk, or with one that has the head inside. It is not computed: its shapes tell.
+
+    Raises:
+        SidecarError: MODEL_UNSUPPORTED.
+    """
+    states = trunk(loaded.model)(mx.array([[0]]), cache=loaded.layout.new_cache(loaded.model, 1))
+    if states.shape[-1] == loaded.vocab_size:
+        raise _no_trunk(loaded.model)
+
+
 def trunk(model: Any) -> Any:
     """
     Return the part of one of mlx-lm's models that computes hidden states, after the last norm and before the head.
@@ -106,4 +119,9 @@ def trunk(model: Any) -> Any:
     for name in ("model", "transformer", "backbone"):
         if callable(inner := getattr(model, name, None)):
             return inner
-    raise SidecarError(Reason.MODEL_UNSUPPORTED, f"hidden states cannot be taken of a {type(model).__module__} model")
+    raise _no_trunk(model)
+
+
+def _no_trunk(model: Any) -> SidecarError:
+    text = f"hidden states cannot be taken of a {type(model).__module__} model; embed with another one"
+    return SidecarError(Reason.MODEL_UNSUPPORTED, text)

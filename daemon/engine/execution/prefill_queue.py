@@ -15,7 +15,7 @@ from typing import Any
 
 from daemon.cache.identity import ModelKey
 from daemon.engine.execution.batched_prefill import PrefillBatch
-from daemon.engine.execution.bill import widest
+from daemon.engine.execution.bill import widest, widest_draft
 from daemon.engine.execution.prefill import Prefill
 from daemon.engine.execution.readers import Readers
 from daemon.engine.execution.row_bills import LEAST_WIDTH
@@ -150,18 +150,22 @@ class PrefillQueue:
 
     def bound(self, spare: Callable[[int], int]) -> None:
         """
-        Limit the passes of the next turn to what memory allows.
+        Limit the passes of the next turn to what memory allows, those of draft models and of scored prompts as well.
 
         Args:
             spare: Frees cached prefixes until so many bytes are free, as far as that helps, and returns how many are.
         """
-        by_model: dict[ModelKey, list[Sequence]] = {}
-        for sequence in self._prefills:
-            by_model.setdefault(sequence.model_key, []).append(sequence)
-        for model, sequences in by_model.items():
+        by_model: dict[ModelKey, list[Prefill]] = {}
+        for prefill in self._prefills.values():
+            by_model.setdefault(prefill.model_key, []).append(prefill)
+        limits: dict[Hashable, int] = {}
+        for model, prefills in by_model.items():
             self._sizer.limit(model, MAX_CHUNK)
-            wanted = self._sizer.most(model)
-            self._sizer.limit(model, widest(sequences, wanted, spare))
+            width = widest([prefill.sequence for prefill in prefills], self._sizer.most(model), spare)
+            for speed, most in chain([(model, width)], *(_widths(prefill, width) for prefill in prefills)):
+                limits[speed] = min(most, limits.get(speed, most))
+        for speed, most in limits.items():
+            self._sizer.limit(speed, most)
 
     def step(self, decode: float | None) -> Iterator[Prefilled]:
         """
@@ -226,7 +230,7 @@ class PrefillQueue:
             yield Postponed(prefill.sequence)
             return False
         if short:  # the passes of this turn were chosen for a bill with less of it to compute
-            self._sizer.limit(prefill.model_key, LEAST_WIDTH)
+            self._narrow(prefill)
         others = chain(self._prefills.values(), self._expected.values())
         waiting = [other.beginning for other in others if other.reads and other is not prefill and not other.begun]
         leased = [kv.leased for kv in prefill.sequence.kvs]
@@ -237,9 +241,14 @@ class PrefillQueue:
             yield Failed(prefill.sequence, error)
             return False
         if any(kv.cached < tokens for kv, tokens in zip(prefill.sequence.kvs, leased, strict=True)):
-            self._sizer.limit(prefill.model_key, LEAST_WIDTH)  # it could not be restored: the same
+            self._narrow(prefill)  # it could not be restored: the same
         yield Begun(prefill.sequence)
         return True
+
+    def _narrow(self, prefill: Prefill) -> None:
+        """Let the passes of this turn be the narrowest, of a prompt and of others that are computed like it."""
+        for speed in (prefill.model_key, *(part.speed for part in prefill.parts)):
+            self._sizer.limit(speed, LEAST_WIDTH)
 
     def _compute(self, group: list[Prefill], allowance: Allowance) -> Iterator[Prefilled]:
         """Compute the next part of a single prompt, or the rest of several in one pass; nothing without any."""
@@ -266,6 +275,12 @@ class PrefillQueue:
             yield Computed(prefill.sequence, tokens, prefill.done)
             self.drop(prefill.sequence)
         yield Ready([prefill.sequence for prefill in group], caches)
+
+
+def _widths(prefill: Prefill, width: int) -> list[tuple[Hashable, int]]:
+    """Return the most tokens of the passes of a prompt and of its draft model, by what the sizer knows them by."""
+    own, *draft = prefill.parts[::-1]
+    return [(own.speed, width), *((part.speed, widest_draft(prefill.sequence, width)) for part in draft)]
 
 
 def _by_root(group: list[Prefill]) -> Iterable[list[Prefill]]:

@@ -27,6 +27,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from daemon.cache.context_length import MOST, most_positions
+from daemon.cache.mlx.loader import LoadedModel
 from daemon.engine.execution.head_guesses import MOST_OF_HEAD, HeadGuesses
 from daemon.engine.execution.head_kv import HeadKV
 from daemon.engine.execution.ngram_guesses import NgramGuesses
@@ -300,13 +301,18 @@ def head_of(sequence: Sequence, governor: Governor) -> HeadKV | None:
 
     Unless the request asks for it, the head reads what it guesses nothing from only while the governor finds a gain.
     """
-    speculation, loaded = sequence.request.speculation, sequence.loaded
-    automatic = speculation is Speculation.AUTO and loaded.ahead in _AUTOMATIC
-    wanted = speculation is Speculation.MTP or automatic
-    if not wanted or isinstance(loaded.mtp, str) or sequence.samples or sequence.draft is not None:
+    speculation, mtp = sequence.request.speculation, sequence.loaded.mtp
+    alone = not sequence.samples and sequence.draft is None
+    if isinstance(mtp, str) or not has_head(speculation, sequence.loaded, alone=alone):
         return None
     always, source = speculation is Speculation.MTP, Source(Speculation.MTP)
-    return HeadKV(loaded.mtp, sequence.prompt, sequence.generated, lambda: always or governor.gains(source))
+    return HeadKV(mtp, sequence.prompt, sequence.generated, lambda: always or governor.gains(source))
+
+
+def has_head(speculation: Speculation, loaded: LoadedModel, *, alone: bool) -> bool:
+    """Return whether a request has its model's MTP head; `alone` if it has neither samples nor a draft model."""
+    automatic = speculation is Speculation.AUTO and loaded.ahead in _AUTOMATIC
+    return alone and not isinstance(loaded.mtp, str) and (automatic or speculation is Speculation.MTP)
 
 
 def guesser_of(sequence: Sequence, governor: Governor) -> Guesser | None:
@@ -320,7 +326,9 @@ def guesser_of(sequence: Sequence, governor: Governor) -> Guesser | None:
 
 
 def most_guesses(sequence: Sequence) -> int:
-    """Return how many tokens a pass may check for a sequence."""
+    """Return how many tokens a pass may check for a sequence; a text to embed has no such pass."""
+    if sequence.pooled is not None:
+        return 0
     drafted = 0 if sequence.draft is None else sequence.draft.count
     return guessable(sequence.request.speculation, sequence.loaded.ahead, drafted)
 

@@ -103,7 +103,12 @@ class EngineMemory:
             raise weights_in_use(name, lacking)
 
     def make_room(self, need: int) -> bool:
-        """Free cached prefixes, then idle models, until `need` bytes fit; tell whether they do."""
+        """
+        Free cached prefixes, then idle models, until `need` bytes fit; tell whether they do.
+
+        Bytes on their way to or from the disk count beside running requests: what does not fit waits. Alone, it would
+        be refused instead. So they do not count then, as for weights: they are free soon.
+        """
         live = self._runner.live_kv_bytes()  # what is freed below is no running request's
         self.limit_prefixes(live)
         shortfall = self.budget.shortfall(need, self.use(live))
@@ -111,8 +116,8 @@ class EngineMemory:
             shortfall -= self._prefixes.shed(shortfall)
         if shortfall > 0:
             self._models.shed(shortfall)
-        return self.budget.shortfall(need, self.use(live)) == 0
+        return not (self.budget.shortfall(need, self.use(live)) if live else self._lacking(need, live))
 
     def _lacking(self, need: int, live: int) -> int:
-        """Return what weights lack. Bytes on their way to or from the disk are free soon, and do not count."""
+        """Return what weights or a request alone lack. Bytes on their way to or from the disk are free soon."""
         return self.budget.shortfall(need, replace(self.use(live), staged=0))

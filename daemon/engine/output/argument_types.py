@@ -20,6 +20,8 @@ _ALL = frozenset({"string", "number", "boolean", "null", "object", "array"})
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _MOST_SCHEMAS = 500
 """Parts of a schema that are looked at for one argument; a recursive schema has no end."""
+_MOST_DIGITS = 10
+"""Digits of a place in a list that a reference names; Python reads no number of thousands of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,7 @@ def _referred(reference: str, root: Mapping[str, Any]) -> Any:
         key = step.replace("~1", "/").replace("~0", "~")
         if isinstance(part, dict) and (key in part or not step):
             part = part[key] if step else part
-        elif isinstance(part, list) and key.isdecimal() and int(key) < len(part):
+        elif isinstance(part, list) and key.isdecimal() and len(key) <= _MOST_DIGITS and int(key) < len(part):
             part = part[int(key)]
         else:
             return None

@@ -70,6 +70,7 @@ def prepare_texts(request: pb.EmbedRequest, source: ModelSource, tokenizer: Toke
         _check_ids(index, ids, source.vocab_size or tokenizer.size)
     before = _instruction_ids(instruction, tokenizer)
     skipped = 0 if config.instructed or pooling != MEAN else len(before)
+    _refuse_unpooled(texts, skipped, source.name)
     return PreparedTexts(
         source=source,
         texts=texts,
@@ -124,6 +125,14 @@ def _tokenise(texts: Sequence[str], instruction: str, tokenizer: Tokenizer, limi
 def _check_ids(index: int, ids: list[int], vocab: int) -> None:
     """Refuse a text with ids that the model has not: some tokenizers name more."""
     check_ids(lambda *_: f"texts[{index}]", ids, vocab)
+
+
+def _refuse_unpooled(texts: list[list[int]], skipped: int, name: str) -> None:
+    """Refuse a text of which nothing is pooled: all of its tokens belong to the instruction."""
+    for index, ids in enumerate(texts):
+        if len(ids) <= skipped:
+            why = f"has no token behind its instruction, and {name} pools no token of that"
+            raise invalid(f"texts[{index}]", f"{why}; give a longer text, or an empty prompt")
 
 
 def _instruction_ids(instruction: str, tokenizer: Tokenizer) -> list[int]:

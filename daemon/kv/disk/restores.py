@@ -158,8 +158,8 @@ class Restore:
             self._closed = True
             if not self._came:
                 self.in_memory = None
-            self._drop_read()
             self._decoding = None
+            self._drop_read()
             if self in self._tier.restores:
                 self._tier.restores.remove(self)
 
@@ -182,6 +182,11 @@ class Restore:
         """Whether `step` has something to do."""
         return self._spec is not None and bool(self._read) and self._read[0].parts is not None
 
+    @property
+    def copying(self) -> int:
+        """Bytes of the arrays that are being made of a piece: they are in memory beside it."""
+        return 0 if self._decoding is None else self._read[0].entry.piece.nbytes
+
     def step(self) -> None:
         """Copy one slice into the prefix cache."""
         staged = self._read[0]
@@ -190,6 +195,9 @@ class Restore:
         if self._decoding is None:
             if self._in_memory(staged.entry):  # another request has waited for the same
                 self._done_with(staged)
+                return
+            if not self._tier.has_room(staged.entry.piece.nbytes):
+                self.close()  # so there is no room for its arrays beside it
                 return
             self._decoding = self._tier.codec.decoded(staged.parts)
         self._tier.moved = self._tier.clock()
@@ -310,7 +318,7 @@ class Restore:
         stop = self._stop(piece)
         tokens = self._tokens[: self._plan.tokens if piece.tail else stop * BLOCK_TOKENS]
         prefixes = self._tier.prefixes
-        prefixes.store(self.namespace, tokens, spec, source, resume=Resume.YES if piece.resume else Resume.NO)
+        prefixes.store(self.namespace, tokens, spec, source, resume=Resume.YES if piece.resume else Resume.PART)
         path = self._look(stop)
         if len(path) < stop:
             self.close()  # no room

@@ -122,7 +122,7 @@ class DiskTier:
     @property
     def staged(self) -> int:
         """Bytes in memory on their way from the disk or to it, and what is kept for later reads."""
-        return self.reads.nbytes + self.writer.staged + self.work.spare
+        return self.reads.nbytes + sum(each.copying for each in self.restores) + self.writer.staged + self.work.spare
 
     @property
     def busy(self) -> bool:

@@ -23,8 +23,10 @@ from daemon.cache.mlx import loader
 from daemon.cache.mlx.loader import LoadedModel, LoadSetup, MisnamedError, load
 from daemon.cache.mlx.warm_up import WarmUp, warm_up
 from daemon.cache.model_cache import ModelCache
+from daemon.kv.mlx.layerwise import Pass, forward_layerwise
 from daemon.shared.errors import Reason, SidecarError
 from tests.support.builders import Clock, float_tensors, page_rounding, tiny_llama
+from tests.support.models import TINY, write_random
 from tests.unit.cache.loads import refusal, run, start
 
 
@@ -305,3 +307,24 @@ def test_warm_up_of_a_slow_model_ends_after_a_second(path: Path) -> None:
         for _ in warm_up(warmup, clock):
             clock.pass_(1.0)
         assert warmup.seconds == generated * (1 + 1 + 3 + 1)
+
+
+def test_warm_up_ends_with_the_learned_positions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLX would read beyond their table."""
+    sizes = {"n_ctx": 40, "n_positions": 40, "n_embd": 16, "n_head": 2, "n_layer": 1, "layer_norm_epsilon": 1e-5}
+    config = {"model_type": "gpt2", "vocab_size": TINY["qwen3"]["vocab_size"], **sizes}
+    path, fed = write_random(tmp_path / "learned", config, 3), list[int]()
+
+    def counted(model: Any, tokens: mx.array, caches: list[Any]) -> Pass:
+        fed.append(tokens.shape[1])
+        return forward_layerwise(model, tokens, caches)
+
+    monkeypatch.setattr("daemon.cache.mlx.warm_up.forward_layerwise", counted)
+    run(load(identify("learned", path), 64, LoadSetup(lambda: 0.0)))
+    assert sum(fed) == 40
+
+
+def test_module_that_ends_the_process_is_refused(path: Path) -> None:
+    """`olmo` of mlx-lm does, when it is imported without a package that it needs: the engine ended with it."""
+    _change(path, model_type="olmo")
+    assert refusal(path).reason is Reason.MODEL_UNSUPPORTED

@@ -17,8 +17,9 @@ from daemon.engine import composition
 from daemon.engine.memory.pressure import Level
 from daemon.engine.scheduling import policy
 from daemon.engine.scheduling.governor import Governor, Source
+from daemon.kv.disk import write_behind
 from daemon.kv.disk.tier import REST_SECONDS
-from daemon.kv.mlx import sharing
+from daemon.kv.mlx import disk_codec, sharing
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.heads import model_with_head
 from tests.support.models import TINY, marked_model
@@ -328,6 +329,8 @@ def a_day(
         monkeypatch.setattr(composition, "memory_limit", lambda _: limit)
     settings: dict[str, Any] = {"kv_disk_mb": "auto" if disk else 0, "max_batch": rng.choice([3, 4, 8])}
     settings |= limits(rng)
+    for module, name in ((write_behind, "PIECE_BYTES"), (disk_codec, "PART_BYTES")):  # short pieces, and many slices
+        monkeypatch.setattr(module, name, rng.choice([1, 4096, getattr(module, name)]))
     model = model_of(folder, kind)
     draft = rng.choice(["", model, model_of(folder, "llama") if kind != "llama" else ""])
     requests = Requests(rng, model, draft if how == "" else "", marked=how == "marked", head=how == "head")

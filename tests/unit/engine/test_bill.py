@@ -11,14 +11,16 @@ import pytest
 
 from daemon.engine.execution import bill as bills
 from daemon.engine.execution.bill import bill, widest
+from daemon.engine.execution.prefill import Prefill
 from daemon.engine.execution.prefill_queue import Prefilled, PrefillQueue
 from daemon.engine.execution.row_bills import LEAST_WIDTH, Bill, BilledRow, prompt_bill
 from daemon.engine.execution.runner import Runner
-from daemon.engine.memory.memory_budget import DECODE_ROOM
-from daemon.engine.scheduling.policy import MAX_CHUNK
+from daemon.engine.memory.memory_budget import DECODE_ROOM, MemoryBudget
+from daemon.engine.scheduling.policy import MAX_CHUNK, MIN_CHUNK
 from daemon.kv.mlx import peak
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.support.models import TINY, write_random
+from tests.support.heads import model_with_head
+from tests.support.models import TINY, embedding_model, write_random
 from tests.unit.engine.families import Family, write
 from tests.unit.engine.harness import Answer, Harness, greedy
 from tests.unit.engine.prompts import ids
@@ -27,9 +29,9 @@ from tests.unit.engine.reader_case import Case, frozen
 LENGTH = 700
 
 
-def model_of(folder: Path) -> str:
+def model_of(folder: Path, seed: int = 7) -> str:
     """Write a model with wide KV and several layers."""
-    return str(write_random(folder / "m", {**TINY["llama"], "head_dim": 64, "num_hidden_layers": 6}, 7))
+    return str(write_random(folder / f"m{seed}", {**TINY["llama"], "head_dim": 64, "num_hidden_layers": 6}, seed))
 
 
 def asked(path: str, number: int = 0, length: int = LENGTH, answer: int = 4) -> pb.GenerateRequest:
@@ -83,6 +85,45 @@ def test_passes_get_narrower_where_memory_is_short(engine: Callable[..., Harness
     harness.settle()
 
 
+@pytest.mark.parametrize("how", ["drafted", "scored"])
+def test_passes_of_drafts_and_scores_get_narrower(
+    engine: Callable[..., Harness], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """A draft model has what both models are billed, but for the KV of the other; scores are as any other prompt."""
+    harness, path, draft = engine(kv_cache_mb=0), model_of(tmp_path), model_of(tmp_path, 8)
+    ask, runner, passes = asked(path), harness.engine._runner, list[tuple[str, int]]()
+    for model in (path, draft):
+        harness.run(pb.GetOrLoadRequest(model=model))
+    ask.stop.ignore_eos = True
+    if how == "drafted":
+        ask.draft_model = draft
+    else:
+        ask.prompt_logprobs = 0
+    compute = Prefill._compute
+
+    def noted(self: Prefill, tokens: int, *, logits: bool) -> None:
+        passes.append((self._kv.loaded.source.name, tokens))
+        compute(self, tokens, logits=logits)
+
+    monkeypatch.setattr(Prefill, "_compute", noted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runner, "step", lambda _: None)
+        call = harness.begin(ask)
+        harness.until(lambda: runner.waiting == 1)
+    (sequence,) = runner.sequences()
+    least, row, models = bill([sequence], ()).total, bills._row(sequence), [kv.loaded for kv in sequence.kvs]
+    harness.engine._memory.budget = MemoryBudget(harness.engine._memory.use().weights + least)
+    assert Answer(harness.finish(call)).finished.usage.completion_tokens == 4
+    assert max(tokens for name, tokens in passes if name == path) <= LEAST_WIDTH + 1
+    if how == "drafted":
+        widest_pass = max(tokens for name, tokens in passes if name == draft)
+        width = widest_pass - MIN_CHUNK  # a rest below that is taken along
+        taken = prompt_bill(models[1:], row, width=width).total + prompt_bill(models[:1], row).kv
+        assert widest_pass >= LEAST_WIDTH
+        assert taken <= least
+    harness.settle()
+
+
 def test_load_tells_how_long_a_request_can_be(engine: Callable[..., Harness], tmp_path: Path) -> None:
     """Of a request with so many tokens the prompt is admitted; a longer one is refused."""
     harness, path = engine(kv_cache_mb=0), model_of(tmp_path)
@@ -102,6 +143,23 @@ def test_load_tells_how_long_a_request_can_be(engine: Callable[..., Harness], tm
     assert (
         harness.run(pb.GetOrLoadRequest(model=path, estimate_only=True)).events[-1].load.ready.max_request_tokens == 0
     )
+    harness.settle()
+
+
+def test_told_length_counts_the_mtp_head(engine: Callable[..., Harness], tmp_path: Path) -> None:
+    """A request has it unless it asks for something else, so its KV is billed."""
+    harness, path = engine(kv_cache_mb=0), str(model_with_head(tmp_path, "mimo"))
+    load = pb.GetOrLoadRequest(model=path)
+    harness.run(load)
+    model = harness.engine._models.entries()[0].model
+    budget = MemoryBudget(model.nbytes + prompt_bill([model], BilledRow(2000, DECODE_ROOM, fed=9)).total)
+    harness.engine._services = replace(harness.engine._services, budget=budget)
+    harness.engine._memory.budget = budget
+    most = harness.run(load).events[-1].load.ready.max_request_tokens
+    assert DECODE_ROOM < most < 2000 + DECODE_ROOM
+    for more, reason in ((0, ""), (1, "REQUEST_EXCEEDS_MEMORY")):
+        answer = harness.run(asked(path, length=most - DECODE_ROOM + more, answer=DECODE_ROOM))
+        assert answer.failure.reason == reason
     harness.settle()
 
 
@@ -212,3 +270,16 @@ def test_turn_makes_few_bills(monkeypatch: pytest.MonkeyPatch, free: int, made: 
     monkeypatch.setattr(bills, "bill", counted)
     assert widest([], MAX_CHUNK, lambda _: free) - LEAST_WIDTH <= free
     assert len(widths) == made
+
+
+def test_text_to_embed_is_billed_no_guesses(engine: Callable[..., Harness], tmp_path: Path) -> None:
+    """It decodes nothing. A longer bill than the one by which it is refused would be BUDGET_IN_USE for ever."""
+    harness, path = engine(), str(embedding_model(tmp_path / "m"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runner, "step", lambda _: None)
+        call = harness.begin(pb.EmbedRequest(model=path, texts=["a b c"]))
+        harness.until(lambda: harness.engine._runner.waiting == 1)
+    (sequence,) = harness.engine._runner.sequences()
+    assert bills._row(sequence) == BilledRow(len(sequence.prompt), 0)
+    harness.finish(call)
+    harness.settle()

@@ -147,3 +147,11 @@ def test_disk_gets_no_room_from_kept_prefixes() -> None:
     assert not parts.memory.has_room(151)
     assert not parts.prefixes.asked
     assert parts.memory.has_room(150)
+
+
+@pytest.mark.parametrize(("need", "fits"), [(750, True), (751, False)])
+def test_request_alone_is_not_refused_for_bytes_on_their_way(need: int, fits: bool) -> None:
+    """They are free soon, and no request runs whose end it could wait for."""
+    parts = Parts()
+    parts.runner.total_bytes, parts.staged = 0, 60
+    assert parts.memory.make_room(need) is fits

@@ -30,7 +30,7 @@ from daemon.shared.machine_faults import DeviceFailedError
 from daemon.shared.model_overrides import ModelOverrides
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.support.models import embedding_model
+from tests.support.models import embedding_model, write_random
 from tests.unit.engine.families import Family, write
 from tests.unit.engine.harness import Answer, Harness, generate
 from tools.embedded import corpus
@@ -295,3 +295,21 @@ def test_failure_text_without_unicode_is_sent(harness: Harness) -> None:
     harness.engine._outbox.fail(9, error)
     failure = ipc.Failure(reason="MODEL_CORRUPT", message="bad ? name", metadata={"directory": "/bad ?"})
     assert harness.events[-1] == ipc.Event(call_id=9, failure=failure)
+
+
+def test_text_of_nothing_but_its_instruction_is_refused(harness: Harness, tmp_path: Path) -> None:
+    """Where no token of the instruction is pooled, none is left: the mean of none ended the engine."""
+    path = embedding_model(tmp_path / "m", "mean_tokens", pooling={"include_prompt": False})
+    failure = harness.run(pb.EmbedRequest(model=str(path), texts=["a ship", ""], prompt_name="query")).failure
+    assert (failure.reason, failure.field) == ("INVALID_ARGUMENT", "texts[1]")
+    harness.settle()
+
+
+def test_trunk_that_computes_logits_embeds_nothing(harness: Harness, tmp_path: Path) -> None:
+    """The trunks of lille-130m and of Gemma 3n have the head inside: their logits came out as vectors."""
+    sizes = {"n_embd": 64, "n_head": 4, "n_kv_heads": 2, "n_layer": 2, "block_size": 64, "vocab_size": 737}
+    config = {"model_type": "lille-130m", "layer_norm_eps": 1e-5, "rope_theta": 10000.0, **sizes}
+    path = write_random(tmp_path / "m", config, 5)
+    request = pb.EmbedRequest(model=str(path), texts=["a ship"], pooling=pb.POOLING_LAST_TOKEN)
+    assert harness.run(request).failure.reason == "MODEL_UNSUPPORTED"
+    harness.settle()

@@ -90,6 +90,23 @@ def test_error_of_a_later_task_frees_its_lane(bench: Bench) -> None:
     assert bench.hear() == 1
 
 
+def test_panic_of_a_task_frees_its_lane(bench: Bench) -> None:
+    """Of a library in Rust, such as a tokenizer: it is no Exception. It ended the thread, and its lane was closed."""
+
+    class PanicException(BaseException):
+        pass
+
+    def fail() -> Any:
+        raise PanicException("secret")
+
+    with capture_logs():
+        bench.run(task(PROMPT, "a", fail))
+        error = bench.hear()
+    assert (error.reason, "secret" in error.message) == (Reason.INTERNAL, False)
+    bench.run(task(PROMPT, "a", lambda: 1))
+    assert bench.hear() == 1
+
+
 def test_abandoned_work_answers_each_caller_once(bench: Bench) -> None:
     """With a result or with an error; those behind it heard as well, and the lane is open afterwards."""
     for comes_back in (lambda: "late", lambda: 1 // 0):

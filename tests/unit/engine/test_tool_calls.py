@@ -1,4 +1,4 @@
-"""The parsers of mlx-lm are used with a time limit, and mlx-lm's own modules stay as they are."""
+"""The parsers of mlx-lm are used with a time limit, and as they are; references in the schemas of tools are bounded."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import pytest
 import regex
 from mlx_lm import tool_parsers
 
+from daemon.engine.output.argument_types import type_of
 from daemon.engine.output.notations.foreign import bounded
 
 NOTATIONS = [module.name for module in pkgutil.iter_modules(tool_parsers.__path__)]
+ANY = {"string", "number", "boolean", "null", "object", "array"}
 
 
 @pytest.mark.parametrize("name", NOTATIONS)
@@ -38,3 +40,12 @@ def test_a_parser_that_is_no_plain_function_is_used_as_it_is() -> None:
     """It has no namespace that could be copied."""
     parse = print
     assert bounded(parse) is parse
+
+
+@pytest.mark.parametrize(
+    ("place", "kinds"), [("0", {"number"}), ("1", ANY), ("9" * 5000, ANY)], ids=["there", "beyond", "endless"]
+)
+def test_reference_into_a_list_may_name_any_place(place: str, kinds: set[str]) -> None:
+    """A client writes it: a place of thousands of digits ended the engine, as Python reads no such number."""
+    root = {"x": [{"type": "integer"}]}
+    assert type_of([{"$ref": f"#/x/{place}"}], root).kinds == kinds

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from daemon.engine.execution.bill import bill
+from daemon.engine.execution.runner import Runner
 from daemon.engine.memory.memory_budget import MemoryBudget
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import copy_of_embedded
@@ -65,4 +67,18 @@ def test_models_of_single_calls_fit_below_the_ceiling(engine: Callable[..., Harn
     failure = harness.run(generate("A man", max_tokens=5)).failure
     assert failure.reason == ("" if copies == 2 else "BUDGET_IN_USE")
     harness.finish(call)
+    harness.settle()
+
+
+def test_what_the_disk_writes_refuses_no_request(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that would run alone: it would wait for nothing, and what is on its way to the disk is free soon."""
+    harness.run(pb.GetOrLoadRequest(model="embedded"))
+    memory, runner = harness.engine._memory, harness.engine._runner
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runner, "step", lambda _: None)
+        call = harness.begin(generate("The", max_tokens=5, stop=ENDLESS))
+        harness.until(lambda: runner.waiting == 1)
+        limit(harness, memory.use().weights + bill(runner.sequences(), ()).total)
+    monkeypatch.setattr(memory, "_staged", lambda: 1)
+    assert Answer(harness.finish(call)).finished.usage.completion_tokens == 5
     harness.settle()

@@ -81,6 +81,19 @@ def test_pruning_drops_unevictable_items_at_once() -> None:
     assert queue.pop() is stays
 
 
+def test_pruning_in_vain_takes_no_memory() -> None:
+    """Each turn of a conversation prunes, and there is a partition for each salt."""
+    queue: EvictionQueue[Item] = EvictionQueue()
+    for tick, partition in enumerate("abc"):
+        queue.offer(Item(tick, partition=partition))
+
+    for _ in range(10):
+        queue.prune()
+
+    assert len(queue._heads) == 3
+    assert [item.partition for item in iter(queue.pop, None)] == ["a", "b", "c"]
+
+
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.sampled_from("abc"), st.booleans())))
 def test_eviction_order_holds_for_random_histories(drawn: list[tuple[int, int, str, bool]]) -> None:
     queue: EvictionQueue[Item] = EvictionQueue()

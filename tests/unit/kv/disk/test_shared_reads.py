@@ -57,3 +57,29 @@ def test_nothing_is_staged_without_room_in_memory() -> None:
     assert disk.tier.work.counters.read_bytes == disk.tier.staged == 0
     disk.has_room = True
     assert disk.restore(NAME, [*TOKENS, 9]) == TOKENS
+
+
+def test_arrays_of_a_piece_count_beside_it() -> None:
+    """Each request that waits copies a piece, and all of them take turns."""
+    disk = written(TOKENS, prompt(5, 6))
+    restores = [disk.restoring(NAME, [*tokens, 9]) for tokens in (TOKENS, prompt(5, 6))]
+    disk.work()
+    assert disk.tier.staged == disk.tier.catalog.nbytes
+    for _ in restores:
+        disk.tier.step()
+    assert disk.tier.staged == 2 * disk.tier.catalog.nbytes
+    disk.settle()
+    assert all(restore.over() for restore in restores)
+    assert disk.tier.staged == 0
+
+
+def test_piece_without_room_for_its_arrays_is_not_copied() -> None:
+    """Memory became short since it was read; the request computes its prompt."""
+    disk = written(TOKENS)
+    restore = disk.restoring(NAME, [*TOKENS, 9])
+    disk.work()
+    disk.has_room = False
+    disk.tier.step()
+    assert restore.over()
+    assert disk.tier.staged == 0
+    assert disk.prefixes.reuse(NAME, [*TOKENS, 9]) == []

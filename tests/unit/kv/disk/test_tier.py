@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from daemon.kv.disk import write_behind
 from daemon.kv.disk.limits import Space
 from daemon.kv.disk.tier import INDEX_SECONDS
 from daemon.kv.disk.write_behind import MOST_REST
@@ -311,3 +312,17 @@ def test_piece_that_was_read_counts_as_restored() -> None:
     restores = [disk.restoring(NAME, [*TOKENS, 9]) for _ in range(2)]
     disk.settle()
     assert [restore.in_memory for restore in restores] == [0, 0]
+
+
+@pytest.mark.parametrize("parts", LAYOUTS)
+def test_prefix_of_short_pieces_is_restored(parts: PrefixSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has fewer tokens than are worth reusing; together they are worth it. Of large models one has 3 blocks."""
+    monkeypatch.setattr(write_behind, "PIECE_BYTES", 1)  # a piece for each block
+    disk = FakeDisk(FakePrefixes(parts=parts, min_prefix_len=3 * BLOCK_TOKENS))
+    disk.settle()
+    disk.knows(NAME)
+    disk.prefixes.store(NAME, TOKENS)
+    disk.prefixes.reuse(NAME, [*TOKENS, 9])
+    disk.settle()
+    disk.prefixes.cache.shed(10**9)
+    assert disk.restore(NAME, [*TOKENS, 9]) == TOKENS
