@@ -62,24 +62,39 @@ class Parameters(BaseModel):
     Attributes:
         harmless: The reason of each parameter that is accepted without effect.
         refused: Each parameter that is refused.
+        belongs: The values of `type` with which each of these fields counts; with any other it is refused.
     """
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True, hide_input_in_errors=True)
 
     harmless: ClassVar[Mapping[str, str]] = {}
     refused: ClassVar[Mapping[str, Refusal]] = {}
+    belongs: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
 
 def check(value: Parameters) -> None:
     """
-    Check the parameters of a request, and of all objects in it, that are no fields of their types.
+    Check the parameters of a request, and of all objects in it, as far as their types alone do not.
 
     Raises:
-        Problem: For the first that is refused or unknown.
+        Problem: For the first that is refused or unknown, or belongs to another type of its object.
     """
     for steps, where in objects(value):
+        _check_type(where, steps)
         for name, given in (where.model_extra or {}).items():
             _check_one(type(where), name, given, (*steps, name))
+
+
+def _check_type(where: Parameters, steps: tuple[int | str, ...]) -> None:
+    """Refuse fields of an object that say nothing with its type: another type was meant, or another object."""
+    for name, kinds in where.belongs.items():
+        if getattr(where, name) is None or getattr(where, "type", None) in kinds:
+            continue
+        field = path((*steps, type(where).model_fields[name].alias or name))
+        wanted = " or ".join(f"`{kind}`" for kind in kinds)
+        raise Problem(
+            400, f"{field} is only for type {wanted}; name that, or leave it out", code="invalid_value", field=field
+        )
 
 
 def _check_one(kind: type[Parameters], name: str, given: Any, steps: tuple[int | str, ...]) -> None:

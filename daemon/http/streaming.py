@@ -60,9 +60,20 @@ class Framing:
     names: Mapping[str, str] = field(default_factory=dict)
 
 
+_ENDS = tuple((end.encode(), f"\\u{ord(end):04x}".encode()) for end in "\x85\u2028\u2029")
+"""Characters that JSON has as they are, and at which Python's `splitlines` ends a line; each with its escape."""
+
+
+def one_line(text: bytes) -> bytes:
+    """Return JSON as one line for all clients: httpx's `iter_lines`, and others of Python, know more ends than LF."""
+    for end, escaped in _ENDS:
+        text = text.replace(end, escaped)
+    return text
+
+
 def event(data: bytes | str, name: str = "") -> bytes:
     """Return a server-sent event; `data` has no line breaks, as JSON has none."""
-    text = data.encode() if isinstance(data, str) else data
+    text = one_line(data.encode() if isinstance(data, str) else data)
     head = f"event: {name}\n".encode() if name else b""
     return head + b"data: " + text + b"\n\n"
 

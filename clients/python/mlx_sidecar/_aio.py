@@ -246,11 +246,13 @@ class AsyncClient:
         return getattr(await self._connect(), method)(request, timeout=longest, metadata=metadata())
 
     async def _connect(self) -> Any:
+        # Before the lock: calls that wait for another one's connection wait for the daemon all the while.
+        deadline = time.monotonic() + min(self._timeout, CONNECT_TIMEOUT)
         async with self._lock:
             if self._closed:
                 raise RuntimeError("this client is closed")
             if not self._connected:
-                await self._open(time.monotonic() + min(self._timeout, CONNECT_TIMEOUT))
+                await self._open(deadline)
                 if self._closed:
                     raise closed_meanwhile()
                 self._connected = True

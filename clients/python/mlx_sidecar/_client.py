@@ -263,11 +263,13 @@ class Client:
             raise
 
     def _connect(self) -> Any:
+        # Before the lock: calls that wait for another one's connection wait for the daemon all the while.
+        deadline = time.monotonic() + min(self._timeout, CONNECT_TIMEOUT)
         with self._lock:
             if self._closed:
                 raise RuntimeError("this client is closed")
             if not self._connected:
-                self._open(time.monotonic() + min(self._timeout, CONNECT_TIMEOUT))
+                self._open(deadline)
                 self._connected = not self._closed
             return self._stub
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +18,8 @@ from daemon.cli.session import Session, absolute, absolute_if_path, calls_daemon
 
 BATCH = 256
 """Texts of one call, the most that the daemon takes."""
+_LINE_END = re.compile(r"\r\n?|\n")
+"""The ends of lines in a file. `splitlines` knows more, with which a line could have several vectors."""
 
 
 @click.command(
@@ -48,13 +51,13 @@ def command(session: Session, /, model: str, texts: tuple[str, ...], as_json: bo
 
     Prints one JSON array of numbers a line. The model is downloaded and loaded if that is needed.
     """
-    texts = texts or tuple(line for line in read_stdin().splitlines() if line)
+    texts = texts or tuple(line for line in _LINE_END.split(read_stdin()) if line)
     if not texts:
         raise click.UsageError("There is no text.")
     vectors: list[tuple[float, ...]] = []
     usage = {"prompt_tokens": 0, "cached_tokens": 0}
     with session.client(ask=True) as client:
-        follow(client.get_or_load(model, allow_download=True))
+        follow(client.get_or_load(model, adapter=options["adapter"], allow_download=True))
         for start in range(0, len(texts), BATCH):
             result = client.embed(model, texts[start : start + BATCH], **options)
             counted = asdict(result.usage)

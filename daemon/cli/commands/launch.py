@@ -109,7 +109,7 @@ def _ask_to_fetch(info: ModelInfo) -> None:
 
 
 def _become(session: Session, tool: Tool, program: str, model: str, context: int, arguments: Sequence[str]) -> NoReturn:
-    """Start the door and become the tool."""
+    """Start the door and become the tool. What it needed is gone if that fails, whatever it fails by."""
     from daemon.launch.door import Door, LaunchError
 
     folder = Path(tempfile.mkdtemp(prefix="mlx-sidecar-"))  # mode 0700
@@ -119,12 +119,13 @@ def _become(session: Session, tool: Tool, program: str, model: str, context: int
         _write(folder, settings.files)
         door.start()
         os.execve(program, [program, *settings.arguments, *arguments], environment(settings, os.environ))  # noqa: S606
-    except LaunchError as error:
+    except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
-        raise click.ClickException(str(error)) from None
-    except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise click.ClickException(f"{tool.title} cannot be started: {error.strerror}.") from None
+        if isinstance(error, LaunchError):
+            raise click.ClickException(str(error)) from None
+        if isinstance(error, OSError):
+            raise click.ClickException(f"{tool.title} cannot be started: {error.strerror}.") from None
+        raise
 
 
 def _write(folder: Path, files: Mapping[str, str]) -> None:

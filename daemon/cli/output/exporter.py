@@ -127,12 +127,25 @@ def _misses(stats: Stats) -> Metric:
     return misses
 
 
+def _sum(metric: CounterMetricFamily | GaugeMetricFamily, parts: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
+    """
+    Give a metric a sample for each tuple of labels: the sum of its parts.
+
+    Several models have one name where one has an adapter, or files that changed. A series that came twice would have
+    collectors refuse all of them.
+    """
+    sums: dict[tuple[str, ...], float] = {}
+    for labels, value in parts:
+        sums[labels] = sums.get(labels, 0.0) + value
+    for labels, value in sums.items():
+        metric.add_metric(labels, value)
+    return metric
+
+
 def _guesses(stats: Stats) -> Iterator[Metric]:
     for name, about in (("guessed", "Tokens guessed ahead."), ("accepted", "Tokens guessed ahead that were right.")):
         metric = CounterMetricFamily(f"mlx_sidecar_engine_{name}_tokens", about, labels=["model", "source"])
-        for one in stats.engine.guesses:
-            metric.add_metric([one.model, one.source], getattr(one, name))
-        yield metric
+        yield _sum(metric, (((one.model, one.source), getattr(one, name)) for one in stats.engine.guesses))
 
 
 def _state(stats: Stats) -> Metric:
@@ -148,11 +161,8 @@ def _stuck(stats: Stats) -> Metric:
 def _models(stats: Stats) -> Iterator[Metric]:
     nbytes = GaugeMetricFamily("mlx_sidecar_model_bytes", "Weights of each model.", labels=["model", "state"])
     in_use = GaugeMetricFamily("mlx_sidecar_model_in_use", "Requests that use each model.", labels=["model"])
-    for model in stats.models:
-        nbytes.add_metric([model.info.model, model.state], model.info.size_bytes)
-        in_use.add_metric([model.info.model], model.in_use)
-    yield nbytes
-    yield in_use
+    yield _sum(nbytes, (((one.info.model, one.state), one.info.size_bytes) for one in stats.models))
+    yield _sum(in_use, (((one.info.model,), one.in_use) for one in stats.models))
 
 
 def _latency(stats: Stats) -> Iterator[Metric]:

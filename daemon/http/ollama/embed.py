@@ -8,7 +8,7 @@ from time import monotonic
 from daemon.http.ollama.embed_types import Embedded, EmbeddedPrompt, EmbeddingsRequest, EmbedRequest
 from daemon.http.ollama.figures import nanoseconds
 from daemon.http.ollama.names import daemon_name
-from daemon.http.ollama.residence import leave, settle
+from daemon.http.ollama.residence import resident
 from mlx_sidecar import AsyncClient, ContextLengthExceeded, Embeddings, EmbedOptions
 
 _TEXT = re.compile(r"texts\[(\d+)\]")
@@ -22,10 +22,9 @@ async def vectors(client: AsyncClient, request: EmbedRequest) -> Embedded:
         SidecarError: If the call failed.
     """
     begun, model = monotonic(), daemon_name(request.model)
-    loading = await settle(client, model, request.keep_alive)
     options = EmbedOptions(dimensions=request.dimensions, pooling=request.pooling)
-    found = await _embedded(client, model, request.input, request.truncate is not False, options)
-    await leave(client, model, request.keep_alive)
+    async with resident(client, model, request.keep_alive) as loading:
+        found = await _embedded(client, model, request.input, request.truncate is not False, options)
     return Embedded(
         model=request.model,
         embeddings=[list(vector) for vector in found.vectors],
@@ -38,9 +37,8 @@ async def vectors(client: AsyncClient, request: EmbedRequest) -> Embedded:
 async def vector(client: AsyncClient, request: EmbeddingsRequest) -> EmbeddedPrompt:
     """Return the vector of the text of a request, as `vectors` does."""
     model = daemon_name(request.model)
-    await settle(client, model, request.keep_alive)
-    found = await _embedded(client, model, [request.prompt], True, EmbedOptions(pooling=request.pooling))
-    await leave(client, model, request.keep_alive)
+    async with resident(client, model, request.keep_alive):
+        found = await _embedded(client, model, [request.prompt], True, EmbedOptions(pooling=request.pooling))
     return EmbeddedPrompt(embedding=list(found.vectors[0]))
 
 

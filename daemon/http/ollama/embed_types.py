@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
@@ -20,6 +21,8 @@ class Pooled(Request):
     pooling: Literal["last_token", "mean", "cls"] | None = Field(
         None, description="how hidden states become a vector, for a model whose files do not say it"
     )
+
+    harmless: ClassVar[Mapping[str, str]] = {"options": "they are about answers, and about how llama.cpp runs"}
 
 
 class EmbedRequest(Pooled):

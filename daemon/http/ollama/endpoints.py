@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any
 
 from pydantic import BaseModel
@@ -20,11 +20,11 @@ from daemon.http.ollama.errors import framing, line
 from daemon.http.ollama.figures import Figures
 from daemon.http.ollama.generate import GenerateAnswer
 from daemon.http.ollama.generate_types import GenerateRequest
-from daemon.http.ollama.residence import UNLOAD, leave, settle
+from daemon.http.ollama.residence import UNLOAD, leave, resident, settle
 from daemon.http.ollama.shared_types import Generation
 from daemon.http.ollama.thinking import thought_events
 from daemon.http.streaming import begin, until_gone
-from mlx_sidecar import AsyncClient
+from mlx_sidecar import AsyncClient, GenerateEvent
 
 
 async def chat_answer(request: Request, client: AsyncClient) -> Response:
@@ -74,7 +74,7 @@ class Call:
 
     async def _load(self) -> BaseModel:
         if self._keep == UNLOAD:
-            await leave(self._client, self._asked.model, self._keep)
+            await leave(self._client, self._asked.model)
             return self._answer.loaded("unload")
         await settle(self._client, self._asked.model, self._keep, load=True)
         return self._answer.loaded("load")
@@ -83,25 +83,27 @@ class Call:
         yield line(await self._load())
 
     async def _whole(self) -> BaseModel:
-        self._figures.loading = await settle(self._client, self._asked.model, self._keep)
-        async with aclosing(thought_events(self._client, self._asked)) as seen:
+        async with self._resident() as self._figures.loading, self._events() as seen:
             answer = collect([event async for event in seen])
-        await leave(self._client, self._asked.model, self._keep)
         return self._answer.whole(answer)
 
     async def _pieces(self) -> AsyncGenerator[bytes]:
         """Yield the lines of an answer. With the last one the model is gone, if it is unloaded."""
-        self._figures.loading = await settle(self._client, self._asked.model, self._keep)
         last = b""
-        async with aclosing(thought_events(self._client, self._asked)) as seen:
+        async with self._resident() as self._figures.loading, self._events() as seen:
             async for event in seen:
                 for piece in self._answer.pieces(event):
                     if piece.done:
                         last = line(piece)
                     else:
                         yield line(piece)
-        await leave(self._client, self._asked.model, self._keep)
         yield last
+
+    def _resident(self) -> AbstractAsyncContextManager[float]:
+        return resident(self._client, self._asked.model, self._keep)
+
+    def _events(self) -> AbstractAsyncContextManager[AsyncGenerator[GenerateEvent]]:
+        return aclosing(thought_events(self._client, self._asked))
 
 
 async def embed_texts(request: Request, client: AsyncClient) -> Response:

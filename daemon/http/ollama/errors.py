@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from daemon.http.errors import Problem
-from daemon.http.streaming import Framing
+from daemon.http.streaming import Framing, one_line
 
 
 class ErrorBody(BaseModel):
@@ -25,7 +25,7 @@ def _body(problem: Problem) -> bytes:
 
 def line(piece: BaseModel) -> bytes:
     """Return a piece of a stream."""
-    return piece.model_dump_json(exclude_unset=True).encode() + b"\n"
+    return one_line(piece.model_dump_json(exclude_unset=True).encode()) + b"\n"
 
 
 NAMES = {
@@ -64,4 +64,4 @@ def framing(alive: BaseModel | None) -> Framing:
     Clients parse each line, an empty one too. So the sign of life is a piece of the answer that has nothing in it.
     """
     sign = line(alive) if alive is not None else None
-    return Framing("application/x-ndjson", sign, lambda one: _body(one) + b"\n", NAMES)
+    return Framing("application/x-ndjson", sign, lambda one: line(ErrorBody(error=one.message)), NAMES)

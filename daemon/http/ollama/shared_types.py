@@ -140,7 +140,6 @@ class Request(Parameters):
         description='short name, Hub id (with or without "hf.co/"), absolute directory, or "embedded"; '
         "`:latest` behind it is cut off",
     )
-    options: Options | None = Field(None, description="how the answer is generated")
     keep_alive: KeepAlive = Field(
         None,
         description="seconds, or a duration, that the model stays in memory while idle; negative pins it, 0 unloads it "
@@ -158,6 +157,7 @@ CONTEXT_IS_KEPT: Mapping[str, Refusal] = {
 class Generation(Request):
     """What all generations have."""
 
+    options: Options | None = Field(None, description="how the answer is generated")
     stream: bool | None = Field(None, description="unless false, the answer comes piece by piece, a JSON object a line")
     format: Format = Field(None, description='"json" for any JSON object, or a JSON schema of the answer')
     think: Think = Field(

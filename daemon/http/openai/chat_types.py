@@ -154,6 +154,8 @@ class ToolChoice(Parameters):
     function: ChosenFunction | None = Field(None, description="the tool to call, with `function`")
     allowed_tools: AllowedTools | None = Field(None, description="the tools to choose from, with `allowed_tools`")
 
+    belongs: ClassVar[Mapping[str, tuple[str, ...]]] = {"function": ("function",), "allowed_tools": ("allowed_tools",)}
+
 
 def _choice(value: Any) -> Any:
     return {"type": value} if isinstance(value, str) else value
@@ -176,6 +178,8 @@ class ResponseFormat(Parameters):
 
     type: Literal["text", "json_object", "json_schema"] = Field(description="which form; the model cannot leave it")
     json_schema: JsonSchema | None = Field(None, description="with `json_schema`")
+
+    belongs: ClassVar[Mapping[str, tuple[str, ...]]] = {"json_schema": ("json_schema",)}
 
 
 class StreamOptions(Parameters):

@@ -36,6 +36,8 @@ def _options(request: CompletionRequest) -> GenerateOptions:
     if request.max_tokens == 0:
         if not scores_prompt:
             raise invalid("max_tokens", "is 0 only with `echo` and `logprobs`")
+        if request.n not in (None, 1):
+            raise invalid("n", "is for answers, and `max_tokens` 0 leaves none; leave it out")
         return GenerateOptions(max_tokens=0, prompt_logprobs=request.logprobs, salt=request.cache_salt or "")
     options = sampling(request)
     if request.logprobs is not None:

@@ -23,6 +23,9 @@ from daemon.http.openai.errors import DONE, EVENTS
 from daemon.http.streaming import begin, comment, event, until_gone
 from mlx_sidecar import AsyncClient, Started
 
+AT_ONCE = 16
+"""Most prompts of a request that are asked at a time: the daemon's queue has no room for as many as one can have."""
+
 
 async def chat_completions(request: Request, client: AsyncClient) -> Response:
     """Answer `POST /v1/chat/completions`."""
@@ -83,9 +86,15 @@ async def _echo(client: AsyncClient, model: str, prompt: PlainPrompt) -> plain.E
 
 async def _all(client: AsyncClient, asked: Sequence[Ask]) -> list[list[Answer]]:
     """Return the samples of the answers to all prompts. If one fails, the others are cancelled."""
+    turn = asyncio.Semaphore(AT_ONCE)
+
+    async def answered(call: Ask) -> list[Answer]:
+        async with turn:
+            return await samples(client, call)
+
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(samples(client, call)) for call in asked]
+            tasks = [group.create_task(answered(call)) for call in asked]
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]

@@ -38,6 +38,8 @@ class CustomFormat(Parameters):
     syntax: str | None = Field(None, description="of the grammar")
     definition: str | None = Field(None, description="the grammar")
 
+    belongs: ClassVar[Mapping[str, tuple[str, ...]]] = {"syntax": ("grammar",), "definition": ("grammar",)}
+
 
 class CustomTool(Parameters):
     """A tool that is given text. For the model it is a function with one parameter, `input`."""
@@ -125,6 +127,12 @@ class ToolChoice(Parameters):
         None, description="with `allowed_tools`: those that may be called; the prompt has all of the request's `tools`"
     )
 
+    belongs: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "name": ("function", "custom"),
+        "mode": ("allowed_tools",),
+        "tools": ("allowed_tools",),
+    }
+
 
 def _choice(value: Any) -> Any:
     return {"type": value} if isinstance(value, str) else value
@@ -135,6 +143,8 @@ class TextFormat(Parameters):
 
     type: Literal["text", "json_object", "json_schema"] = Field(description="which form; the model cannot leave it")
     schema_: dict[str, Any] | None = Field(None, alias="schema", description="JSON schema, with `json_schema`")
+
+    belongs: ClassVar[Mapping[str, tuple[str, ...]]] = {"schema_": ("json_schema",)}
 
     harmless: ClassVar[Mapping[str, str]] = {
         "name": "it is for the caller",

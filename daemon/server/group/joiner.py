@@ -172,8 +172,13 @@ class Joiner:
             return await answer(connection, self._key)
 
     async def _watch(self, engine: EngineProcess) -> None:
+        def note(event: ipc.Event) -> None:
+            if _takes_calls(event):
+                engine.redact()  # from now on the first rank tells it requests
+            self._note(event)
+
         with suppress(asyncio.CancelledError):
-            await engine.listen(self._note)
+            await engine.listen(note)
         status = await engine.reap()
         if starts := self._starts.ended(status):
             log.info("group_left", status=status, starts=starts)
@@ -181,11 +186,16 @@ class Joiner:
             self._engine = None
 
     def _note(self, event: ipc.Event) -> None:
-        if event.HasField("hello") and not event.hello.warming:
+        if _takes_calls(event):
             if failed := self._starts.serves():
                 log.info("engine_starts_again", starts=failed)
         elif event.HasField("group_end"):
             log.warning("group_ended")
+
+
+def _takes_calls(event: ipc.Event) -> bool:
+    """Return whether an engine says that it takes calls now."""
+    return event.HasField("hello") and not event.hello.warming
 
 
 @contextmanager

@@ -28,7 +28,8 @@ SHOWN_CHARACTERS = 2000
 REAP_SECONDS = 2.0
 """Time of an engine that has closed its socket to exit; then it is killed."""
 
-_REQUESTS = {"load", "generate", "invalidate"}
+_WITHOUT_WORDS = frozenset(("cancel", "hold", "shutdown", "recall", "list_models"))
+"""Kinds of commands with no words of a request. Any other can have a prompt, and so one that is new."""
 _WORDS = ("error", "exception")
 """Fields with free text. The engine has checked them before they became JSON."""
 _LEVELS = {name.lower(): number for name, number in logging.getLevelNamesMapping().items()}
@@ -64,7 +65,7 @@ class EngineProcess:
         self._reader = reader
         self._writer = writer
         self._knows_requests = False
-        """Whether it was sent a request. From then on its output may quote a prompt."""
+        """Whether it has got a request. From then on its output may quote a prompt."""
         self._output = asyncio.create_task(self._forward_output())
 
     @classmethod
@@ -107,9 +108,13 @@ class EngineProcess:
 
     def send(self, command: ipc.Command) -> None:
         """Queue a command. A command for a dead engine is dropped."""
-        self._knows_requests |= command.WhichOneof("body") in _REQUESTS
+        self._knows_requests |= command.WhichOneof("body") not in _WITHOUT_WORDS
         if not self._writer.is_closing():
             self._writer.write(encode_frame(command))
+
+    def redact(self) -> None:
+        """Log no words of its output from now on: it gets requests in another way than by `send`."""
+        self._knows_requests = True
 
     async def listen(self, on_event: Callable[[ipc.Event], None]) -> None:
         """Call `on_event` with each event until the engine closes its socket. Garbage gets the engine killed."""

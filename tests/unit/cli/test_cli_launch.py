@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,3 +154,19 @@ def test_print_shows_what_a_launch_would_do(client: FakeClient, tool: str, launc
     assert "TOKEN" in result.stdout
     assert "127.0.0.1:PORT" in result.stdout
     assert [options["estimate_only"] for _, options in client.called("get_or_load")] == [True]
+
+
+def test_launch_that_fails_leaves_no_folder(
+    client: FakeClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever it fails by, such as a configuration that is read only then."""
+    folders = tmp_path / "temporary"
+    folders.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folders))
+    monkeypatch.setattr(shutil, "which", lambda _: "/nowhere/codex")
+    config = tmp_path / ".mlx-sidecar" / "config.toml"
+    config.parent.mkdir()
+    config.write_text("max_models = 'x'\n")
+    result = run_cli(client, "launch", "codex", "--socket", "/nowhere/s.sock")
+    assert (result.exit_code, "max_models" in result.stderr) == (exit_codes.USAGE, True)
+    assert list(folders.iterdir()) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 import urllib.request
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import cast
 
@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from daemon.cli import exit_codes
 from daemon.cli.output.exporter import _COUNTERS, _GAUGES, serve
-from mlx_sidecar import Client, DaemonNotRunning, Stats
+from mlx_sidecar import Client, DaemonNotRunning, GuessStats, Stats
 from tests.unit.cli.cli_fakes import FakeClient, client_fixture, run_cli  # noqa: F401
 from tests.unit.server.stats_sample import SAMPLE
 
@@ -52,6 +52,20 @@ def test_exported_metrics_have_values_and_kinds(client: FakeClient) -> None:
     assert "# TYPE mlx_sidecar_first_token_seconds histogram" in text
     assert 'mlx_sidecar_prefix_cache_misses_total{reason="diverged"} 12.0' in text
     assert 'mlx_sidecar_model_bytes{model="<script>alert(1)</script>",state="ready"}' in text
+
+
+def test_models_of_one_name_are_one_series(client: FakeClient) -> None:
+    """Such as one with an adapter and one without: Prometheus, and node_exporter for a whole file, refuse two."""
+    guess = GuessStats("m", "ngram", guessed=3, accepted=2, gain=1.5, parked=False)
+    model = SAMPLE.models[0]
+    engine = replace(SAMPLE.engine, guesses=(guess, guess))
+    client.state = replace(SAMPLE, models=(model, model), engine=engine)
+    families = text_string_to_metric_families(run_cli(client, "metrics").stdout)
+    found = [((one.name, *sorted(one.labels.items())), one.value) for family in families for one in family.samples]
+    values = dict(found)
+    assert len(values) == len(found)
+    assert values["mlx_sidecar_model_in_use", ("model", model.info.model)] == 2 * model.in_use
+    assert values["mlx_sidecar_engine_guessed_tokens_total", ("model", "m"), ("source", "ngram")] == 6
 
 
 def test_every_stats_field_is_exported_or_excluded() -> None:

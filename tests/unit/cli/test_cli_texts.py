@@ -137,6 +137,19 @@ def test_embed_reads_lines_in_batches_of_256(client: FakeClient) -> None:
     assert tree["usage"] == {"prompt_tokens": 2 * 1426, "cached_tokens": 2 * 1408}
 
 
+def test_embed_gives_each_line_of_a_file_one_vector(client: FakeClient) -> None:
+    """Characters at which only Python ends a line are part of it: else vectors would belong to other lines."""
+    run_cli(client, "embed", "m", stdin="a\x85b\u2028c\u2029d\x0c\x1ce\r\nf\rg\n".encode())
+    assert client.called("embed")[-1][0][1] == ("a\x85b\u2028c\u2029d\x0c\x1ce", "f", "g")
+
+
+def test_embed_loads_the_model_with_its_adapter(client: FakeClient) -> None:
+    """Without it the load would be of another model, which takes the memory of this one."""
+    run_cli(client, "embed", "m", "a text", "--adapter", "/adapters/a")
+    (_, options) = client.called("get_or_load")[-1]
+    assert options["adapter"] == client.called("embed")[-1][1]["adapter"] == "/adapters/a"
+
+
 def test_embed_without_text_is_wrong_usage(client: FakeClient) -> None:
     assert run_cli(client, "embed", "m").exit_code == 2
 

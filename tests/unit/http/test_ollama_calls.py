@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -12,6 +13,8 @@ import pytest
 from daemon.http.access import Policy
 from daemon.http.app import build
 from daemon.http.ollama import API
+from daemon.http.ollama.embed_types import EmbedRequest
+from daemon.http.parameters import rows
 from mlx_sidecar import (
     AsyncClient,
     ContextLengthExceeded,
@@ -40,8 +43,25 @@ ANSWER: list[Any] = [
 DEAD = EngineRestarted("the engine died")
 
 
+class Pause:
+    """
+    A place in an answer at which no more of it comes.
+
+    Attributes:
+        reached: Set when it is waited there.
+    """
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+
+    async def wait(self) -> None:
+        """Wait until the answer is given up."""
+        self.reached.set()
+        await asyncio.Event().wait()
+
+
 class Script:
-    """A stream of events; an exception among them is raised."""
+    """A stream of events; an exception among them is raised, and a pause waited for."""
 
     def __init__(self, events: list[Any]) -> None:
         self._events = events
@@ -54,9 +74,12 @@ class Script:
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         for event in self._events:
-            if isinstance(event, Exception):
+            if isinstance(event, Pause):
+                await event.wait()
+            elif isinstance(event, Exception):
                 raise event
-            yield event
+            else:
+                yield event
 
 
 class Scripted(AsyncClient):
@@ -67,6 +90,7 @@ class Scripted(AsyncClient):
         self.scripts = list(scripts)
         self.calls: list[tuple[Any, ...]] = []
         self.most = 3
+        self.refusal: SidecarError | None = None
 
     def generate(self, model: str, prompt: Any, **options: Any) -> Any:
         self.calls.append(("generate", model, options.get("enable_thinking")))
@@ -82,6 +106,8 @@ class Scripted(AsyncClient):
 
     async def invalidate_model(self, model: str, **options: Any) -> Any:
         self.calls.append(("invalidate", model, options))
+        if self.refusal is not None:
+            raise self.refusal
         return NOTHING
 
     async def list_models(self) -> Any:
@@ -148,6 +174,52 @@ async def test_keep_alive_is_told_to_the_daemon(keep: Any, before: list[Any], af
     assert client.calls == [*before, ("generate", "org/name", None), *after]
     last = lines(response)[-1] if stream else response.json
     assert (last["done"], last["model"]) == (True, "hf.co/org/name:latest")
+
+
+DROPPED = ("invalidate", "org/name", {"weights": True, "prefixes": False})
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_model_is_unloaded_behind_an_answer_that_is_cut_short(stream: bool) -> None:
+    """`keep_alive` 0 asks for the memory back, whether the client waits for the end or not."""
+    pause = Pause()
+    client = Scripted([*ANSWER[:2], pause])
+    app = build(client, Policy(None, loopback_only=False), [API])
+    request = Request("POST", "/api/chat", json.dumps(chat(keep_alive=0, stream=stream)).encode())
+    answer = asyncio.create_task(request.to(app))
+    await pause.reached.wait()
+    request.leave()
+    await answer
+    assert client.calls[1:] == [DROPPED]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_answer_outlives_a_failure_to_unload(stream: bool) -> None:
+    """The engine may die right behind it, with the weights."""
+    client = Scripted(ANSWER)
+    client.refusal = DEAD
+    response = await post(client, "/api/chat", chat(keep_alive=0, stream=stream))
+    found = lines(response) if stream else [response.json]
+    assert "".join(line["message"]["content"] for line in found) == "Hi"
+    assert found[-1]["done"]
+    vectors = await post(client, "/api/embed", {"model": "m", "input": "a", "keep_alive": 0})
+    assert vectors.json["embeddings"] == [[0.5, 1.0]]
+    refused = await post(client, "/api/chat", {"model": "m", "stream": False, "keep_alive": 0})
+    assert (refused.status, refused.json) == (503, {"error": "the engine died"}), "it asks for nothing else"
+
+
+async def test_refused_request_unloads_nothing() -> None:
+    """The model may be in use by others, which asked for nothing wrong."""
+    client = Scripted([InvalidArgument("is wrong", field="max_tokens")])
+    assert (await post(client, "/api/chat", chat(keep_alive=0))).status == 400
+    assert DROPPED not in client.calls
+
+
+async def test_options_of_vectors_have_no_effect() -> None:
+    """Frameworks send those of answers with each text; the table of parameters tells it."""
+    assert {name: treatment for name, treatment, _ in rows(EmbedRequest)}["options"] == "harmless"
+    body = {"model": "m", "input": "a", "options": {"num_ctx": 8}}
+    assert (await post(Scripted(), "/api/embed", body)).json["embeddings"] == [[0.5, 1.0]]
 
 
 @pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])

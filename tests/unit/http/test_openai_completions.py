@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from daemon.http.access import Policy
+from daemon.http.app import build
 from daemon.http.errors import Problem
 from daemon.http.generation import collect_samples
-from daemon.http.openai.completion_types import CompletionRequest
+from daemon.http.openai import API
+from daemon.http.openai.completion_types import MOST_PROMPTS, CompletionRequest
 from daemon.http.openai.completions import CompletionStream, Echo, asks, completion
 from daemon.http.parameters import check
+from daemon.shared.config import Config
 from mlx_sidecar import (
+    AsyncClient,
     Delta,
     Finished,
     GenerateEvent,
@@ -24,6 +32,7 @@ from mlx_sidecar import (
     TopLogprob,
     Usage,
 )
+from tests.support.asgi import Request
 
 EVENTS: list[GenerateEvent] = [
     Started("req-7", "m", 3, 1),
@@ -91,6 +100,7 @@ def test_plain_stream_makes_the_same_text() -> None:
     [
         ({"prompt": ["a", "b"], "stream": True}, "prompt"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
+        ({"prompt": "a", "echo": True, "logprobs": 0, "max_tokens": 0, "n": 2}, "n"),
         ({"prompt": "a", "logprobs": 1, "echo": True, "stream": True}, "echo"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
         ({"prompt": "a", "stream_options": {}}, "stream_options"),
@@ -192,3 +202,44 @@ def test_prompt_can_be_scored_without_an_answer() -> None:
     """The daemon refuses options of an answer then."""
     options = asks(request("a b", echo=True, logprobs=0, max_tokens=0, temperature=0, seed=1))[0].options
     assert {name: value for name, value in options.items() if value != ""} == {"max_tokens": 0, "prompt_logprobs": 0}
+
+
+class Counting(AsyncClient):
+    """
+    A client that answers each prompt with itself.
+
+    Attributes:
+        open: Answers that are being made.
+        most: The most of them at a time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("/nowhere/s.sock")
+        self.open = self.most = 0
+
+    def generate(self, model: str, prompt: Any, **options: Any) -> Any:
+        return self._answer(prompt)
+
+    @asynccontextmanager
+    async def _answer(self, prompt: str) -> AsyncIterator[Any]:
+        self.open += 1
+        self.most = max(self.most, self.open)
+
+        async def events() -> AsyncIterator[GenerateEvent]:
+            for event in (EVENTS[0], Delta(prompt, (5,), ()), EVENTS[-1]):
+                await asyncio.sleep(0)
+                yield event
+
+        yield events()
+        self.open -= 1
+
+
+async def test_prompts_of_a_request_do_not_fill_the_queue() -> None:
+    """The daemon refuses a request beyond `max_queue`, and with it all prompts of this one."""
+    prompts = [f"p{number}" for number in range(MOST_PROMPTS)]
+    client = Counting()
+    app = build(client, Policy(None, loopback_only=False), [API])
+    body = json.dumps({"model": "m", "prompt": prompts}).encode()
+    response = await Request("POST", "/v1/completions", body).to(app)
+    assert [choice["text"] for choice in response.json["choices"]] == prompts
+    assert client.most <= Config().max_batch < Config().max_queue

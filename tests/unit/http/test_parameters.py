@@ -9,7 +9,8 @@ import pytest
 from daemon.http.errors import Problem
 from daemon.http.openai.chat_types import ChatRequest
 from daemon.http.openai.completion_types import CompletionRequest, PlainPrompt
-from daemon.http.parameters import _nested, check, objects
+from daemon.http.parameters import Parameters, _nested, check, objects
+from daemon.http.responses.request_types import ResponseRequest
 
 
 def test_unknown_parameter_is_refused_with_the_likely_one() -> None:
@@ -64,3 +65,65 @@ def test_refused_parameter_is_told_with_what_to_do(given: dict[str, Any], field:
         check(ChatRequest.model_validate(whole))
     assert (caught.value.field, caught.value.code) == (field, "unsupported_parameter")
     assert caught.value.message == f"{field} is not supported, leave it out: {why}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "field", "types"),
+    [
+        (
+            ChatRequest,
+            {"tool_choice": {"type": "required", "function": {"name": "f"}}},
+            "tool_choice.function",
+            "`function`",
+        ),
+        (
+            ChatRequest,
+            {"tool_choice": {"type": "auto", "allowed_tools": {"mode": "auto", "tools": []}}},
+            "tool_choice.allowed_tools",
+            "`allowed_tools`",
+        ),
+        (
+            ChatRequest,
+            {"response_format": {"type": "json_object", "json_schema": {"schema": {}}}},
+            "response_format.json_schema",
+            "`json_schema`",
+        ),
+        (
+            ResponseRequest,
+            {"tool_choice": {"type": "required", "name": "f"}},
+            "tool_choice.name",
+            "`function` or `custom`",
+        ),
+        (ResponseRequest, {"tool_choice": {"type": "auto", "tools": []}}, "tool_choice.tools", "`allowed_tools`"),
+        (
+            ResponseRequest,
+            {"text": {"format": {"type": "json_object", "schema": {"type": "object"}}}},
+            "text.format.schema",
+            "`json_schema`",
+        ),
+        (
+            ResponseRequest,
+            {"tools": [{"type": "custom", "name": "c", "format": {"type": "text", "syntax": "lark"}}]},
+            "tools[0].format.syntax",
+            "`grammar`",
+        ),
+    ],
+)
+def test_parameter_of_another_type_of_its_object_is_refused(
+    kind: type[Parameters], given: dict[str, Any], field: str, types: str
+) -> None:
+    """A schema beside `json_object`, or a tool beside `required`, would be ignored without a word."""
+    whole = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], **given}
+    if kind is ResponseRequest:
+        whole = {"model": "m", "input": "Hi", **given}
+    with pytest.raises(Problem) as caught:
+        check(kind.model_validate(whole))
+    assert (caught.value.status, caught.value.field) == (400, field)
+    assert caught.value.message == f"{field} is only for type {types}; name that, or leave it out"
+
+
+def test_null_of_another_type_asks_for_nothing() -> None:
+    """Programs that write all fields of an object send it."""
+    turn = {"role": "user", "content": "Hi"}
+    form = {"type": "json_object", "json_schema": None}
+    check(ChatRequest.model_validate({"model": "m", "messages": [turn], "response_format": form}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -181,3 +182,14 @@ async def test_work_of_a_client_that_leaves_is_cancelled() -> None:
     with pytest.raises(ClientGone):
         await request.to(app)
     assert cancelled.is_set()
+
+
+def test_line_of_a_stream_is_one_for_each_client() -> None:
+    """Python's `splitlines`, by which httpx reads lines, ends one at more characters than the end of a line."""
+    text = "a\x85b\u2028c\u2029d\x0b\x0c\x1c\x1d\x1e\x7fé"
+    body = ollama.ErrorBody(error=text)
+    failed = ollama.framing(None).error(Problem(500, text, code="internal"))
+    for piece in (event(body.model_dump_json()).removeprefix(b"data: "), ollama.line(body), failed):
+        line, *rest = piece.decode().splitlines()
+        assert json.loads(line) == {"error": text}
+        assert not any(rest)

@@ -186,7 +186,17 @@ async def test_start_that_is_cancelled_or_fails_is_told() -> None:
         await EngineProcess.spawn(["/nowhere/program"])
 
 
-async def test_engine_output_with_requests_is_redacted() -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        ipc.Command(generate=pb.GenerateRequest()),
+        ipc.Command(embed=pb.EmbedRequest()),
+        ipc.Command(tokenize=pb.TokenizeRequest()),
+        ipc.Command(invalidate=pb.InvalidateRequest()),
+    ],
+    ids=lambda command: command.WhichOneof("body"),
+)
+async def test_engine_output_with_requests_is_redacted(command: ipc.Command) -> None:
     """The words of an exception may be a request's."""
     printed = [
         "Traceback (most recent call last):",
@@ -199,7 +209,7 @@ async def test_engine_output_with_requests_is_redacted() -> None:
     code = f"import sys, socket; socket.socket(fileno=int(sys.argv[-1])).recv(1); [print(one) for one in {printed!r}]"
     with capture_logs() as logs:
         process = await EngineProcess.spawn([sys.executable, "-c", code])
-        process.send(ipc.Command(generate=pb.GenerateRequest()))
+        process.send(command)
         await process.listen(lambda _: None)
         assert await process.reap() == 0
     assert [line.get("line") for line in logs] == [

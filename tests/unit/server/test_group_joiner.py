@@ -18,7 +18,9 @@ from daemon.server.group.handshake import call
 from daemon.server.group.joiner import MOST_STRANGERS, Joiner
 from daemon.shared import logs, presence
 from daemon.shared.config import Config, ConfigError
+from daemon.shared.frames import encode_frame
 from daemon.v1 import ipc_pb2 as ipc
+from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 KEY = bytes(range(32))
 
@@ -90,6 +92,36 @@ async def test_engine_that_cannot_start_is_told_once(tmp_path: Path, monkeypatch
         ("group_left", 1),
         ("engine_starts_again", 5),
     ]
+
+
+async def test_output_of_a_rank_with_requests_is_redacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come from the first rank, so that this process knows of none; why an engine cannot start is still told."""
+    hello = encode_frame(ipc.Event(hello=ipc.Hello()))
+    code = (
+        "import socket, sys; parent = socket.socket(fileno=int(sys.argv[-1])); print('no library', flush=True);"
+        f"parent.sendall({hello!r}); parent.recv(1); print('a secret')"
+    )
+    joining = Joiner(Config(state_dir=tmp_path, group_listen="127.0.0.1:0"), KEY)
+    monkeypatch.setattr(joiner, "engine_command", lambda _: [sys.executable, "-c", code])
+    noted = joining._note
+
+    def note(event: ipc.Event) -> None:
+        noted(event)
+        assert joining._engine is not None
+        joining._engine.send(ipc.Command(list_models=pb.ListModelsRequest()))  # it may go on
+
+    monkeypatch.setattr(joining, "_note", note)
+    connection, own = socket.socketpair()
+    for end in (connection, own):
+        end.setblocking(False)
+    with capture_logs() as logs:
+        answering = asyncio.create_task(joining._answer(connection, "10.0.0.1"))
+        await call(own, KEY, 1, 2)
+        await answering
+    own.close()
+    lines = [line.get("line") for line in logs if line["event"] == "engine_output"]
+    assert len(lines) == 2
+    assert "a secret" not in lines
 
 
 async def test_strangers_do_not_bar_the_first_rank(tmp_path: Path) -> None:
