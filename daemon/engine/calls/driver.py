@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from daemon.cache.callbacks import ignore
-from daemon.cache.identity import ModelSource
+from daemon.cache.identity import ModelKey, ModelSource
 from daemon.cache.limits import not_loaded
 from daemon.cache.load import Progress, Ticket
 from daemon.cache.mlx.loader import LoadedModel
@@ -142,6 +142,7 @@ class Services:
         places: Where models lie; ListModels shows them.
         disk: The tier below the prefix cache.
         held: Embed calls that run, by id: whether the call's reader lags, so that no vectors are to be sent.
+        embedding: The models that are known to have hidden states.
         coming: Ids of the Generate calls that have their prompt tokenised. Their requests can start soon, so the
             batching window waits for them.
     """
@@ -161,6 +162,7 @@ class Services:
     places: Places
     disk: DiskTier
     held: dict[int, bool] = field(default_factory=dict)
+    embedding: set[ModelKey] = field(default_factory=set)
     coming: set[int] = field(default_factory=set)
 
     def load(
