@@ -210,6 +210,8 @@ class PrefixTrie(Tree):
 
     def detach(self, tops: Sequence[Node]) -> None:
         """Forget nodes and everything below them. KV that a lease still holds is freed when the lease ends."""
+        if not tops:  # a look through both queues is not for nothing
+            return
         nodes = self.subtree(tops)
         parents = [top.parent for top in tops if top.parent is not None]
         for top in tops:

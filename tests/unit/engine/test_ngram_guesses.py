@@ -123,8 +123,8 @@ def test_rows_of_a_pass_take_one_decision(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_step_without_a_match_asks_nothing_but_its_source() -> None:
     """Most steps of prose are such, and each is compared with one of a request that does not guess at all."""
-    sequence: Any = SimpleNamespace(draft=None, request=SimpleNamespace(speculation=Speculation.NGRAM), loaded=None)
-    sequence.loaded = SimpleNamespace(ahead=Ahead.EXACT)
+    sequence: Any = SimpleNamespace(draft=None, pooled=None, request=None, loaded=SimpleNamespace(ahead=Ahead.EXACT))
+    sequence.request = SimpleNamespace(speculation=Speculation.NGRAM)
     source: Any = SimpleNamespace(ready=lambda: False)
     guesser = Guesser(sequence, source)
     del sequence.loaded, sequence.request
