@@ -7,6 +7,7 @@ Write-behind: prefixes that were used again become pieces on the disk, a slice f
 
 A lookup that reuses a path is where its prompt begins to be computed. So a path waits until no prompt is computed, but
 not for ever: a daemon that always computes prompts writes as well.
+
 What to write and whether it may be written is decided here; `DiskTier` hands the bytes to the disk's thread.
 """
 
@@ -35,7 +36,6 @@ MOST_NAMESPACES = 1024
 
 MOST_UNDERWAY = 2
 """Pieces that the disk's thread has and has not written. A slow disk holds up writing and nothing else."""
-
 
 MOST_REST = 10.0
 """Seconds for which a path waits for prompts: they need the memory's bandwidth, and a client waits for them."""
