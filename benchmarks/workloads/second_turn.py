@@ -13,7 +13,7 @@ from benchmarks.words import prompt
 
 NEW_TOKENS, REPLY_TOKENS = 64, 32
 TURNS = 8
-"""Rounds of the second turns: they are short, and of two rounds one is often a third slower than the other."""
+"""Least rounds of the second turns: they are short, and of two rounds one is often a third slower than the other."""
 COLD = Metric("first token, first turn", "ms")
 AGAIN = Metric("tokens computed a second time", "")
 WHOLE, PART, BRANCH = "the answer comes back", "its thoughts are left out", "the third branch"
@@ -35,7 +35,7 @@ def second_turn(bench: Bench) -> Result:
         with bench.running(model) as systems:
             for how, words in KEPT_WORDS.items():
                 sides = {system.name: partial(_two_turns, system, model, tokens, words) for system in systems}
-                result.rows += bench.take_turns(f"{shape}, {how}", sides, bench.size(TURNS, 1))
+                result.rows += bench.take_turns(f"{shape}, {how}", sides, bench.size(max(TURNS, bench.rounds), 1))
             if shape == "small":
                 continue  # any prefix of full attention can be reused: W1 measures that
             sides = {system.name: partial(_branches, system, model, tokens) for system in systems}
