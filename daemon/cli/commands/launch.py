@@ -119,13 +119,12 @@ def _become(session: Session, tool: Tool, program: str, model: str, context: int
         _write(folder, settings.files)
         door.start()
         os.execve(program, [program, *settings.arguments, *arguments], environment(settings, os.environ))  # noqa: S606
-    except BaseException as error:
+    except LaunchError as error:
+        raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(f"{tool.title} cannot be started: {error.strerror}.") from None
+    finally:  # it is still this program, so that the tool has not begun
         shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, LaunchError):
-            raise click.ClickException(str(error)) from None
-        if isinstance(error, OSError):
-            raise click.ClickException(f"{tool.title} cannot be started: {error.strerror}.") from None
-        raise
 
 
 def _write(folder: Path, files: Mapping[str, str]) -> None:
