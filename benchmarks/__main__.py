@@ -9,27 +9,22 @@ docs/benchmarks.md and the README. With RUN, only these workloads run; their fig
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks import machine, page, plots
 from benchmarks.bench import Bench
 from benchmarks.figures import Result
 from benchmarks.http_peer import MLX_LM, VLLM_MLX, StartsMlxLm, StartsVllmMlx
+from benchmarks.report import Report
 from benchmarks.sidecar import StartsSidecar
 from benchmarks.systems import StartsSystem
 from benchmarks.workloads import WORKLOADS
 from tools import readme_figure
-
-_GROWING = ("left_out", "workloads")
-"""Parts of a report that grow with each workload."""
 
 
 def main() -> int:
@@ -67,51 +62,6 @@ def main() -> int:
     if everything:
         publish()
     return 0
-
-
-@dataclass
-class Report:
-    """
-    What a run measured; a file beside the report has what is known until the run has ended.
-
-    Attributes:
-        out: The report's file; None if nothing is written.
-        tree: Its content.
-    """
-
-    out: Path | None
-    tree: dict[str, Any]
-
-    def go_on(self) -> None:
-        """
-        Take what the last run had measured, if it did not end.
-
-        Raises:
-            SystemExit: If there is none, or it was of another commit, machine or kind.
-        """
-        if self.out is None or not self._unfinished.exists():
-            raise SystemExit("there is no run to go on with: only a whole run, and one with --out, can be gone on with")
-        before = json.loads(self._unfinished.read_text())
-        if other := [key for key, value in self.tree.items() if key not in _GROWING and before[key] != value]:
-            raise SystemExit(f"the last run was another: {', '.join(other)} differ")
-        self.tree["left_out"].extend(before["left_out"])
-        self.tree["workloads"].update(before["workloads"])
-
-    def add(self, name: str, result: Result) -> None:
-        """Add the result of a workload."""
-        self.tree["workloads"][name] = result.raw
-        if self.out is not None:
-            self._unfinished.write_text(json.dumps(self.tree, indent=1) + "\n")
-
-    def end(self) -> None:
-        """Give the report its name."""
-        if self.out is not None:
-            self._unfinished.replace(self.out)
-
-    @property
-    def _unfinished(self) -> Path:
-        assert self.out is not None
-        return self.out.with_suffix(".unfinished.json")
 
 
 def publish() -> None:
@@ -153,7 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run", nargs="*", metavar="RUN", help=f"workloads: {', '.join(WORKLOADS)}")
     parser.add_argument("--peer", action="append", choices=(MLX_LM, VLLM_MLX), help="only these peers; may be repeated")
     parser.add_argument("--peer-venv", type=Path, help="environment that vllm-mlx (and mlx[cpu] on Linux) is in")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each system; long ones take fewer, short ones more")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="turns of each system; fewer of long ones, more of short"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny models, one round: shows that the harness works")
     parser.add_argument("--no-openblas", action="store_true", help="on Linux, leave the BLAS that mlx brings along")
     parser.add_argument("--note", default="", help="a sentence about this run, for the page")

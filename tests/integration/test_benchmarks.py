@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from benchmarks import guard, http_door, page, plots, tool_loop
-from benchmarks.__main__ import Report
 from benchmarks.bench import Bench
 from benchmarks.figures import OURS, Result
 from benchmarks.http_peer import StartsMlxLm
+from benchmarks.report import Report
 from benchmarks.sidecar import StartsSidecar
 from benchmarks.systems import Request, StartsSystem, System
 from benchmarks.words import prompt
