@@ -103,9 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run", nargs="*", metavar="RUN", help=f"workloads: {', '.join(WORKLOADS)}")
     parser.add_argument("--peer", action="append", choices=(MLX_LM, VLLM_MLX), help="only these peers; may be repeated")
     parser.add_argument("--peer-venv", type=Path, help="environment that vllm-mlx (and mlx[cpu] on Linux) is in")
-    parser.add_argument(
-        "--rounds", type=int, default=5, help="turns of each system; fewer of long ones, more of short"
-    )
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each system; fewer of long ones, more of short")
     parser.add_argument("--quick", action="store_true", help="tiny models, one round: shows that the harness works")
     parser.add_argument("--no-openblas", action="store_true", help="on Linux, leave the BLAS that mlx brings along")
     parser.add_argument("--note", default="", help="a sentence about this run, for the page")

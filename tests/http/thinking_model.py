@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tests.support.tool_conversation import ANSWERS as CALLS
+
 TEMPLATE = """\
 {%- for tool in tools or [] %}
 {{- '<|im_start|>tool ' ~ tool.function.name ~ '<|im_end|>\n' }}
@@ -30,16 +32,8 @@ TEMPLATE = """\
 """Of a model that thinks and calls tools. The end of a prompt tells what the template was given."""
 
 ANSWERS = {
-    "Does it rain?": [
-        "<think>", "Where? ", "In Bergen.", "</think>", "I ", "look.\n",
-        "<tool", "_call>\n", '{"name": "weather", ', '"arguments": {"city"', ': "Bergen"}}', "\n</tool_", "call>",
-    ],
-    "Oslo too?": [
-        '<tool_call>{"name": "weather", "arguments": {"city": "Bergen"}}</tool_call>\n', "<tool_call>",
-        '{"name": "weather", "arguments": {"city": "Oslo"}}', "</tool_call>",
-    ],
-    "Bergen is wet": ["It ", "rains."],
+    **{asked: CALLS[asked] for asked in ("Does it rain?", "Oslo too?", "Bergen is wet")},
     "Think": ["<think>\n", "One. ", "Two. ", "</think>\n", "Done."],
     "It is": [" wet", " today."],
     "Shout": ["Hey! ", "HEY! ", "HO!"],
-}  # fmt: skip
+}
