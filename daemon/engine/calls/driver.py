@@ -142,7 +142,7 @@ class Services:
         places: Where models lie; ListModels shows them.
         disk: The tier below the prefix cache.
         held: Embed calls that run, by id: whether the call's reader lags, so that no vectors are to be sent.
-        embedding: The models that are known to have hidden states.
+        embedders: The models that are known to have hidden states.
         coming: Ids of the Generate calls that have their prompt tokenised. Their requests can start soon, so the
             batching window waits for them.
     """
@@ -162,7 +162,7 @@ class Services:
     places: Places
     disk: DiskTier
     held: dict[int, bool] = field(default_factory=dict)
-    embedding: set[ModelKey] = field(default_factory=set)
+    embedders: set[ModelKey] = field(default_factory=set)
     coming: set[int] = field(default_factory=set)
 
     def load(

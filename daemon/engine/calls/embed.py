@@ -168,9 +168,9 @@ def _sequences(
 
 def _refuse_unable(services: Services, prepared: PreparedTexts, model: LoadedModel) -> None:
     """Refuse texts if their model has no hidden states, or if the longest can never fit beside it."""
-    if (key := model.source.key) not in services.embedding:  # the graph of a pass takes as long as a short text
+    if (key := model.source.key) not in services.embedders:  # the graph of a pass takes as long as a short text
         check_trunk(model)
-        services.embedding.add(key)
+        services.embedders.add(key)
     longest = max(map(len, prepared.texts))
     services.budget.refuse_if_never(
         lambda tokens: prompt_bill([model], BilledRow(tokens, 0)).total, longest, model.nbytes
