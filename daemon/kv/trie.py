@@ -179,10 +179,11 @@ class PrefixTrie(Tree):
         return True
 
     def drop_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Drop a checkpoint that is stored; the queue forgets it when it comes to its front."""
+        """Drop a checkpoint that is stored."""
         assert checkpoint.node is not None, "a checkpoint was dropped twice"
         checkpoint.node.checkpoint = None
         self.ledger.lose(checkpoint)
+        self._checkpoints.withdraw(checkpoint)
 
     def offer(self, node: Node) -> None:
         """Let a block and its checkpoint be evicted again, as far as nothing else holds them."""
@@ -210,8 +211,6 @@ class PrefixTrie(Tree):
 
     def detach(self, tops: Sequence[Node]) -> None:
         """Forget nodes and everything below them. KV that a lease still holds is freed when the lease ends."""
-        if not tops:  # a look through both queues is not for nothing
-            return
         nodes = self.subtree(tops)
         parents = [top.parent for top in tops if top.parent is not None]
         for top in tops:
@@ -220,12 +219,11 @@ class PrefixTrie(Tree):
             node.detached, node.parent = True, None
             node.disown_all()
             self._count(-1, node)
+            self._leaves.withdraw(node)
             if node.locks:
                 self._orphans.add(node)
             else:
                 self._free(node)
-        self._leaves.prune()
-        self._checkpoints.prune()
         for parent in parents:
             self._leaves.offer(parent)
 
@@ -252,9 +250,9 @@ class PrefixTrie(Tree):
             assert self.partition_blocks[partition] == blocks, "shares drifted"
         assert self._orphans == {node for node in held if node.detached}, "an orphan is lost"
         assert all(node.locks == held[node] for node in self._orphans), "locks and leases of an orphan disagree"
-        queue = list(self._leaves)
+        queue = [node for node in self._leaves if not node.detached]
         assert len(queue) == len(set(queue)), "a node is queued twice"
-        assert set(queue) == {node for node in nodes if node.queued}, "the eviction queue holds dead nodes"
+        assert set(queue) == {node for node in nodes if node.queued}, "the eviction queue disagrees with its nodes"
         checkpoints = list(self._checkpoints)
         assert len(checkpoints) == len(set(checkpoints)), "a checkpoint is queued twice"
         self.ledger.check([*nodes, *self._orphans])

@@ -68,29 +68,59 @@ def test_unevictable_item_is_skipped_until_offered() -> None:
     assert list(queue) == [item]
 
 
-def test_pruning_drops_unevictable_items_at_once() -> None:
+def test_withdrawn_items_leave_the_queue_once_they_are_more_than_half_of_it() -> None:
     queue: EvictionQueue[Item] = EvictionQueue()
-    gone, stays = Item(1), Item(2)
-    for item in (gone, stays):
+    items = [Item(tick) for tick in range(100)]
+    for item in items:
         queue.offer(item)
-    gone.evictable = False
 
-    queue.prune()
+    for item in items[1:]:
+        item.evictable = False
+        queue.withdraw(item)
+        assert len(list(queue)) <= 2 * sum(item.evictable for item in items)
 
-    assert list(queue) == [stays]
-    assert queue.pop() is stays
+    assert len(list(queue)) == sum(item.queued for item in items)
+    assert queue.pop() is items[0]
+    assert queue.pop() is None
 
 
-def test_pruning_in_vain_takes_no_memory() -> None:
-    """Each turn of a conversation prunes, and there is a partition for each salt."""
+def test_withdrawal_of_one_item_looks_at_no_other() -> None:
+    """Each turn of a conversation forgets the tail of the turn before; thousands of leaves belong to others."""
+
+    class Watched(Item):
+        looks = 0
+
+        def __getattribute__(self, name: str) -> object:
+            if name == "evictable":
+                type(self).looks += 1
+            return super().__getattribute__(name)
+
+    queue: EvictionQueue[Item] = EvictionQueue()
+    items = [Watched(tick) for tick in range(1000)]
+    for item in items:
+        queue.offer(item)
+    Watched.looks = 0
+
+    for item in items[:400]:
+        item.evictable = False
+        queue.withdraw(item)
+
+    assert Watched.looks == 0
+
+
+def test_turns_of_many_salts_leave_nothing_in_the_queue() -> None:
     queue: EvictionQueue[Item] = EvictionQueue()
     for tick, partition in enumerate("abc"):
         queue.offer(Item(tick, partition=partition))
 
-    for _ in range(10):
-        queue.prune()
+    for tick in range(100):
+        turn = Item(10 + tick, partition="abc"[tick % 3])
+        queue.offer(turn)
+        turn.evictable = False
+        queue.withdraw(turn)
 
-    assert len(queue._heads) == 3
+    assert len(list(queue)) <= 6
+    assert len(queue._heads) <= 6
     assert [item.partition for item in iter(queue.pop, None)] == ["a", "b", "c"]
 
 
