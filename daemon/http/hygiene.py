@@ -41,6 +41,12 @@ class Rule:
     moved: bool
 
 
+_CONTINUE = (
+    r"(?>You are an agent in the Continue CLI\. .*?\n<env>\n)"
+    r"Working directory: [^\n]*\nIs directory a git repo: (?:true|false)\nPlatform: [^\n]*\n"
+)
+"""The beginning of Continue's system prompt, up to what changes; atomic, as a search follows it."""
+
 RULES: Mapping[str, Rule] = {
     "claude_attribution": Rule(
         "Claude Code",
@@ -74,6 +80,49 @@ RULES: Mapping[str, Rule] = {
             r"You are (?:a coding agent running in the Crush CLI|Crush, a powerful AI Assistant)\b.*?"
             r"\n<env>\nWorking directory: [^\n]*\nIs directory a git repo: (?:yes|no)\nPlatform: [^\n]*\n"
             r"(?P<changing>Today's date: \d{1,2}/\d{1,2}/\d{4}\n)",
+            re.DOTALL,
+        ),
+        moved=True,
+    ),
+    "continue_date": Rule(
+        "Continue (`cn`)",
+        "the day in the list of surroundings: `Today's date: …`",
+        "changes at midnight, before the tools and all turns; a model may need it",
+        re.compile(
+            _CONTINUE + r"(?P<changing>Today's date: \d{4}-\d\d-\d\d\n)</env>\n",
+            re.DOTALL,
+        ),
+        moved=True,
+    ),
+    "continue_git_status": Rule(
+        "Continue (`cn`)",
+        'the state of the repository: `<context name="gitStatus">…</context>`',
+        "changes with each session in which a file was changed, before the tools and all turns; a model may need it",
+        re.compile(
+            _CONTINUE + r"(?:Today's date: \d{4}-\d\d-\d\d\n)?</env>\n\n[^\n]*:\n\n"
+            r"(?P<changing><context name=\"gitStatus\">.*?\n</context>\n?)",
+            re.DOTALL,
+        ),
+        moved=True,
+    ),
+    "cline_date": Rule(
+        "Cline",
+        "the day in the list of surroundings: `2. Date: …`",
+        "changes at midnight, before the tools and all turns; a model may need it",
+        re.compile(
+            r"You are Cline, an AI coding agent\. .*?\nEnvironment you are running in:\n<env>\n1\. Platform: [^\n]*\n"
+            r"(?P<changing>2\. Date: \d{1,2}/\d{1,2}/\d{4}\n)3\. ",
+            re.DOTALL,
+        ),
+        moved=True,
+    ),
+    "pi_date": Rule(
+        "pi",
+        "the day at the end of the system prompt: `Current date: …`",
+        "changes at midnight, before the tools and all turns; a model may need it",
+        re.compile(
+            r"You are an expert coding assistant operating inside pi, a coding agent harness\. .*"
+            r"(?P<changing>\nCurrent date: \d{4}-\d\d-\d\d)\nCurrent working directory: [^\n]*\Z",
             re.DOTALL,
         ),
         moved=True,

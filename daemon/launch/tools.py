@@ -136,7 +136,7 @@ def _claude(place: Place) -> Settings:
     )
 
 
-def _opencode(place: Place) -> Settings:
+def _opencode(place: Place, variable: str = "OPENCODE_CONFIG_CONTENT") -> Settings:
     limits = {"context": place.context, "output": place.output}
     provider = {
         "npm": "@ai-sdk/openai-compatible",
@@ -146,7 +146,11 @@ def _opencode(place: Place) -> Settings:
     }
     name = f"{PROVIDER}/{place.model}"
     content = {"provider": {PROVIDER: provider}, "model": name, "small_model": name}
-    return Settings({TOKEN: place.token, "OPENCODE_CONFIG_CONTENT": json.dumps(content)})
+    return Settings({TOKEN: place.token, variable: json.dumps(content)})
+
+
+def _kilo(place: Place) -> Settings:
+    return _opencode(place, "KILO_CONFIG_CONTENT")  # it is made of opencode
 
 
 def _qwen(place: Place) -> Settings:
@@ -213,11 +217,77 @@ def _goose(place: Place) -> Settings:
     )
 
 
+_CLINE_PROVIDER = "openai-compatible"
+
+
+def _cline(place: Place) -> Settings:
+    settings = {
+        "provider": _CLINE_PROVIDER,
+        "model": place.model,
+        "baseUrl": f"{place.url}/v1",
+        "contextWindow": place.context,
+        "maxTokens": place.output,
+    }
+    entry = {"settings": settings, "updatedAt": "2026-01-01T00:00:00.000Z", "tokenSource": "manual"}
+    stored = {"version": 1, "lastUsedProvider": _CLINE_PROVIDER, "modes": {}, "providers": {_CLINE_PROVIDER: entry}}
+    return Settings(
+        {
+            "OPENAI_API_KEY": place.token,
+            "CLINE_PROVIDER_SETTINGS_PATH": place.file("providers.json"),
+            "CLINE_SESSION_BACKEND_MODE": "local",  # a hub in the background would keep the door of its first session
+        },
+        ["--provider", _CLINE_PROVIDER, "--model", place.model],
+        {"providers.json": _json(stored)},
+    )
+
+
+def _continue(place: Place) -> Settings:
+    model = {
+        "name": place.model,
+        "provider": "openai",
+        "model": place.model,
+        "apiBase": f"{place.url}/v1",
+        "apiKey": f"${{{{ secrets.{TOKEN} }}}}",
+        "roles": ["chat", "edit", "apply"],
+        "capabilities": ["tool_use"],
+        "defaultCompletionOptions": {"contextLength": place.context, "maxTokens": place.output},
+    }
+    content = {"name": PROVIDER, "version": "1.0.0", "schema": "v1", "models": [model]}
+    # JSON is also YAML.
+    return Settings({TOKEN: place.token}, ["--config", place.file("config.yaml")], {"config.yaml": _json(content)})
+
+
+def _pi(place: Place) -> Settings:
+    model = {
+        "id": place.model,
+        "name": place.model,
+        "reasoning": False,
+        "input": ["text"],
+        "cost": dict.fromkeys(("input", "output", "cacheRead", "cacheWrite"), 0),
+        "contextWindow": place.context,
+        "maxTokens": place.output,
+    }
+    provider = {
+        "name": PROVIDER,
+        "baseUrl": f"{place.url}/v1",
+        "apiKey": TOKEN,
+        "api": "openai-completions",
+        "models": [model],
+    }
+    code = f"export default (pi) => pi.registerProvider({json.dumps(PROVIDER)}, {json.dumps(provider, indent=2)});\n"
+    arguments = ["--extension", place.file("provider.js"), "--provider", PROVIDER, "--model", place.model]
+    return Settings({TOKEN: place.token}, arguments, {"provider.js": code})
+
+
 TOOLS: Mapping[str, Tool] = {
     "codex": Tool("Codex", "codex", "npm install -g @openai/codex", _codex),
     "claude": Tool("Claude Code", "claude", "npm install -g @anthropic-ai/claude-code", _claude),
     "opencode": Tool("opencode", "opencode", "npm install -g opencode-ai", _opencode),
     "qwen": Tool("Qwen Code", "qwen", "npm install -g @qwen-code/qwen-code", _qwen),
+    "kilo": Tool("Kilo Code", "kilo", "npm install -g @kilocode/cli", _kilo),
+    "cline": Tool("Cline", "cline", "npm install -g cline", _cline),
+    "continue": Tool("Continue", "cn", "npm install -g @continuedev/cli", _continue),
+    "pi": Tool("pi", "pi", "npm install -g @earendil-works/pi-coding-agent", _pi),
     "aider": Tool("aider", "aider", "uv tool install aider-chat", _aider),
     "crush": Tool("Crush", "crush", "npm install -g @charmland/crush", _crush),
     "goose": Tool("goose", "goose", "brew install block-goose-cli", _goose, ("session",)),

@@ -55,7 +55,7 @@ TEMPLATE = """\
 {%- set results = messages | selectattr('role', 'equalto', 'tool') | list | length %}
 {%- if MAIN not in (tools or []) | map(attribute='function') | map(attribute='name') | list %}
 {{- 'a side job' }}
-{%- elif given.lost %}
+{%- elif given.lost and not FORGETS %}
 {{- 'the main job, without what was thought of it' }}
 {%- else %}
 {{- 'the main job, step ' ~ [results, STEPS] | min }}
@@ -83,12 +83,14 @@ class Agent:
         tool: Its tool that edits, as the model knows it.
         calls: Returns the calls that change a file.
         program: What `launch` calls it, if that is another name.
+        forgets: Whether it drops what the model thought.
     """
 
     arguments: Sequence[str]
     tool: str
     calls: Callable[[str], Sequence[str]]
     program: str = ""
+    forgets: bool = False
 
 
 AGENTS = {
@@ -132,6 +134,31 @@ AGENTS = {
             called("mcp__notes__write", path=file, text=NEW),
         ],
         program="codex",
+    ),
+    "cline": Agent(
+        [],
+        "editor",
+        lambda file: [
+            called("read_files", files=[{"path": file}]),
+            called("editor", path=file, old_text=OLD.strip(), new_text=NEW.strip()),
+        ],
+    ),
+    "continue": Agent(
+        ["--auto", "-p"],
+        "Edit",
+        lambda file: [
+            called("Read", filepath=file),
+            called("Edit", file_path=file, old_string=OLD.strip(), new_string=NEW.strip()),
+        ],
+        forgets=True,
+    ),
+    "pi": Agent(
+        ["-p"],
+        "edit",
+        lambda file: [
+            called("read", path=file),
+            called("edit", path=file, edits=[{"oldText": OLD.strip(), "newText": NEW.strip()}]),
+        ],
     ),
     "claude": Agent(
         ["--permission-mode", "acceptEdits", "-p"],
@@ -217,7 +244,8 @@ class Desk:
             "the main job, without what was thought of it": [LOST],
             "a side job": ["Nothing."],
         }
-        given = f"{{%- set MAIN, STEPS = {self._agent.tool!r}, {len(calls)} %}}\n"
+        known = (self._agent.tool, len(calls), self._agent.forgets)
+        given = f"{{%- set MAIN, STEPS, FORGETS = {known} %}}\n"
         return scripted_model(self._folder / "model", answers, given + TEMPLATE, **LONG)
 
     def session(self, asked: str) -> Session:
@@ -241,7 +269,8 @@ def test_agent_changes_a_file_and_tells_so(sessions: list[Session]) -> None:
     """
     In each of its sessions: it looks, edits, shows the model's last words and ends without an error.
 
-    With the results of a call it gives back what the model thought before, or the model's words were others.
+    With the results of a call it gives back what the model thought before, or the model's words were others. Some are
+    known to forget it.
     """
     for session in sessions:
         assert (session.status, session.content) == (0, NEW), session.output
@@ -251,6 +280,6 @@ def test_agent_changes_a_file_and_tells_so(sessions: list[Session]) -> None:
 def test_second_session_reuses_the_system_prompt(sessions: list[Session]) -> None:
     """Nearly all that comes before the user's words, tools included, is computed once."""
     first, second = (max(session.calls, key=lambda one: int(one["prompt_tokens"])) for session in sessions)
-    assert first["prompt_tokens"] > 10_000
+    assert first["prompt_tokens"] > 3_000
     begin = next(one for one in sessions[1].calls if one["prompt_tokens"] > second["prompt_tokens"] / 2)
     assert begin["cached_tokens"] >= REUSED * begin["prompt_tokens"], begin

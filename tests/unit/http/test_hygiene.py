@@ -36,6 +36,47 @@ clean
 </env>
 """
 
+CONTINUE = """You are an agent in the Continue CLI. Given the user's prompt, you should use the tools available to you.
+
+Notes:
+1. Be concise.
+Here is useful information about the environment you are running in:
+<env>
+Working directory: /work
+Is directory a git repo: true
+Platform: darwin
+{day}</env>
+
+As you answer the user's questions, you can use the following context:
+
+{status}<context name="commitSignature">Sign with Continue.
+</context>
+"""
+STATUS = """<context name="gitStatus">This is the git status at the start of the conversation.
+
+{files}
+</context>
+"""
+CLINE = """You are Cline, an AI coding agent. Your primary goal is to assist users.
+
+Environment you are running in:
+<env>
+1. Platform: darwin
+2. Date: {day}
+3. IDE: Terminal Shell
+4. Working Directory: /work
+</env>
+
+Remember: be kind."""
+PI = """You are an expert coding assistant operating inside pi, a coding agent harness. You help users.
+
+# Project Context
+
+Current date: in this project it is always a Monday.
+
+Current date: {day}
+Current working directory: /work"""
+
 LINES = [
     "x-anthropic-billing-header: cc_version=2.1.197.4cb; cc_entrypoint=sdk-cli;",
     "x-anthropic-billing-header: cc_version=2.1.37.0d9; cc_entrypoint=cli; cch=fa690;",
@@ -64,20 +105,41 @@ def test_a_turn_of_the_line_alone_goes_away() -> None:
 
 
 @pytest.mark.parametrize(
-    ("system", "days", "rule"),
+    ("system", "days", "rule", "name"),
     [
-        (OPENCODE, ("Thu Nov 26 2026", "Fri Nov 27 2026"), "opencode_date"),
-        (CRUSH, ("11/26/2026", "1/2/2027"), "crush_date"),
+        (OPENCODE, ("Thu Nov 26 2026", "Fri Nov 27 2026"), "opencode_date", "Today's date"),
+        (CRUSH, ("11/26/2026", "1/2/2027"), "crush_date", "Today's date"),
+        (
+            CONTINUE.format(day="Today's date: {day}\n", status=""),
+            ("2026-11-26", "2027-01-02"),
+            "continue_date",
+            "Today's date",
+        ),
+        (CLINE, ("11/26/2026", "1/2/2027"), "cline_date", "2. Date"),
+        (PI, ("2026-11-26", "2027-01-02"), "pi_date", "Current date"),
     ],
 )
-def test_a_day_moves_behind_the_system_prompt(system: str, days: tuple[str, str], rule: str) -> None:
+def test_a_day_moves_behind_the_system_prompt(system: str, days: tuple[str, str], rule: str, name: str) -> None:
     """The model still reads it, where the user begins; the system prompt is the same on the next day."""
     (first, used), (second, _) = (steadied(chat(system.format(day=day))) for day in days)
     assert used == [rule]
     assert first[0] == second[0]
     assert days[0] not in first[0].content
-    assert first[1].content == f"Today's date: {days[0]}\n\nHello."
+    assert first[1].content == f"{name}: {days[0]}\n\nHello."
     assert first[2:] == second[2:] == chat("")[2:]
+
+
+def test_the_state_of_a_repository_moves_behind_the_system_prompt() -> None:
+    """It is another one in each session, and the model still reads all of it, the day too."""
+    day = "Today's date: 2026-11-26\n"
+    files = ["?? notes.txt", " M a file with </context>\n M another one"]
+    (first, used), (second, _) = (
+        steadied(chat(CONTINUE.format(day=day, status=STATUS.format(files=one)))) for one in files
+    )
+    assert used == ["continue_date", "continue_git_status"]
+    assert first[0] == second[0]
+    assert first[0].content == CONTINUE.format(day="", status="")
+    assert second[1].content == f"{STATUS.format(files=files[1])}\n{day}\nHello."
 
 
 def test_a_day_stays_where_there_is_no_user() -> None:
@@ -97,6 +159,10 @@ LOOKALIKES = [
     OPENCODE.format(day="Thu Nov 26 2026").replace("Here is some useful", "Here is other"),
     "You are opencode, as I like it.\n<env>\n  Today's date: Thu Nov 26 2026\n</env>\n",
     CRUSH.format(day="Thu Nov 26 2026"),
+    CONTINUE.format(day="Today's date: soon\n", status=STATUS.format(files="clean")),
+    CONTINUE.format(day="", status="My notes:\n" + STATUS.format(files="clean")),
+    CLINE.format(day="2026-11-26"),
+    PI.format(day="2026-11-26") + "\nMy own last line.",
 ]
 
 
@@ -106,7 +172,17 @@ def test_text_that_looks_similar_stays(text: str) -> None:
     assert steadied(chat(text)) == (chat(text), [])
 
 
-@pytest.mark.parametrize("text", [*LINES, OPENCODE.format(day="Thu Nov 26 2026"), CRUSH.format(day="1/2/2027")])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *LINES,
+        OPENCODE.format(day="Thu Nov 26 2026"),
+        CRUSH.format(day="1/2/2027"),
+        CONTINUE.format(day="Today's date: 2026-11-26\n", status=STATUS.format(files="clean")),
+        CLINE.format(day="1/2/2027"),
+        PI.format(day="2026-11-26"),
+    ],
+)
 @pytest.mark.parametrize("role", ["user", "assistant", "tool"])
 def test_only_the_system_turn_at_the_beginning_is_looked_at(role: str, text: str) -> None:
     """The known forms themselves stay in what a user asks or a tool returns."""
@@ -118,6 +194,14 @@ def test_only_the_system_turn_at_the_beginning_is_looked_at(role: str, text: str
 def test_other_conversations_stay(turns: list[Message]) -> None:
     """Whatever they are."""
     assert steadied(turns) == (turns, [])
+
+
+def test_a_text_that_repeats_a_beginning_takes_no_time() -> None:
+    """A pattern that went on from each of them would read megabytes for each."""
+    head, surroundings = CONTINUE.format(day="", status=STATUS.partition("{files}")[0]).split("<env>\n")
+    open_ended = "<env>\n" + surroundings.partition('<context name="commitSignature')[0]
+    text = head + "<env>\n" + open_ended * 20_000
+    assert steadied(chat(text)) == (chat(text), [])
 
 
 def test_each_rule_has_its_reason() -> None:

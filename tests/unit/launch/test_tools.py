@@ -10,7 +10,7 @@ import pytest
 
 from daemon.launch.tools import TOOLS, Place, Settings, environment
 
-PLACE = Place("http://127.0.0.1:8080", "secret", "org/a model", 40_000, Path("/folder"))
+PLACE = Place("http://127.0.0.1:8080", "sesame", "org/a model", 40_000, Path("/folder"))
 
 
 def told(tool: str) -> Settings:
@@ -26,8 +26,8 @@ def test_each_tool_is_told_where_and_what(tool: str) -> None:
     everything = "\n".join([variables, *settings.arguments, *settings.files.values()])
     assert PLACE.url in everything
     assert PLACE.model in everything
-    assert "secret" in variables
-    assert "secret" not in "\n".join([*settings.arguments, *settings.files.values()])
+    assert "sesame" in variables
+    assert "sesame" not in "\n".join([*settings.arguments, *settings.files.values()])
 
 
 @pytest.mark.parametrize("tool", [tool for tool in TOOLS if tool != "claude"])
@@ -45,7 +45,7 @@ def test_codex_gets_values_of_toml() -> None:
     assert (read["model"], read["model_context_window"]) == (PLACE.model, 40_000)
     provider = read["model_providers"][read["model_provider"]]
     assert (provider["base_url"], provider["wire_api"]) == ("http://127.0.0.1:8080/v1", "responses")
-    assert told("codex").environment == {provider["env_key"]: "secret"}
+    assert told("codex").environment == {provider["env_key"]: "sesame"}
 
 
 def test_claude_summarises_before_a_small_context_is_full() -> None:
@@ -57,13 +57,15 @@ def test_claude_summarises_before_a_small_context_is_full() -> None:
 
 
 def test_files_of_tools_can_be_read() -> None:
-    """Each is JSON, and named by a variable."""
-    for tool in ("qwen", "aider", "crush"):
+    """Each is JSON, or a program around it, and named by a variable or an argument."""
+    for tool in TOOLS:
         settings = told(tool)
         for name, content in settings.files.items():
-            assert json.loads(content)
-            assert any(value in ("/folder", f"/folder/{name}") for value in settings.environment.values())
-    assert json.loads(told("opencode").environment["OPENCODE_CONFIG_CONTENT"])["model"] == "mlx-sidecar/org/a model"
+            assert json.loads(content[content.index("{") : content.rindex("}") + 1])
+            told_of = (*settings.environment.values(), *settings.arguments)
+            assert {"/folder", f"/folder/{name}"} & set(told_of)
+    for tool, variable in (("opencode", "OPENCODE_CONFIG_CONTENT"), ("kilo", "KILO_CONFIG_CONTENT")):
+        assert json.loads(told(tool).environment[variable])["model"] == "mlx-sidecar/org/a model"
 
 
 def test_a_proxy_is_not_asked_for_this_machine() -> None:
