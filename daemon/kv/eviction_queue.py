@@ -21,8 +21,8 @@ Each partition has a heap of its entries (tick, -depth, serial, item). A second 
 each partition, so that the oldest item of all is found without a look at every partition. Copies are not removed when
 a heap changes: a copy that differs from the present first entry of its partition is skipped.
 
-An item that is forgotten is withdrawn. It stays in its heap until withdrawn items may be half of all: then all that are
-not evictable leave at once. So forgetting one of many does not cost a look at the others.
+An item that is forgotten is withdrawn. It stays in its heap until withdrawn items may be more than half of all: then
+all that are not evictable leave at once. So forgetting one of many does not cost a look at the others.
 
 Costs: `offer` and `pop` O(log n); `withdraw` O(1), on average over many; locking, using and building upon an item O(1),
 since the queue is not told.
@@ -106,11 +106,12 @@ class EvictionQueue(Generic[T]):
     def withdraw(self, item: T) -> None:
         """Note that an item will never be evictable again."""
         self._withdrawn += item.queued
-        if 2 * self._withdrawn > self._size:
-            self._prune()
+        self._prune()
 
     def _prune(self) -> None:
-        """Drop all items that are not evictable."""
+        """Drop all items that are not evictable, if more than half of all may have been withdrawn."""
+        if 2 * self._withdrawn <= self._size:
+            return
         for partition, heap in list(self._heaps.items()):
             first, keep = heap[0], [entry for entry in heap if entry[3].evictable]
             for *_, item in heap:
@@ -136,6 +137,7 @@ class EvictionQueue(Generic[T]):
         item.queued = False
         self._size -= 1
         self._show_head(partition)
+        self._prune()
 
     def _show_head(self, partition: str) -> None:
         heap = self._heaps[partition]

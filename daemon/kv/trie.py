@@ -250,11 +250,15 @@ class PrefixTrie(Tree):
             assert self.partition_blocks[partition] == blocks, "shares drifted"
         assert self._orphans == {node for node in held if node.detached}, "an orphan is lost"
         assert all(node.locks == held[node] for node in self._orphans), "locks and leases of an orphan disagree"
-        queue = [node for node in self._leaves if not node.detached]
+        queue = list(self._leaves)
         assert len(queue) == len(set(queue)), "a node is queued twice"
-        assert set(queue) == {node for node in nodes if node.queued}, "the eviction queue disagrees with its nodes"
+        dead = {node for node in queue if node.detached}
+        assert set(queue) - dead == {node for node in nodes if node.queued}, "the eviction queue lost or made up a node"
+        assert 2 * len(dead) <= len(queue), "the eviction queue holds too many dead nodes"
         checkpoints = list(self._checkpoints)
         assert len(checkpoints) == len(set(checkpoints)), "a checkpoint is queued twice"
+        lost = sum(checkpoint.node is None for checkpoint in checkpoints)
+        assert 2 * lost <= len(checkpoints), "the eviction queue holds too many lost checkpoints"
         self.ledger.check([*nodes, *self._orphans])
 
     def _add(self, parent: Node, key: bytes, extents: tuple[Extent | None, ...]) -> Node:

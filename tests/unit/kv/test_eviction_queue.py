@@ -84,6 +84,23 @@ def test_withdrawn_items_leave_the_queue_once_they_are_more_than_half_of_it() ->
     assert queue.pop() is None
 
 
+def test_withdrawn_items_are_at_most_half_of_the_queue_also_as_others_leave() -> None:
+    queue: EvictionQueue[Item] = EvictionQueue()
+    items = [Item(tick) for tick in range(100)]
+    for item in items:
+        queue.offer(item)
+    for item in items[60:]:
+        item.evictable = False
+        queue.withdraw(item)
+
+    while (taken := queue.pop()) is not None:
+        assert taken is items.pop(0)
+        queued = list(queue)
+        assert 2 * sum(not item.evictable for item in queued) <= len(queued)
+
+    assert not list(queue)
+
+
 def test_withdrawal_of_one_item_looks_at_no_other() -> None:
     """Each turn of a conversation forgets the tail of the turn before; thousands of leaves belong to others."""
 
