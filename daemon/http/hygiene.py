@@ -41,6 +41,7 @@ class Rule:
     moved: bool
 
 
+_EACH_DAY = "changes at midnight, before the tools and all turns; a model may need it"
 _CONTINUE = (
     r"(?>You are an agent in the Continue CLI\. .*?\n<env>\n)"
     r"Working directory: [^\n]*\nIs directory a git repo: (?:true|false)\nPlatform: [^\n]*\n"
@@ -62,7 +63,7 @@ RULES: Mapping[str, Rule] = {
     "opencode_date": Rule(
         "opencode",
         "the day in the list of surroundings: `Today's date: …`",
-        "changes at midnight, before the tools and all turns; a model may need it",
+        _EACH_DAY,
         re.compile(
             r"You are (?:opencode|OpenCode), .*?"
             r"\nHere is some useful information about the environment you are running in:\n<env>\n"
@@ -75,7 +76,7 @@ RULES: Mapping[str, Rule] = {
     "crush_date": Rule(
         "Crush",
         "the day in the list of surroundings: `Today's date: …`",
-        "changes at midnight, before the tools and all turns; a model may need it",
+        _EACH_DAY,
         re.compile(
             r"You are (?:a coding agent running in the Crush CLI|Crush, a powerful AI Assistant)\b.*?"
             r"\n<env>\nWorking directory: [^\n]*\nIs directory a git repo: (?:yes|no)\nPlatform: [^\n]*\n"
@@ -87,7 +88,7 @@ RULES: Mapping[str, Rule] = {
     "continue_date": Rule(
         "Continue (`cn`)",
         "the day in the list of surroundings: `Today's date: …`",
-        "changes at midnight, before the tools and all turns; a model may need it",
+        _EACH_DAY,
         re.compile(
             _CONTINUE + r"(?P<changing>Today's date: \d{4}-\d\d-\d\d\n)</env>\n",
             re.DOTALL,
@@ -108,7 +109,7 @@ RULES: Mapping[str, Rule] = {
     "cline_date": Rule(
         "Cline",
         "the day in the list of surroundings: `2. Date: …`",
-        "changes at midnight, before the tools and all turns; a model may need it",
+        _EACH_DAY,
         re.compile(
             r"You are Cline, an AI coding agent\. .*?\nEnvironment you are running in:\n<env>\n1\. Platform: [^\n]*\n"
             r"(?P<changing>2\. Date: \d{1,2}/\d{1,2}/\d{4}\n)3\. ",
@@ -119,7 +120,7 @@ RULES: Mapping[str, Rule] = {
     "pi_date": Rule(
         "pi",
         "the day at the end of the system prompt: `Current date: …`",
-        "changes at midnight, before the tools and all turns; a model may need it",
+        _EACH_DAY,
         re.compile(
             r"You are an expert coding assistant operating inside pi, a coding agent harness\. .*"
             r"(?P<changing>\nCurrent date: \d{4}-\d\d-\d\d)\nCurrent working directory: [^\n]*\Z",
