@@ -270,11 +270,15 @@ def _pi(place: Place) -> Settings:
     provider = {
         "name": PROVIDER,
         "baseUrl": f"{place.url}/v1",
-        "apiKey": TOKEN,
         "api": "openai-completions",
         "models": [model],
     }
-    code = f"export default (pi) => pi.registerProvider({json.dumps(PROVIDER)}, {json.dumps(provider, indent=2)});\n"
+    # Versions differ in whether a key of the settings is the name of a variable, so the extension reads it itself.
+    code = (
+        f"const provider = {json.dumps(provider, indent=2)};\n"
+        f"provider.apiKey = process.env.{TOKEN};\n"
+        f"export default (pi) => pi.registerProvider({json.dumps(PROVIDER)}, provider);\n"
+    )
     arguments = ["--extension", place.file("provider.js"), "--provider", PROVIDER, "--model", place.model]
     return Settings({TOKEN: place.token}, arguments, {"provider.js": code})
 

@@ -15,7 +15,11 @@ PINS = Path(__file__).with_name("package.json")
 INSTALL_SECONDS = 900
 NO_REGISTRY = ("ENOTFOUND", "EAI_AGAIN", "ETIMEDOUT", "ECONNREFUSED", "ENETUNREACH", "E404", "ETARGET")
 """What npm says where no registry can be reached, or where it lacks a version."""
-SCRIPTS = ("@anthropic-ai/claude-code/install.cjs", "opencode-ai/postinstall.mjs")
+SCRIPTS = (
+    "@anthropic-ai/claude-code/install.cjs",
+    "node/installArchSpecificPackage.js",
+    "opencode-ai/postinstall.mjs",
+)
 """Scripts that put a package's program in its place; npm runs none that it was not told to."""
 
 
@@ -48,3 +52,4 @@ def _install(folder: Path) -> None:
     for script in SCRIPTS:
         path = folder / "node_modules" / script
         subprocess.run(["node", str(path)], cwd=path.parent, check=True, timeout=INSTALL_SECONDS)
+    (folder / "node_modules" / ".bin" / "node").symlink_to("../node/bin/node")  # npm linked it only if it was there

@@ -68,6 +68,13 @@ def test_files_of_tools_can_be_read() -> None:
         assert json.loads(told(tool).environment[variable])["model"] == "mlx-sidecar/org/a model"
 
 
+def test_pi_gets_the_token_itself() -> None:
+    """Of its versions some take a key for the name of a variable, and some for the key."""
+    (code,) = told("pi").files.values()
+    assert "provider.apiKey = process.env.MLX_SIDECAR_TOKEN;" in code
+    assert told("pi").environment == {"MLX_SIDECAR_TOKEN": "sesame"}
+
+
 def test_a_proxy_is_not_asked_for_this_machine() -> None:
     """What else the user has said of proxies stays; variables that would win are gone."""
     inherited = {"HTTP_PROXY": "http://proxy", "NO_PROXY": "intern", "ANTHROPIC_API_KEY": "theirs", "HOME": "/me"}
