@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -100,9 +102,9 @@ class Threads:
         thread = threading.Thread(target=self._run, args=(job,), name=self._name, daemon=True)
         try:
             thread.start()
-        except RuntimeError as error:  # the system has no more
+        except RuntimeError:  # the system has no more
             self._end(job)
-            job.failed(error)
+            job.failed(OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
 
     def _run(self, job: Job | None) -> None:
         inbox: _Inbox = SimpleQueue()

@@ -87,7 +87,7 @@ class Note:
         Raises:
             OSError: If that is not possible.
         """
-        self._place.mkdir(parents=True, exist_ok=True)
+        self._place.mkdir(mode=0o700, parents=True, exist_ok=True)
         before = self._names()
         name = f"{self._name}-{secrets.token_hex(8)}"
         (self._place / name).touch(0o600, exist_ok=False)

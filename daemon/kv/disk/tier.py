@@ -225,14 +225,14 @@ class DiskTier:
         self._used.update(entry.piece.name for entry in self.catalog.touch(entries, self._wall()))
 
     def _read(self, entry: Entry, then: Callable[[Parts], None]) -> None:
-        """Read a piece; one that cannot be read is removed with all that need it."""
+        """Read a piece; one that is damaged or gone is removed with all that need it."""
 
         def there() -> bool:
             return self.catalog.get(entry.piece.name) is entry
 
-        def arrived(parts: Parts) -> None:
+        def arrived(parts: Parts, lost: bool) -> None:
             self.moved = self.clock()
-            if parts is None and there():
+            if lost and there():
                 self._remove(self.catalog.drop([entry]))
             then(parts)
 

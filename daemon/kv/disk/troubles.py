@@ -1,4 +1,4 @@
-"""What keeps a disk tier from its work without a fault: a disk that is too small, and things that are no pieces."""
+"""What keeps a disk tier from its work without a fault: too small a disk, what is no piece, missing threads."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import stat
 from pathlib import Path
 
 from daemon.kv.disk.codec import PIECE_BYTES
+from daemon.shared.errors import Reason, SidecarError
+from daemon.shared.machine_faults import machine_fault
 from daemon.shared.wording import size
 
 
@@ -50,3 +52,9 @@ def no_piece(path: Path) -> str:
     if not os.access(path, os.R_OK):
         return "cannot be read by this user; give it the mode 600 back, or remove it"
     return ""
+
+
+def passes(error: Exception) -> bool:
+    """Tell whether a read failed for want of a thread, of memory or of descriptors: the file may be as good as ever."""
+    fault = error if isinstance(error, SidecarError) else machine_fault(error, "a file of the disk tier cannot be read")
+    return fault is not None and fault.reason in (Reason.MODEL_NOT_RESPONDING, Reason.MACHINE_EXHAUSTED)

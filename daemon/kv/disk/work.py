@@ -20,6 +20,8 @@ from daemon.kv.disk.limits import Space
 from daemon.kv.disk.log_lines import log_fault, log_scan
 from daemon.kv.disk.note import Note
 from daemon.kv.disk.piece import Part, Piece
+from daemon.kv.disk.reads import Parts
+from daemon.kv.disk.troubles import passes
 from daemon.shared.machine_faults import pass_on_device_failure
 from daemon.shared.readings import agreed
 
@@ -181,13 +183,13 @@ class DiskWork:
 
         self._run("empty", emptied, done)
 
-    def read(self, piece: Piece, then: Callable[[Sequence[Part] | None], None], wanted: Callable[[], bool]) -> None:
+    def read(self, piece: Piece, then: Callable[[Parts, bool], None], wanted: Callable[[], bool]) -> None:
         """
         Read a piece.
 
         Args:
             piece: The piece.
-            then: Takes its parts; None if it cannot be read.
+            then: Takes its parts, or None if it cannot be read; and whether its file is of no use.
             wanted: Whether it should be there; if not, it is no fault that it cannot be read.
         """
 
@@ -195,11 +197,11 @@ class DiskWork:
             if isinstance(parts, Exception):
                 if wanted():
                     self.note_fault("read", parts)
-                then(None)
+                then(None, not passes(parts))
                 return
             self._failing.discard("read")
             self.counters.read_bytes += piece.nbytes
-            then(parts)
+            then(parts, False)
 
         self._run_read(f"read {piece.name}", partial(self._files.read, piece), done)
 

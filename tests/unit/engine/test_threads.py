@@ -167,7 +167,9 @@ def test_failed_thread_start_fails_only_its_call(bench: Bench, monkeypatch: pyte
     with monkeypatch.context() as patch, capture_logs():
         patch.setattr(threading.Thread, "start", refuse)
         bench.run(task(LOOKUP, "a", lambda: 1))
-        assert isinstance(bench.hear(), SidecarError)
+        refused = bench.hear()
+    assert isinstance(refused, SidecarError)
+    assert (refused.reason, bool(refused.retry_after)) == (Reason.MACHINE_EXHAUSTED, True), refused.message
     bench.run(task(LOOKUP, "a", lambda: 1))
     assert bench.hear() == 1
 

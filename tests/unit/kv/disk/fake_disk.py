@@ -117,6 +117,7 @@ class MemoryFiles(Files):
         self.disk = Space(10**9, 10**9)
         self.fault: OSError | None = None
         self.remove_fault: OSError | None = None
+        self.read_fault: Exception | None = None
         self.noted = False
 
     def open(self) -> None:
@@ -148,6 +149,8 @@ class MemoryFiles(Files):
     def read(self, piece: Piece) -> list[Part]:
         """Return the parts of a piece."""
         self._fail()
+        if self.read_fault is not None:
+            raise self.read_fault
         data = self.content.get(piece.name)
         if data is None:
             raise FileNotFoundError(2, "gone")

@@ -67,3 +67,9 @@ def test_note_that_comes_after_the_look_stays(tmp_path: Path) -> None:
     assert isinstance(found[0], Found)
     assert found[0].noted
     assert Note(tmp_path, tmp_path / "kv").look()
+
+
+def test_note_makes_its_directory_private(tmp_path: Path) -> None:
+    """It is the daemon's own directory, that of the configuration."""
+    Note(tmp_path / "state", tmp_path / "kv").write()
+    assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from itertools import pairwise
 
 import pytest
 
 from daemon.kv.disk.note import MOST_FORGOTTEN
 from daemon.kv.disk.restores import STALL_SECONDS
+from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.machine_faults import DeviceFailedError
 from tests.unit.kv.disk.fake_disk import NAME, TOKENS, FakeCodec, FakeDisk, MemoryFiles, written
 from tests.unit.kv.fake_kv import FakePrefixes, prompt
@@ -24,6 +26,36 @@ def test_damaged_piece_is_removed_and_computed_again(place: int) -> None:
     assert disk.restore(NAME, [*prompt(1, 2, 3, 4, 5), 9]) == TOKENS
     assert last not in disk.files.content
     assert disk.tier.work.counters.faults == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        SidecarError(Reason.MODEL_NOT_RESPONDING, "its thread hangs"),
+        SidecarError(Reason.MACHINE_EXHAUSTED, "there is no thread"),
+        OSError(errno.EMFILE, "too many open files"),
+        MemoryError(),
+    ],
+    ids=lambda fault: type(fault).__name__,
+)
+def test_read_without_a_look_at_the_file_keeps_its_piece(fault: Exception) -> None:
+    """A disk that slept, or was busy, has as good a file as before: the next request that needs it has it."""
+    disk = written(TOKENS)
+    before = dict(disk.files.content)
+    disk.files.read_fault = fault
+    assert disk.restore(NAME, [*TOKENS, 9]) == []
+    assert disk.tier.work.counters.faults == 1
+    disk.files.read_fault = None
+    assert disk.files.content == before
+    assert disk.restore(NAME, [*TOKENS, 9]) == TOKENS
+
+
+def test_piece_that_the_disk_cannot_read_is_removed() -> None:
+    """With a fault of the disk itself, each request would wait for it again."""
+    disk = written(TOKENS)
+    disk.files.read_fault = OSError(errno.EIO, "it fails")
+    assert disk.restore(NAME, [*TOKENS, 9]) == []
+    assert not disk.files.content
 
 
 def test_slow_disk_costs_a_request_no_more_than_a_moment() -> None:
