@@ -100,6 +100,22 @@ def invalid(field: str, message: str) -> Problem:
     return Problem(400, f"{field} {message}", code="invalid_value", field=field)
 
 
+def page_limit(text: str, most: int) -> int:
+    """
+    Return the parameter `limit` of a list's page.
+
+    Args:
+        text: As the client wrote it.
+        most: The largest page.
+
+    Raises:
+        Problem: If it is no number from 1 to `most`.
+    """
+    if re.fullmatch(r"[0-9]{1,9}", text) and 1 <= int(text) <= most:  # Python reads no number of thousands of digits
+        return int(text)
+    raise invalid("limit", f"must be a number from 1 to {most}")
+
+
 def problem(error: Exception, names: Mapping[str, str] | None = None) -> Problem | None:
     """
     Return the problem that an error is; None for a bug.

@@ -127,6 +127,16 @@ def test_embed_answers_both_clients_alike(caller: Client, served: RunningDaemon)
     assert (first.dimensions, first.pooling, first.normalized) == (64, "last_token", True)
 
 
+def test_embed_names_as_many_long_texts_as_a_call_has(caller: Client) -> None:
+    """An error of gRPC's may have a few kilobytes."""
+    caller.load("vectors", context_length=16)
+    with pytest.raises(mlx_sidecar.ContextLengthExceeded) as refused:
+        caller.embed("vectors", ["sea " * 1500] * 255 + ["sea"])
+    caller.invalidate_model("vectors")
+    named = refused.value.metadata["long_texts"].split()
+    assert [int(one.partition(":")[0]) for one in named] == [*range(255)]
+
+
 def test_short_names_work_wherever_a_model_is_named(caller: Client) -> None:
     """Generate, GetOrLoad, and Invalidate of what another name loaded."""
     assert caller.load("faster").model == "embedded"

@@ -162,7 +162,8 @@ def _refuse_if_never(
         head = head_bytes(models[0], (row.held + row.room) * headed)
         return prompt_bill(models, row, max(1, request.samples)).total + scores + head
 
-    services.budget.refuse_if_never(need, len(prompt.tokens), sum(model.nbytes for model in models))
+    weights = {id(model): model.nbytes for model in models}  # a model that guesses for itself is in memory once
+    services.budget.refuse_if_never(need, len(prompt.tokens), sum(weights.values()))
 
 
 def sequence_of(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from daemon.cache.embedding_config import LAST_TOKEN, MEAN, EmbeddingConfig, embedding_config
@@ -106,20 +106,41 @@ def _limit(context: int, most: int) -> int:
 
 def _tokenise(texts: Sequence[str], instruction: str, tokenizer: Tokenizer, limit: int) -> list[list[int]]:
     tokenised: list[list[int]] = []
+    long: dict[int, int] = {}
     for index, text in enumerate(texts):
         ids = tokenizer.encode_prompt(instruction + text)
         moved()
         if not ids:
             raise invalid(f"texts[{index}]", "is empty; a text needs at least one token")
         if limit and len(ids) > limit:
-            raise SidecarError(
-                Reason.CONTEXT_LENGTH_EXCEEDED,
-                f"texts[{index}] has {len(ids)} tokens with its instruction, but the model takes {limit}; cut it",
-                metadata={"prompt_tokens": str(len(ids)), "max_tokens": "0", "context_length": str(limit)},
-                field=f"texts[{index}]",
-            )
-        tokenised.append(ids)
+            long[index] = len(ids)  # without its ids: those of all texts could be many times a model's context
+        else:
+            tokenised.append(ids)
+    if long:
+        raise _too_long(long, limit)
     return tokenised
+
+
+def _too_long(long: Mapping[int, int], limit: int) -> SidecarError:
+    """
+    Return the error of texts that are too long. It names the first, and all of them for a program that cuts texts.
+
+    Args:
+        long: Tokens of each text that is too long, by its index.
+        limit: Most tokens of a text.
+    """
+    first = min(long)
+    return SidecarError(
+        Reason.CONTEXT_LENGTH_EXCEEDED,
+        f"texts[{first}] has {long[first]} tokens with its instruction, but the model takes {limit}; cut it",
+        metadata={
+            "prompt_tokens": str(long[first]),
+            "max_tokens": "0",
+            "context_length": str(limit),
+            "long_texts": " ".join(f"{index}:{tokens}" for index, tokens in long.items()),
+        },
+        field=f"texts[{first}]",
+    )
 
 
 def _check_ids(index: int, ids: list[int], vocab: int) -> None:

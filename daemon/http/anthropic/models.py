@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from daemon.http.errors import Problem, invalid
+from daemon.http.errors import Problem, invalid, page_limit
 from mlx_sidecar import ListedModel, ModelList
 
 UNKNOWN_TIME = "1970-01-01T00:00:00Z"
@@ -56,7 +56,7 @@ def page(listed: ModelList, query: Mapping[str, str]) -> Models:
     """
     found = _models(listed)
     ids = [model.id for model in found]
-    limit = _limit(query.get("limit", str(DEFAULT_PAGE)))
+    limit = page_limit(query.get("limit", str(DEFAULT_PAGE)), LARGEST_PAGE)
     first, end = 0, len(found)
     if "after_id" in query:
         first = _position(ids, "after_id", query["after_id"]) + 1
@@ -91,12 +91,6 @@ def _models(listed: ModelList) -> list[Model]:
 def _model(name: str, one: ListedModel) -> Model:
     context = one.context_length or None
     return Model(id=name, display_name=name, max_input_tokens=context, max_tokens=context)
-
-
-def _limit(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= LARGEST_PAGE:
-        raise invalid("limit", f"must be from 1 to {LARGEST_PAGE}")
-    return int(text[:9])
 
 
 def _position(ids: list[str], field: str, name: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from time import monotonic
 
 from daemon.http.ollama.embed_types import Embedded, EmbeddedPrompt, EmbeddingsRequest, EmbedRequest
@@ -10,8 +9,6 @@ from daemon.http.ollama.figures import nanoseconds
 from daemon.http.ollama.names import daemon_name
 from daemon.http.ollama.residence import resident
 from mlx_sidecar import AsyncClient, ContextLengthExceeded, Embeddings, EmbedOptions
-
-_TEXT = re.compile(r"texts\[(\d+)\]")
 
 
 async def vectors(client: AsyncClient, request: EmbedRequest) -> Embedded:
@@ -45,7 +42,7 @@ async def vector(client: AsyncClient, request: EmbeddingsRequest) -> EmbeddedPro
 async def _embedded(
     client: AsyncClient, model: str, texts: list[str], truncate: bool, options: EmbedOptions
 ) -> Embeddings:
-    """Return the vectors of texts. Each time that the daemon names a text as too long, it is cut, and all are tried."""
+    """Return the vectors of texts. Those that the daemon names as too long are cut, and all are tried again."""
     while True:
         try:
             return await client.embed(model, texts, **options)
@@ -58,16 +55,18 @@ async def _embedded(
 
 def cut(texts: list[str], error: ContextLengthExceeded) -> list[str] | None:
     """
-    Return texts of which the one that is too long is shorter; None if the error names none, or it cannot be cut.
+    Return texts of which those that are too long are shorter; None if the error names none, or one cannot be cut.
 
-    It is cut by its share of characters: tokens are the model's matter. It becomes shorter each time, until it fits.
+    They are cut by their share of characters: tokens are the model's matter. They become shorter each time, until they
+    fit.
     """
     try:
-        share = int(error.metadata["context_length"]) / int(error.metadata["prompt_tokens"])
-    except (KeyError, ValueError, ZeroDivisionError):
+        most = int(error.metadata["context_length"])
+        named = [one.partition(":") for one in error.metadata["long_texts"].split()]
+        tokens = {int(index): int(count) for index, _, count in named}
+    except (KeyError, ValueError):
         return None
-    if (named := _TEXT.fullmatch(error.field or "")) is None:
-        return None
-    index = int(named[1])
-    kept = min(int(len(texts[index]) * share), len(texts[index]) - 1)
-    return [*texts[:index], texts[index][:kept], *texts[index + 1 :]] if kept > 0 else None
+    shorter = list(texts)
+    for index, count in tokens.items():
+        shorter[index] = texts[index][: min(len(texts[index]) * most // count, len(texts[index]) - 1)]
+    return shorter if tokens and all(shorter[index] for index in tokens) else None

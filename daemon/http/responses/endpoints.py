@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from daemon.http.bodies import read_body
-from daemon.http.errors import Problem, invalid
+from daemon.http.errors import Problem, invalid, page_limit
 from daemon.http.generation import Ask, count, events
 from daemon.http.openai.errors import EVENTS
 from daemon.http.responses.answer_types import Count, Event
@@ -130,13 +130,11 @@ async def cancel(request: Request, client: AsyncClient) -> Response:
 async def input_items(request: Request, client: AsyncClient) -> Response:
     """Answer `GET /v1/responses/{id}/input_items`."""
     kept = found(_store, request.path_params["name"])
-    limit, order = request.query_params.get("limit", "20"), request.query_params.get("order", "desc")
-    if not limit.isdecimal() or not 1 <= int(limit) <= MOST_ITEMS:
-        raise invalid("limit", f"is a number from 1 to {MOST_ITEMS}")
+    limit = page_limit(request.query_params.get("limit", "20"), MOST_ITEMS)
+    order, after = request.query_params.get("order", "desc"), request.query_params.get("after")
     if order not in ("asc", "desc"):
         raise invalid("order", "is `asc` or `desc`")
-    after = request.query_params.get("after")
-    return _json(page(kept, limit=int(limit), after=after, newest_first=order == "desc"))
+    return _json(page(kept, limit=limit, after=after, newest_first=order == "desc"))
 
 
 def _json(body: BaseModel, headers: dict[str, str] | None = None) -> Response:

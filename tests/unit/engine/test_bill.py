@@ -124,6 +124,26 @@ def test_passes_of_drafts_and_scores_get_narrower(
     harness.settle()
 
 
+def test_model_that_drafts_for_itself_counts_once(engine: Callable[..., Harness], tmp_path: Path) -> None:
+    """Its weights are in memory once: a request that fits beside them is served."""
+    harness, path = engine(kv_cache_mb=0), model_of(tmp_path)
+    harness.run(pb.GetOrLoadRequest(model=path))
+    (weights,) = (entry.model.nbytes for entry in harness.engine._models.entries())
+    ask = asked(path)
+    ask.draft_model, ask.stop.ignore_eos = path, True
+
+    def answered(room: int) -> Answer:
+        budget = replace(harness.engine._services.budget, limit=weights + room)
+        harness.engine._services = replace(harness.engine._services, budget=budget)
+        harness.engine._memory.budget = budget
+        return harness.run(ask)
+
+    needed = int(answered(1).failure.metadata["needed_bytes"])
+    assert answered(needed - 1).failure.reason == "REQUEST_EXCEEDS_MEMORY"
+    assert answered(needed).finished.usage.completion_tokens == 4
+    harness.settle()
+
+
 def test_load_tells_how_long_a_request_can_be(engine: Callable[..., Harness], tmp_path: Path) -> None:
     """Of a request with so many tokens the prompt is admitted; a longer one is refused."""
     harness, path = engine(kv_cache_mb=0), model_of(tmp_path)

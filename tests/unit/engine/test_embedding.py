@@ -327,3 +327,14 @@ def test_text_with_a_token_id_that_the_model_has_not_is_refused(harness: Harness
     failure = Vectors(harness, embed(path, wanted)).failure
     assert (failure.reason, failure.field) == ("INVALID_ARGUMENT", "texts[1]")
     assert not Vectors(harness, embed(path, wanted[:1])).failure.message
+
+
+def test_all_texts_that_are_too_long_are_named(harness: Harness, tmp_path: Path) -> None:
+    """With their tokens, for a program that cuts them: one a call would have all texts tokenised for each."""
+    path = embedding_model(tmp_path / "model")
+    wanted = ["a ship", "sea " * 5000, "a bird", "sea " * 6000]
+    counts = {index: len(Alone(path).tokenizer.encode(wanted[index])) for index in (1, 3)}
+    failure = Vectors(harness, embed(path, wanted)).failure
+    assert (failure.reason, failure.field) == ("CONTEXT_LENGTH_EXCEEDED", "texts[1]")
+    assert failure.metadata["long_texts"] == f"1:{counts[1]} 3:{counts[3]}"
+    assert failure.metadata["prompt_tokens"] == str(counts[1])

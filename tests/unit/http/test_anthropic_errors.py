@@ -178,7 +178,7 @@ def test_models_come_in_pages() -> None:
     assert ([one.id for one in before.data], before.has_more) == (["c-alias", "a"], True)
 
 
-@pytest.mark.parametrize("query", [{"limit": "0"}, {"limit": "x"}, {"limit": "9" * 30}, {"after_id": "b"}])
+@pytest.mark.parametrize("query", [{"limit": "0"}, {"limit": "x"}, {"limit": "9" * 5000}, {"after_id": "b"}])
 def test_wrong_pages_are_refused(query: dict[str, str]) -> None:
     """By the name of the parameter."""
     with pytest.raises(Problem) as caught:

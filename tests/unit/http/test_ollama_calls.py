@@ -120,10 +120,11 @@ class Scripted(AsyncClient):
 
     async def embed(self, model: str, texts: Any, **options: Any) -> Any:
         self.calls.append(("embed", [len(text) for text in texts], options))
-        for index, text in enumerate(texts):
-            if len(text) > self.most:
-                figures = {"prompt_tokens": str(len(text)), "context_length": str(self.most)}
-                raise ContextLengthExceeded("it is too long", field=f"texts[{index}]", metadata=figures)
+        long = {index: len(text) for index, text in enumerate(texts) if len(text) > self.most}
+        if long:
+            named = " ".join(f"{index}:{tokens}" for index, tokens in long.items())
+            figures = {"context_length": str(self.most), "long_texts": named}
+            raise ContextLengthExceeded("it is too long", field=f"texts[{min(long)}]", metadata=figures)
         return Embeddings(((0.5, 1.0),) * len(texts), model, 2, "mean", True, Usage(4, 0, 0), 0.1)
 
 
@@ -254,7 +255,7 @@ async def test_texts_that_are_too_long_are_cut() -> None:
     client = Scripted()
     found = (await post(client, "/api/embed", {"model": "m", "input": ["12345", "12", "1234567"]})).json
     assert (found["embeddings"], found["prompt_eval_count"]) == ([[0.5, 1.0]] * 3, 4)
-    assert [call[1] for call in client.calls] == [[5, 2, 7], [3, 2, 7], [3, 2, 3]]
+    assert [call[1] for call in client.calls] == [[5, 2, 7], [3, 2, 3]], "all at once: a try for each would take hours"
     assert (await post(Scripted(), "/api/embeddings", {"model": "m", "prompt": "12"})).json == {"embedding": [0.5, 1.0]}
     whole = await post(Scripted(), "/api/embed", {"model": "m", "input": "12345", "truncate": False})
     assert "too long" in whole.json["error"]
@@ -276,6 +277,17 @@ async def test_models_in_memory_have_an_end() -> None:
     (model,) = (await post(Scripted(), "/api/ps", None, "GET")).json["models"]
     assert (model["name"], model["size_vram"], model["context_length"]) == ("org/name", INFO.size_bytes, 4096)
     assert model["expires_at"] < "2300"
+
+
+async def test_model_that_stays_for_ages_has_a_date() -> None:
+    """An idle time may have 10,000 years, and dates end before: the list has all models all the same."""
+
+    class Patient(Scripted):
+        async def stats(self, **options: Any) -> Any:
+            return replace(STATS, models=(replace(MODEL_STATS, expires_in=3e11),))
+
+    (model,) = (await post(Patient(), "/api/ps", None, "GET")).json["models"]
+    assert model["expires_at"].startswith("9999-12-31T23:59:59")
 
 
 async def test_model_is_shown_in_detail() -> None:

@@ -6,15 +6,17 @@ import json
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 
 from daemon.http.errors import Problem
 from daemon.http.generation import Ask
+from daemon.http.responses import endpoints
 from daemon.http.responses.answering import Answer
 from daemon.http.responses.asking import ask
 from daemon.http.responses.conversation import Conversation, deleted, found, page
 from daemon.http.responses.request_types import ResponseRequest
 from daemon.http.responses.store import Kept, Store
-from mlx_sidecar import Delta, Finished, GenerateEvent, Message, Started, Timings, Usage
+from mlx_sidecar import AsyncClient, Delta, Finished, GenerateEvent, Message, Started, Timings, Usage
 
 EVENTS: list[GenerateEvent] = [
     Started("req-7", "org/model", 12, 8),
@@ -160,3 +162,15 @@ def test_items_of_an_answer_come_in_pages() -> None:
     assert [one["id"] for one in page(answer, limit=9, after="i0", newest_first=False).data] == ["i1", "i2"]
     with pytest.raises(Problem, match="after"):
         page(answer, limit=2, after="i9", newest_first=True)
+
+
+@pytest.mark.parametrize("limit", ["0", "101", "x", "", "-1", pytest.param("9" * 5000, id="long")])
+async def test_page_of_no_such_size_is_refused(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    """By its parameter; Python's own reader of numbers fails at thousands of digits."""
+    store = Store()
+    store.put("resp_1", kept(10), [])
+    monkeypatch.setattr(endpoints, "_store", store)
+    asked = {"type": "http", "query_string": f"limit={limit}".encode(), "path_params": {"name": "resp_1"}}
+    with pytest.raises(Problem) as error:
+        await endpoints.input_items(Request(asked), AsyncClient("/nowhere/s.sock"))
+    assert (error.value.status, error.value.field) == (400, "limit")
