@@ -8,6 +8,7 @@ first.
 
 import os
 import sys
+from io import TextIOWrapper
 from traceback import walk_tb
 
 import daemon
@@ -34,6 +35,7 @@ def main() -> None:
     from daemon.shared.process_setup import hold_standard_streams
 
     hold_standard_streams()  # first: a file opened before could get the descriptor of a closed standard stream
+    _show_anything()
     from daemon.cli import main as command_line
 
     try:
@@ -44,6 +46,12 @@ def main() -> None:
         # The interpreter flushes standard output at its end, and would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(f"mlx-sidecar: standard output: {error.strerror}")
+
+
+def _show_anything() -> None:
+    """Let output that has no Unicode show the rest as escapes: an answer must not end in a traceback."""
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _was_printing(error: OSError) -> bool:

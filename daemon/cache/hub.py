@@ -33,8 +33,12 @@ from daemon.cache.model_files import check, read
 from daemon.cache.unchanged import Findings
 from daemon.cache.weight_files import is_weight_file, weight_files
 from daemon.shared.errors import Reason, SidecarError
+from daemon.shared.machine_faults import machine_fault
 
-PATTERNS = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja"]
+PATTERNS = [
+    *("*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "tiktoken.model"),
+    *("*.txt", "*.jsonl", "*.jinja"),
+]
 """Files that mlx-lm reads of a model. Python files are left out: they are never run."""
 _IGNORED = ["*/*.safetensors"]
 """Files that the patterns match as well: their asterisk stands for slashes too."""
@@ -148,6 +152,11 @@ def _refusing(repo: str, revision: str) -> Iterator[None]:
         why = f"the Hub cannot be reached either ({type(error).__name__})"
         if constants.HF_HUB_OFFLINE:
             why = "the Hub is not asked, because HF_HUB_OFFLINE was set when the daemon started"
+        raise _not_cached(repo, why) from error
+    except (RuntimeError, OSError) as error:  # of hf_xet, or of a file that came short: it has a text alone
+        if machine_fault(error, repo) is not None or getattr(error, "errno", None) is not None:
+            raise
+        why = f"the Hub did not give all of it ({type(error).__name__}); ask again: files that are here are kept"
         raise _not_cached(repo, why) from error
 
 

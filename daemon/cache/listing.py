@@ -40,6 +40,7 @@ MOST_FOLDERS = 20_000
 DEPTH = 3
 """Most directories between a root and a model below it."""
 
+_NAMELESS = "it has a name of the Hub from before organisations, which cannot be asked for; fetch it as org/name"
 _MOST_NEAR = 3
 """Names that are suggested for a mistyped one."""
 _READ = (".json", ".jinja", ".safetensors")
@@ -230,6 +231,7 @@ def _hub_model(found: HubFolder) -> DiskModel:
         disk_bytes=found.disk_bytes,
         last_used=found.last_used,
         revision=found.snapshot.name,
+        problem="" if "/" in found.model else _NAMELESS,
     )
 
 

@@ -25,6 +25,8 @@ EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:<4} {meaning}" for code, mean
 """The end of `mlx-sidecar --help`."""
 
 
+_HOMELESS = "Could not determine home directory."
+"""What `Path.home` says of a user that the system does not know, as in containers."""
 _VAGUE = ("; try again", "; try again shortly", ", or try again shortly")
 """How texts end where the time of the next try follows."""
 
@@ -38,6 +40,14 @@ class Answer(NamedTuple):
 
 def explain(error: BaseException) -> Answer | None:
     """Return the text and the exit code of an expected error; None for a bug, which is shown with its traceback."""
+    from daemon.cli.output.formatting import printable
+
+    answer = _answer(error)
+    # A text may quote what the files of a model say, and control characters could command a terminal.
+    return None if answer is None else answer._replace(text=printable(answer.text))
+
+
+def _answer(error: BaseException) -> Answer | None:
     # Imported here: only an error needs these modules, and `--help` and `ps` must start fast.
     from daemon.cli.starting import StartError
     from daemon.http.token import TokenError
@@ -54,6 +64,9 @@ def explain(error: BaseException) -> Answer | None:
             return Answer(str(error), NOT_RUNNING)
         case AlreadyRunning() | ServiceError():
             return Answer(str(error), REFUSED)
+        case RuntimeError() if str(error) == _HOMELESS:
+            text = "HOME is not set, and the system knows no home directory of this user; set HOME to one."
+            return Answer(text, USAGE)
         case SidecarError():
             return Answer(_refusal(error), REFUSED)
     return None

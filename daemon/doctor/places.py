@@ -30,7 +30,7 @@ def socket(path: Path) -> Finding:
         found, _, fix = str(error).partition("; ")
         return failed("socket", found, fix)
     found = f"{path}, {len(os.fsencode(path))} of {MAX_SOCKET_BYTES} bytes, directory "
-    if not directory.exists():
+    if not os.path.exists(directory):
         return ok("socket", found + "not there yet")
     found += f"mode {_mode(directory):04o}"
     if (end := unclean_end(path)) is not None:

@@ -36,7 +36,7 @@ TIMEOUT_SECONDS = 120.0
 
 def trial(socket: Path, system: System) -> Iterator[Finding]:
     """Check the running daemon, if there is one; then start a separate daemon, try it and end it."""
-    if socket.exists() and (stats := _stats(socket)):
+    if os.path.exists(socket) and (stats := _stats(socket)):
         yield same_version(stats.daemon.version)
         yield engine(stats.engine)
         yield from beside_the_engine(stats)

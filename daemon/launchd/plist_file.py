@@ -44,9 +44,17 @@ class PlistFile:
             raise AgentError(f"{self.path} cannot be written ({error.strerror}); make its directory writable") from None
 
     def remove(self) -> bool:
-        """Remove the file, and tell whether it existed."""
+        """
+        Remove the file, and tell whether it existed.
+
+        Raises:
+            AgentError: If it cannot be removed.
+        """
         existed = os.path.lexists(self.path)
-        self.path.unlink(missing_ok=True)
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise AgentError(f"{self.path} cannot be removed ({error.strerror}); remove it yourself") from None
         return existed
 
     @contextmanager
@@ -68,3 +76,5 @@ class PlistFile:
             return self.path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise AgentError(f"{self.path} cannot be read ({error.strerror}); move it away") from None

@@ -43,8 +43,16 @@ class _Given:
         try:
             return KEYS[self.key].metadata["read"](self.raw, self.text, home)
         except ValueError as error:
-            shown = repr(self.raw) if len(repr(self.raw)) <= 80 else repr(self.raw)[:77] + "..."
-            raise ConfigError(f"{self.key} from {self.origin} is {shown}, but must be {error}.") from None
+            raise ConfigError(f"{self.key} from {self.origin} is {_shown(self.raw)}, but must be {error}.") from None
+
+
+def _shown(raw: Any) -> str:
+    """Return a value as the error of it shows it."""
+    try:
+        text = repr(raw)
+    except ValueError:  # Python writes no number of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def load_config(flags: Mapping[str, object], environ: Mapping[str, str], home: Path) -> Resolved:

@@ -64,7 +64,7 @@ def read_seconds(raw: Any, text: bool, home: Path) -> float:
     """Read a number of seconds, or text such as "1h30m" (in every source)."""
     if isinstance(raw, str):
         return parse_duration(raw)
-    return _checked(float(raw) if type(raw) in (int, float) else math.nan)
+    return float(_checked(raw if type(raw) in (int, float) else math.nan))  # a number of TOML may be too large for one
 
 
 def whole(least: int, most: int = _MOST) -> Reader:

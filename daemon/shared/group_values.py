@@ -43,10 +43,13 @@ def address_of(text: str) -> tuple[str, int]:
 
 
 def _ip(text: str) -> str:
-    """Return an IPv4 address; a ValueError if it is none."""
+    """Return the IPv4 address of a machine; a ValueError if it is none, such as 0.0.0.0, which stands for all."""
     import ipaddress  # here: most commands read no such address
 
-    return str(ipaddress.IPv4Address(text))
+    address = ipaddress.IPv4Address(text)
+    if address.is_unspecified or address.is_multicast:
+        raise ValueError(text)
+    return str(address)
 
 
 def read_ranks(raw: Any, text: bool, home: Path) -> tuple[str, ...]:
@@ -56,15 +59,20 @@ def read_ranks(raw: Any, text: bool, home: Path) -> tuple[str, ...]:
     try:
         if isinstance(raw, list | tuple) and len(raw) != 1 and len(raw) <= _MOST_RANKS:
             for index, one in enumerate(raw):
-                if index:
-                    address_of(one)
-                else:
-                    _ip(one)
+                _check_rank(index, one)
             if len(set(raw)) == len(raw):
                 return tuple(raw)
-    except (ValueError, AttributeError, TypeError):
+    except ValueError:
         pass
     raise ValueError(f'"IP" of this machine, then "IP:PORT" of each other one, at most {_MOST_RANKS}')
+
+
+def _check_rank(rank: int, address: Any) -> None:
+    """Raise ValueError for what is neither the address of this machine nor one where another machine is called."""
+    if not isinstance(address, str) or (rank and not address_of(address)[1]):
+        raise ValueError("no address")
+    if not rank:
+        _ip(address)
 
 
 def read_group_listen(raw: Any, text: bool, home: Path) -> str:

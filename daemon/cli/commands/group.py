@@ -35,6 +35,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print it as JSON."
 def key(file: Path) -> None:
     """Write a new key to FILE, for group_key_file of each machine."""
     try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # ~/.mlx-sidecar, before the first daemon makes it
         with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
             opened.write(secrets.token_hex(32) + "\n")
     except OSError as error:

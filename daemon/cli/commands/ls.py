@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from daemon.cli.model_list import Listing
     from mlx_sidecar import ListedModel
 
+_LATEST = 253_402_300_799
+"""The last second of the year 9999. A disk may have any time, and later ones have no date."""
+
 
 @click.command(
     "ls",
@@ -53,7 +56,8 @@ def tree(model: ListedModel) -> dict[str, object]:
     plain = asdict(model)
     used = plain.pop("last_used_unix_seconds")
     fits = model.fits if model.complete else None
-    return plain | {"fits": fits, "last_used": datetime.fromtimestamp(used, UTC).isoformat() if used else None}
+    last = datetime.fromtimestamp(min(max(used, 0), _LATEST), UTC).isoformat() if used else None
+    return plain | {"fits": fits, "last_used": last}
 
 
 def abilities(model: ListedModel) -> str:

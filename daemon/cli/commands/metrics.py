@@ -79,12 +79,16 @@ def _serve(client: Client, port: int) -> None:
 
 
 def _replace(file: Path, figures: str) -> None:
-    """Replace a file atomically, because a collector can read it at any time."""
+    """Replace a file atomically, because a collector can read it at any time. A failure leaves nothing beside it."""
     try:
         handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as temporary:
-            temporary.write(figures)
-        os.chmod(name, 0o644)  # collectors run as other users, and figures are not private
-        os.replace(name, file)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as temporary:
+                temporary.write(figures)
+            os.chmod(name, 0o644)  # collectors run as other users, and figures are not private
+            os.replace(name, file)
+        except BaseException:
+            os.unlink(name)  # or each run on a full disk would leave one more
+            raise
     except OSError as error:
         raise click.FileError(str(file), error.strerror) from None

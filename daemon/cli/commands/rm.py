@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +44,8 @@ def command(session: Session, /, model: str, yes: bool, as_json: bool) -> None:
     strategy = _strategy(found)
     agreed = yes or click.confirm(f"Delete {found.model} ({size(strategy.expected_freed_size)})?", err=True)
     if agreed:
-        strategy.execute()
+        with _told(Path(found.path)):
+            strategy.execute()
         _check_gone(strategy)
     freed = strategy.expected_freed_size if agreed else 0
     if as_json:
@@ -76,10 +79,27 @@ def _check_gone(strategy: DeleteCacheStrategy) -> None:
 def _strategy(model: ListedModel) -> DeleteCacheStrategy:
     """Return what huggingface_hub would delete: every revision, and the files that no other revision needs."""
     from huggingface_hub import scan_cache_dir
+    from huggingface_hub.file_download import repo_folder_name
 
     # <cache>/models--org--name/snapshots/<commit>; the daemon's cache need not be the one of this shell.
-    cache = scan_cache_dir(Path(model.path).parents[2])
+    folder = Path(model.path).parents[2]
+    with _told(folder):
+        cache = scan_cache_dir(folder)
     repos = frozenset(repo for repo in cache.repos if repo.repo_id == model.model and repo.repo_type == "model")
     commits = [revision.commit_hash for repo in repos for revision in repo.revisions]
     # Of this repository alone: a copy of it on the Hub has the same commits, and only these are named.
-    return replace(cache, repos=repos).delete_revisions(*commits)
+    strategy = replace(cache, repos=repos).delete_revisions(*commits)
+    if repos:
+        return strategy
+    # Its scan leaves a damaged one out, such as one with a link to nothing: it is deleted whole, to be fetched anew.
+    whole = folder / repo_folder_name(repo_id=model.model, repo_type="model")
+    return replace(strategy, repos=frozenset([whole]), expected_freed_size=model.disk_bytes)
+
+
+@contextmanager
+def _told(place: Path) -> Iterator[None]:
+    """Turn a fault of the disk in a block into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise click.ClickException(f"{error.filename or place}: {error.strerror}.") from None

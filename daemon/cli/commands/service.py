@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -148,10 +148,16 @@ def logs(following: bool, lines: int, kind: agent.Kind, stderr: bool) -> None:
     path = state.stderr if stderr or state.log is None else state.log
     if not following and not path.exists():
         raise ServiceError(f"there is no log at {path} yet")
+    for line in _read(path, lines, following):
+        click.echo(line)
+
+
+def _read(path: Path, lines: int, following: bool) -> Iterator[str]:
+    """Yield lines of a log. Printing them is no part of it: a reader that goes away is no fault of the log."""
     try:
         last, end = last_lines(path, lines)
-        for line in chain(last, follow(path, end) if following else ()):
-            click.echo(line)
+        yield from last
+        yield from follow(path, end) if following else ()
     except OSError as error:
         raise ServiceError(f"{path} cannot be read ({error.strerror})") from None
 
@@ -164,7 +170,7 @@ def look(socket: Path) -> Serving | None:
     """Return the daemon that serves on a socket; None if none answers within a second."""
     from mlx_sidecar import Client, SidecarError
 
-    if not socket.exists():
+    if not os.path.exists(socket):  # False, too, of a path that is too long, or in a directory of another user
         return None
     try:
         with Client(socket, timeout=LOOK_SECONDS) as client:

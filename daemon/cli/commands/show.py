@@ -9,7 +9,7 @@ import click
 
 from daemon.cli.commands.completion import complete_model
 from daemon.cli.commands.ls import abilities, fitting, tree
-from daemon.cli.output.formatting import examples, print_json
+from daemon.cli.output.formatting import examples, print_json, printable
 from daemon.cli.session import Session, absolute_if_path, calls_daemon
 from daemon.shared.wording import size
 
@@ -34,7 +34,7 @@ def command(session: Session, /, model: str, as_json: bool) -> None:
     if as_json:
         return print_json({"info": asdict(info), "listed": None if listed is None else tree(listed)})
     for name, value in _facts(info, listed):
-        click.echo(f"{name:<14}{value}")
+        click.echo(f"{name:<14}{printable(value)}")
     return None
 
 

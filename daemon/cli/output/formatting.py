@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 import unicodedata
@@ -56,7 +57,8 @@ def guessed(guesses: GuessStats) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print aligned columns; the header is bold on a terminal."""
+    """Print aligned columns; the header is bold on a terminal. Cells may be names of files, which can hold anything."""
+    rows = [[printable(cell, kept="") for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
     for number, row in enumerate([header, *rows]):
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -64,21 +66,21 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print a result object, several of them, or plain data, as indented JSON."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+    """Print a result object, several of them, or plain data, as indented JSON; in ASCII where output has no Unicode."""
+    has_unicode = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
+    click.echo(json.dumps(value, indent=2, ensure_ascii=not has_unicode, default=_plain))
 
 
 def _plain(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
-def printable(text: str) -> str:
-    """Return text with control characters replaced, because these can command a terminal."""
-    return "".join("\N{REPLACEMENT CHARACTER}" if _is_control(character) else character for character in text)
-
-
-def _is_control(character: str) -> bool:
-    return unicodedata.category(character) == "Cc" and character not in "\n\t"
+def printable(text: str, kept: str = "\n\t") -> str:
+    """Return text with control characters replaced, because these can command a terminal; `kept` ones stay."""
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(character) == "Cc" and character not in kept else character
+        for character in text
+    )
 
 
 def stdin_is_terminal() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -42,12 +43,26 @@ class Terminal:
             lines.append(line.removesuffix("\\"))
 
 
+class _PrivateHistory(FileHistory):
+    """A history in a file of mode 0600. A line that the file does not take, as on a full disk, is in memory alone."""
+
+    def store_string(self, string: str) -> None:
+        with suppress(OSError):
+            _make(Path(os.fsdecode(self.filename)))  # it may have been deleted meanwhile
+            super().store_string(string)
+
+
 def _private(file: Path) -> History:
     """Return a history in a file of mode 0600. If it cannot be written, print why and keep the history in memory."""
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(file, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        _make(file)
     except OSError as error:
         click.echo(f"What you type is not kept for the next time: {file}: {error.strerror}.", err=True)
         return InMemoryHistory()
-    return FileHistory(str(file))
+    return _PrivateHistory(str(file))
+
+
+def _make(file: Path) -> None:
+    """Make a file of mode 0600, if there is none, and raise OSError if it cannot be written."""
+    os.close(os.open(file, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants, errors
+from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
 
 from daemon.cache import hub
 from daemon.cache.hub import planned_bytes, snapshot
+from daemon.engine.background.background import as_sidecar_error
 from daemon.shared.errors import Reason, SidecarError
 from tests.support.builders import write_model
 
@@ -150,6 +153,8 @@ def _http(kind: type[Exception], message: str = "refused") -> Exception:
         (errors.LocalEntryNotFoundError("no network"), Reason.MODEL_NOT_CACHED, "cannot be reached"),
         (errors.FileMetadataError("no etag"), Reason.MODEL_NOT_CACHED, "FileMetadataError"),
         (errors.HfHubHTTPError.__mro__[1]("connection reset"), Reason.MODEL_NOT_CACHED, "HTTPError"),
+        (RuntimeError("CAS service error"), Reason.MODEL_NOT_CACHED, "(RuntimeError); ask again"),
+        (OSError("Consistency check failed"), Reason.MODEL_NOT_CACHED, "(OSError); ask again"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
 )
@@ -166,6 +171,26 @@ def test_each_error_of_the_hub_has_its_reason(
     assert refusal.reason is reason
     assert says in refusal.message
     assert refusal.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "full"), RuntimeError("IO Error: No space left on device (os error 28)")], ids=str
+)
+def test_full_disk_is_no_fault_of_the_hub(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """The caller is told of the machine, and when to try again."""
+
+    def download(repo: str, **_: Any) -> str:
+        raise error
+
+    _online(monkeypatch, download)
+    with pytest.raises(type(error)) as caught:
+        snapshot("org/name", "", allow_download=True, report=_ignore)
+    assert as_sidecar_error(caught.value).reason is Reason.MACHINE_EXHAUSTED
+
+
+def test_all_files_that_mlx_lm_reads_are_downloaded_but_its_code() -> None:
+    """A file that it reads and that is not there can be a tokenizer."""
+    assert {*hub.PATTERNS, "*.py"} == {*DEFAULT_ALLOW_PATTERNS}
 
 
 def test_download_leaves_out_executable_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -98,6 +98,13 @@ def test_listing_agrees_with_the_scan_of_the_library(tmp_path: Path) -> None:
     assert hub_names(tmp_path) == ["org/name"]
 
 
+def test_model_without_an_organisation_has_a_problem(tmp_path: Path) -> None:
+    """It is on the disk, and no call can name it: a list that calls it usable would lead to a refusal."""
+    put(tmp_path, "solo")
+    assert the(tmp_path).complete
+    assert "fetch it as org/name" in the(tmp_path).problem
+
+
 def test_models_that_did_not_change_are_not_read_again(tmp_path: Path, reads: list[str]) -> None:
     """But their last use is looked up anew."""
     snapshot = put(tmp_path)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import pwd
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +73,46 @@ def test_a_refusal_exits_1_with_its_reason(client: FakeClient, error: Exception,
     result = run_cli(client, "load", "org/x")
 
     assert (result.exit_code, result.stderr) == (exit_codes.REFUSED, f"mlx-sidecar: {line}\n")
+
+
+def test_refusal_cannot_command_a_terminal(client: FakeClient) -> None:
+    """Its words may be those of a model's files, such as names of tensors."""
+    client.error = ModelNotFound("there is no model \x1b]0;mine\x07")
+
+    assert run_cli(client, "ps").stderr == "mlx-sidecar: there is no model �]0;mine� (MODEL_NOT_FOUND)\n"
+
+
+def test_user_without_a_home_is_told_to_set_it(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers run programs as users that no list names."""
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+
+    result = run_cli(client, "config")
+
+    assert result.exit_code == exit_codes.USAGE
+    assert result.stderr == (
+        "mlx-sidecar: HOME is not set, and the system knows no home directory of this user; set HOME to one.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("utf-8", "x=/é😀\n"), ("latin-1", "x=/é\\U0001f600\n"), ("ascii", "x=/é😀\n")]
+)
+def test_output_of_any_encoding_shows_all(tmp_path: Path, encoding: str, shown: str) -> None:
+    """In the middle of an answer, a character that a terminal has not would be a traceback; JSON stays JSON."""
+    environ = {**os.environ, "HOME": str(tmp_path), "MLX_SIDECAR_ALIASES": "x=/é😀", "PYTHONIOENCODING": encoding}
+    command = [sys.executable, "-m", "daemon", "config", "aliases"]
+    written = "latin-1" if encoding == "latin-1" else "utf-8"
+    plain, as_json = (
+        subprocess.run([*command, *more], capture_output=True, env=environ, check=True).stdout.decode(written)
+        for more in ([], ["--json"])
+    )
+    assert plain == shown
+    assert json.loads(as_json) == {"x": "/é😀"}
 
 
 def test_foreign_socket_is_a_configuration_error(client: FakeClient) -> None:

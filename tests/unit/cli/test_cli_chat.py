@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from prompt_toolkit.output import DummyOutput
 
 from daemon.cli import exit_codes
 from daemon.cli.terminal import chat
-from daemon.cli.terminal.prompt import Terminal
+from daemon.cli.terminal.prompt import Terminal, _private
 from mlx_sidecar import (
     ConnectionLost,
     ContextLengthExceeded,
@@ -257,3 +258,16 @@ def test_unwritable_chat_history_is_reported(folder: Path, capsys: pytest.Captur
 
     assert asked("first\r", folder / "state" / "run_history") == ["first"]
     assert "is not kept" in capsys.readouterr().err
+
+
+def test_history_that_takes_no_line_ends_no_conversation(tmp_path: Path) -> None:
+    """On a full disk, a traceback would follow each line; a file that was deleted meanwhile is made private again."""
+    file = tmp_path / "state" / "run_history"
+    history = _private(file)
+    file.unlink()
+    history.append_string("one")
+    assert file.stat().st_mode & 0o777 == 0o600
+    shutil.rmtree(file.parent)
+    history.append_string("two")
+    assert not file.exists()
+    assert history.get_strings()[-1] == "two"

@@ -302,3 +302,10 @@ def test_each_refusal_begins_with_the_program(client: FakeClient, arguments: lis
     *before, last = run_cli(client, *arguments).stderr.splitlines()
     assert last.startswith("mlx-sidecar: ")
     assert [line.split(":")[0] for line in before[:1]] == (["Usage"] if usage else [])
+
+
+def test_documented_commands_that_start_a_daemon_are_all() -> None:
+    """Those with `--start`."""
+    page = (ROOT / "docs" / "operations.md").read_text()
+    (named,) = re.findall(r"`--start` after any command that calls the daemon \((.*?)\)", page, re.DOTALL)
+    assert sorted(re.findall(r"`(.*?)`", named)) == sorted(CALLERS)

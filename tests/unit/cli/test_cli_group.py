@@ -30,6 +30,13 @@ def test_group_key_is_for_its_owner_alone(tmp_path: Path) -> None:
     assert len(read_key(file)) == 32
 
 
+def test_group_key_makes_its_directory_private(tmp_path: Path) -> None:
+    """The first machine may have had no daemon yet, and one refuses to serve in a directory that is open to others."""
+    file = tmp_path / ".mlx-sidecar" / "group.key"
+    assert CliRunner().invoke(main, ["group", "key", str(file)]).exit_code == 0
+    assert file.parent.stat().st_mode & 0o777 == 0o700
+
+
 def test_group_key_is_never_overwritten(tmp_path: Path) -> None:
     """Machines that have the old key would be locked out."""
     file = tmp_path / "group.key"

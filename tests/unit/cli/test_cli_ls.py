@@ -91,6 +91,16 @@ def test_ls_shows_size_fit_and_abilities(client: FakeClient) -> None:
     assert shown.stdout.splitlines()[-1] == "Weights may take 2.0 KiB; what is idle makes room."
 
 
+def test_ls_shows_names_on_one_line_each(client: FakeClient) -> None:
+    """A directory may have any name: control characters could command a terminal, and lines could pass for models."""
+    listed(client, {"model": "/m/\x1b[2Ja\nb", "problem": "it is \x1b[7m"})
+
+    lines = run_cli(client, "ls").stdout.splitlines()
+
+    assert lines[1].startswith("/m/�[2Ja�b  ")
+    assert not any("\x1b" in line for line in lines)
+
+
 def test_ls_json_has_no_fit_of_an_incomplete_model(client: FakeClient) -> None:
     listed(client, {"complete": False}, {"last_used_unix_seconds": 1})
 
@@ -99,6 +109,15 @@ def test_ls_json_has_no_fit_of_an_incomplete_model(client: FakeClient) -> None:
     assert (half["fits"], whole["fits"], half["last_used"]) == (None, True, None)
     assert whole["last_used"] == "1970-01-01T00:00:01+00:00"
     assert whole["can"] == {"chat": True, "tools": True, "reasoning": False, "embeddings": False}
+
+
+def test_ls_json_has_a_date_for_any_time_of_a_file(client: FakeClient) -> None:
+    """Some disks keep times that no calendar has."""
+    listed(client, {"last_used_unix_seconds": 1 << 60}, {"last_used_unix_seconds": -1})
+
+    late, early = json.loads(run_cli(client, "ls", "--json").stdout)
+
+    assert (late["last_used"], early["last_used"]) == ("9999-12-31T23:59:59+00:00", "1970-01-01T00:00:00+00:00")
 
 
 @pytest.mark.parametrize("error", [DaemonNotRunning("gone"), ProtocolError("no such method", code="UNIMPLEMENTED")])
@@ -183,6 +202,25 @@ def test_rm_deletes_all_revisions_of_one_model(client: FakeClient, hub: Path) ->
 
     assert (result["model"], result["deleted"]) == ("org/name", True)
     assert result["bytes_freed"] >= 5700
+    assert not folder.exists()
+    assert (hub / "models--org--other").exists()
+
+
+@pytest.mark.parametrize("damage", ["a link to nothing", "a branch of nothing", "a file among the revisions"])
+def test_rm_deletes_a_damaged_model(client: FakeClient, hub: Path, damage: str) -> None:
+    """huggingface_hub's scan leaves it out. It must not be called deleted while it is there."""
+    folder = removable(client, hub)
+    listed(client, {"path": str(folder / "snapshots" / COMMIT), "disk_bytes": 5700})
+    if damage == "a link to nothing":
+        (folder / "snapshots" / COMMIT / "lost.json").symlink_to(folder / "blobs" / "lost")
+    elif damage == "a branch of nothing":
+        (folder / "refs" / "other").write_text("d" * 40)
+    else:
+        (folder / "snapshots" / "notes.txt").write_text("mine")
+
+    result = json.loads(run_cli(client, "rm", "org/name", "--yes", "--json").stdout)
+
+    assert result == {"model": "org/name", "deleted": True, "bytes_freed": 5700}
     assert not folder.exists()
     assert (hub / "models--org--other").exists()
 

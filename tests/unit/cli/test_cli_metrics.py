@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import sys
 import urllib.request
@@ -84,6 +86,20 @@ def test_metrics_file_is_replaced_atomically(client: FakeClient, tmp_path: Path)
     assert samples((tmp_path / "x.prom").read_text())["mlx_sidecar_up"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["x.prom"]
     assert run_cli(client, "metrics", "--file", "no/such/x.prom").exit_code == exit_codes.REFUSED
+
+
+def test_metrics_file_that_fails_leaves_nothing(
+    client: FakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A timer that runs it each minute would fill the directory while the disk is full."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    result = run_cli(client, "metrics", "--file", "x.prom")
+    assert (result.exit_code, list(tmp_path.iterdir())) == (exit_codes.REFUSED, [])
+    assert "No space left on device" in result.stderr
 
 
 def test_metrics_scrape_reports_an_absent_daemon(client: FakeClient) -> None:

@@ -256,3 +256,28 @@ def test_launchctl_calls_are_few_and_known(mac: Mac, service: Service) -> None:
         ["kickstart", "-k", f"{domain}/{DAEMON.label}"],
         ["bootout", f"{domain}/{DAEMON.label}"],
     ]
+
+
+def test_plist_that_is_no_file_is_named(mac: Mac) -> None:
+    """By each command that would replace or remove it, in a sentence."""
+    mac.plist.mkdir(parents=True)
+    for command in ("install", "uninstall", "status"):
+        assert f"mlx-sidecar: {mac.plist} " in mac.service(command, status=1)
+    assert mac.plist.is_dir()
+
+
+def test_log_reader_that_goes_away_is_no_fault_of_the_log(mac: Mac) -> None:
+    """As `head` does once it has enough."""
+    mac.logs.mkdir(parents=True)
+    (mac.logs / "daemon.log").write_text("a line\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as output:
+        command = [sys.executable, "-m", "daemon", "service", "logs"]
+        done = subprocess.run(command, env=mac.environ, stdout=output, stderr=subprocess.PIPE, timeout=END_SECONDS)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_path_that_no_socket_can_have_is_no_daemon() -> None:
+    """A service with such a setting can be inspected all the same."""
+    assert look(Path("/" + 300 * "a")) is None

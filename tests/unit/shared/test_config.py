@@ -115,6 +115,22 @@ def _text(value: object) -> str:
     return str(value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("drain_timeout", "1" + 400 * "0"),
+        ("max_models", "0x" + 4000 * "f"),
+        ("model_ttl", "0x" + 4000 * "f"),
+        ("aliases", "{ a = 0x" + 4000 * "f" + " }"),
+    ],
+    ids=["float", "count", "duration", "table"],
+)
+def test_number_of_many_digits_is_refused(home: Path, key: str, value: str) -> None:
+    """As any other one that is out of range; Python neither writes so many digits nor makes a float of them."""
+    write_file(home, f"{key} = {value}\n")
+    assert refusal(home).startswith(f"{key} from ")
+
+
 @pytest.mark.parametrize("source", ["file", "variable", "flag"])
 def test_every_config_key_works_in_every_source(home: Path, source: str) -> None:
     given = {key: value for key, (value, _) in ALL_GIVEN.items()}

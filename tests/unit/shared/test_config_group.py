@@ -30,6 +30,9 @@ def test_table_of_a_group_has_keys_of_its_own(tmp_path: Path) -> None:
         ("group_ranks", "10.0.0.1,10.0.0.2:2,10.0.0.2:2"),
         ("group_listen", "10.0.0.1"),
         ("group_listen", "10.0.0.1:99999"),
+        ("group_listen", "0.0.0.0:7411"),
+        ("group_ranks", "0.0.0.0,10.0.0.2:2"),
+        ("group_ranks", "10.0.0.1,10.0.0.2:0"),
         ("group_models", "org/large"),
         ("group_models", "org/large=halves"),
     ],
@@ -38,3 +41,10 @@ def test_group_that_cannot_be_is_refused(key: str, value: str, tmp_path: Path) -
     """By its key, with what is allowed."""
     with pytest.raises(ConfigError, match=f"{key} from --{key.replace('_', '-')} is .* but must be"):
         load_config({"state_dir": str(tmp_path), key: value}, {}, tmp_path)
+
+
+def test_rank_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """A number is an address to Python, and to nothing else here."""
+    (tmp_path / "config.toml").write_text('[group]\nranks = [167772161, "10.0.0.2:7411"]\n')
+    with pytest.raises(ConfigError, match=r"group_ranks from .* must be"):
+        load_config({"state_dir": str(tmp_path)}, {}, Path("/home/me"))
