@@ -146,9 +146,12 @@ class Accountant(AnswerParser):
     def _starts_of_calls(self) -> tuple[str, ...]:
         notation = self._markup.calls
         assert notation is not None
-        return ("",) if notation.opens_answer else notation.starts
+        bare = _BARE.get(notation.name, ("",)) if notation.opens_answer else ()
+        return (*notation.starts, *bare)
 
 
+_BARE = {"Llama 3": ("{",), "Llama 4": ("{", "["), "Gemma 4": ("call:",)}
+"""What calls without a mark begin with, where that is known."""
 _HEADER = re.compile(r"(?:<\|(?:start|channel|constrain)\|>|\s+|\w{1,20}){0,12}(?=<\|message\|>|to=|$)")
 """The header of a message of gpt-oss."""
 _RECIPIENT = re.compile(r"(?:>>>)?\s*all\s*?\n")
@@ -157,6 +160,7 @@ _CLOSING = re.compile(
     r"(?:\]<\]minimax\[>\[</tool_call>|[\s,\]]|</tool_call>|</seed:tool_call>|</minimax:tool_call>|"
     r"</atem:function_calls>|</｜DSML｜\w+>|"
     r"<｜tool▁calls▁end｜>|<\|tool_calls_section_end\|>|<\|tool_call_end\|>|<tool_call\|>|<end_function_call>|"
-    r"<\|/tool_call\|>|</TOOLCALL>|</tool_calls:opensource>|</tool_calls>|<\|END_ACTION\|>|```|</function>|<\|tools_suffix\|>)*"
+    r"<\|/tool_call\|>|</TOOLCALL>|</tool_calls:opensource>|</tool_calls>|<\|END_ACTION\|>|```|</function>|<\|tools_suffix\|>|"
+    r"</function_calls>|<\|python_end\|>)*"
 )
 """What may stand behind the last call of a block, and white space."""

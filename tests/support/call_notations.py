@@ -167,7 +167,8 @@ def kimi(calls: Sequence[Call], random: Random) -> str:
         f"{as_json(call.arguments, random)}<|tool_call_end|>"
         for number, call in enumerate(calls)
     ]
-    return f"<|tool_calls_section_begin|>{''.join(section)}<|tool_calls_section_end|>"
+    marks = random.choice([("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"), ("", "")])
+    return "".join(section).join(marks)
 
 
 def mistral(calls: Sequence[Call], random: Random) -> str:
@@ -191,6 +192,19 @@ def python_list(calls: Sequence[Call], _: Random) -> str:
         f"{call.name}({', '.join(f'{key}={value!r}' for key, value in call.arguments.items())})" for call in calls
     ]
     return f"[{', '.join(written)}]"
+
+
+def python_lines(calls: Sequence[Call], random: Random) -> str:
+    """Return calls as OLMo 3 writes them: its template has JSON values, and answers have Python's as well."""
+    spelled, line = random.choice([repr, json.dumps]), random.choice(["", "\n"])
+    pairs = [[f"{key}={spelled(value)}" for key, value in call.arguments.items()] for call in calls]
+    written = [f"{call.name}({', '.join(given)})" for call, given in zip(calls, pairs, strict=True)]
+    return "\n".join(written).join((f"<function_calls>{line}", f"{line}</function_calls>"))
+
+
+def hunyuan(calls: Sequence[Call], random: Random) -> str:
+    written = [f"<tool_call>{call.name}\n```json\n{as_json(call.arguments, random)}\n```</tool_call>" for call in calls]
+    return "\n".join(written).join(("<tool_calls>", "</tool_calls>"))
 
 
 def gemma(start: str, end: str, quote: str) -> Block:

@@ -105,7 +105,7 @@ HANDS: Mapping[str, Hand] = {
         keys=_BARE, raw=("</｜DSML｜",),
     ),
     "DeepSeek V4": Hand(
-        "｜DSML｜", write.invoked("｜DSML｜", "｜DSML｜tool_calls", stated=True), "<｜DSML｜tool_calls>",
+        "｜DSML｜ tool_calls>", write.invoked("｜DSML｜", "｜DSML｜tool_calls", stated=True), "<｜DSML｜tool_calls>",
         keys=_BARE, raw=("</｜DSML｜",),
     ),
     "DeepSeek V3": Hand(
@@ -128,6 +128,13 @@ HANDS: Mapping[str, Hand] = {
         "<|python_tag|>", lambda calls, r: f"<|python_tag|>{write.llama(calls, r)}", "<|python_tag|>"
     ),
     "pythonic Llama": Hand("[func_name1(params_name1=params_value1", write.python_list, keys=_BARE),
+    "Llama 4": Hand(
+        '"parameters": dictionary of argument name and its value',
+        lambda calls, r: f"<|python_start|>{write.llama(calls, r)}<|python_end|>", "<|python_start|>",
+        words=("<|python_start|>", "<|python_end|>"),
+    ),
+    "OLMo 3": Hand("<functions> <function_calls>", write.python_lines, "<function_calls>", keys=_BARE),
+    "Hunyuan": Hand("<tool_calls><tool_call> ```json", write.hunyuan, "<tool_calls>"),
     "LFM2": Hand(
         "<|tool_call_start|>", lambda calls, r: f"<|tool_call_start|>{write.python_list(calls, r)}<|tool_call_end|>",
         "<|tool_call_start|>", keys=_BARE,

@@ -68,6 +68,7 @@ class AnswerRules:
 
     Attributes:
         opened: Whether the prompt ends within reasoning.
+        reasoned: Whether the prompt ends with the end of reasoning.
         bare: Whether the answer is text from its first token, because it has to be in a form.
         single: Whether the answer is over with its first call; calls behind it are dropped.
         in_form: Whether the answer has to be in a form: once its text has begun, a mark is a part of the text.
@@ -75,6 +76,7 @@ class AnswerRules:
     """
 
     opened: bool = False
+    reasoned: bool = False
     bare: bool = False
     single: bool = False
     in_form: bool = False
@@ -108,9 +110,9 @@ class AnswerParser:
         self.text_began, self.last_text = bool(rules.before.strip()), rules.before[-1:]
         self._text: list[str] = []
         self._reasoning: list[str] = []
-        self._reasoned = rules.opened
-        """Whether the answer began with reasoning."""
-        self._framed = False
+        self._reasoned = rules.opened or rules.reasoned
+        """Whether the answer, or its prompt, has reasoning before the text."""
+        self._framed = bool(markup.frame[1]) and not markup.frame[0]
         """Whether the answer is within marks of its own."""
         self._between: str | None = None
         """White space behind a call, not text so far; None if the last part was none."""

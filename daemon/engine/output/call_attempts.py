@@ -32,6 +32,7 @@ class CallAttempts:
         writer: Takes the calls that are read.
         blocks: Blocks that began with their mark, calls or not.
         unread: Why the last text behind the mark of a block was no call; empty if each was one.
+        in_block: Whether a block is read that began with its mark.
     """
 
     def __init__(self, notation: Notation | None, tools: Sequence[Tool], reader: Reader) -> None:
@@ -41,8 +42,7 @@ class CallAttempts:
         self.unread = ""
         self._notation = notation
         self._reader = reader
-        self._in_block = False
-        """Whether a block is read that began with its mark."""
+        self.in_block = False
         self._read_again = 0
         """Characters that failed attempts have read."""
 
@@ -59,7 +59,7 @@ class CallAttempts:
     @property
     def written(self) -> str:
         """What was written since the mark of the block that is being read; empty if none is."""
-        return self._reader.kept() if self._in_block else ""
+        return self._reader.kept() if self.in_block else ""
 
     def read(self, *, marked: bool) -> Steps[bool]:
         """
@@ -73,7 +73,7 @@ class CallAttempts:
         """
         notation, reader = self._notation, self._reader
         assert notation is not None
-        self._in_block = marked
+        self.in_block = marked
         self.blocks += marked
         before = reader.keep()
         try:
@@ -84,7 +84,7 @@ class CallAttempts:
             self.writer.withdraw()
             self._go_back(reader.kept_from or 0)
         reader.forget()
-        self._in_block = False
+        self.in_block = False
         return reader.position > before
 
     def read_last(self) -> Steps[bool]:

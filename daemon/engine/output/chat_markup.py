@@ -22,6 +22,7 @@ _REASONING = (
     ("<|inner_prefix|>", "<|inner_suffix|>"),
     ("<thought>", "</thought>"),
     ("<think:opensource>", "</think:opensource>"),
+    ("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),
 )
 """Marks around reasoning that are looked for in vocabularies and templates; mlx-lm knows some more."""
 
@@ -31,8 +32,16 @@ _WRAPPERS = (
 )
 """Marks around the text of an answer, tokens that stand for nothing else."""
 
-_FRAME = ("<response>", "</response>")
-"""Marks that Granite 3.3 writes around its answer, behind its reasoning. Elsewhere they are text."""
+_FRAMES = (
+    ("<response>", "</response>"),
+    ("<answer>", "</answer>"),
+    ("", "[END FINAL RESPONSE]"),
+)
+"""
+Marks that Granite 3.3 and ERNIE 4.5, Hunyuan, and Apriel 1.5 write around their answers, behind the reasoning.
+
+Elsewhere they are text. Apriel's answer begins with the end of its reasoning.
+"""
 
 _TAIL = 32
 """Tokens at the end of a prompt that are searched for a mark."""
@@ -71,7 +80,8 @@ class ChatMarkup:
         edges: For each part, the marks that end it, each with the part that follows.
         dropped: Marks that lead nowhere and are left out.
         think_start, think_end: Marks of reasoning; empty if the model has none.
-        frame: Marks directly around an answer that follows reasoning; empty if the model has none.
+        frame: Marks directly around an answer that follows reasoning; empty if the model has none. The first may be
+            empty alone: then each answer is within marks.
         calls: The notation of tool calls; None if it is not known.
     """
 
@@ -81,7 +91,8 @@ class ChatMarkup:
         shown = _template(wrapper)
         self.initial = str(wrapper.response_initial_state or TEXT)
         self.think_start, self.think_end = _reasoning(wrapper, words, shown)
-        self.frame = _FRAME if self.think_end and all(mark in shown for mark in _FRAME) else ("", "")
+        frames = (frame for frame in _FRAMES if self.think_end and all(mark in shown for mark in frame))
+        self.frame = next(frames, ("", ""))
         self.calls = notation_of(shown, words, wrapper)
         wrappers = [mark for pair in _WRAPPERS for mark in pair if mark in words]
         self.dropped = (*wrapper.structural_markers, *wrappers)
@@ -140,7 +151,7 @@ class ChatMarkup:
             wanted: Whether the model may reason, if the prompt does not end within reasoning already.
         """
         opened = self.opened(prompt)
-        if not self.think_start or self._closed(prompt) or not (opened or wanted):
+        if not self.think_start or self.closed(prompt) or not (opened or wanted):
             return None
         return Thinking(
             start=self._ids(self.think_start),
@@ -156,12 +167,12 @@ class ChatMarkup:
 
         Empty if the model writes no headers, or if the prompt ends after a whole message, which is to be continued.
         """
-        return () if self._closed(prompt) else getattr(self._wrapper, "answer_header_tokens", ())
+        return () if self.closed(prompt) else getattr(self._wrapper, "answer_header_tokens", ())
 
     def _ids(self, mark: str) -> tuple[int, ...]:
         return tuple(self._wrapper.encode(mark, add_special_tokens=False))
 
-    def _closed(self, prompt: Sequence[int]) -> bool:
+    def closed(self, prompt: Sequence[int]) -> bool:
         """Return whether a prompt ends with the end of reasoning or of a message."""
         ends = (self.think_end, *self.message_ends)
         return bool(self.think_end) and self._tail(prompt).endswith(ends)
@@ -185,6 +196,6 @@ def _reasoning(wrapper: Any, words: Container[str], template: str) -> tuple[str,
     if wrapper.think_start:
         return str(wrapper.think_start), str(wrapper.think_end)
     for marks in _REASONING:
-        if all(mark in words for mark in marks) or marks[1] in template:
+        if all(mark in words for mark in marks) or any(mark in template for mark in marks):
             return marks
     return "", ""

@@ -17,7 +17,13 @@ _RESPONSE = {
     "initial_state": _HEADER,
     "transitions": {
         # The longest mark that ends at a character counts: what follows the header of another channel is text.
-        _HEADER: [("analysis<|message|>", REASONING), ("<|message|>", TEXT), (CALLEE, CALL), ("to=", SHOWN)],
+        _HEADER: [
+            ("analysis<|message|>", REASONING),
+            ("<|message|>", TEXT),
+            (CALLEE, CALL),
+            ("to=assistant", _HEADER),  # to itself, before another channel
+            ("to=", SHOWN),
+        ],
         REASONING: [*_ENDS, ("<|channel|>", _HEADER)],
         TEXT: [*_ENDS, ("<|channel|>", _HEADER), ("<|call|>", _HEADER)],
     },

@@ -82,17 +82,28 @@ def _read_escape(reader: Reader) -> Steps[str]:
     """Return the character that an escape stands for; its backslash is taken."""
     letter = yield from reader.peek()
     if letter in _CODES:
-        digits = (yield from reader.peek(1 + _CODES[letter]))[1:]
-        if len(digits) == _CODES[letter] and re.fullmatch("[0-9a-fA-F]+", digits):
-            reader.take(1 + len(digits))
-            code = int(digits, 16)
-            if code <= 0x10FFFF and not 0xD800 <= code <= 0xDFFF:
-                return chr(code)
+        code = yield from _read_code(reader)
+        if 0xD800 <= code <= 0xDBFF and (yield from reader.peek(2)) == "\\u":
+            reader.take(1)  # JSON writes a character outside of the basic plane as two halves
+            low = yield from _read_code(reader)
+            code = 0x10000 + ((code - 0xD800) << 10) + low - 0xDC00 if 0xDC00 <= low <= 0xDFFF else code
+        if code <= 0x10FFFF and not 0xD800 <= code <= 0xDFFF:
+            return chr(code)
         raise Malformed("an escaped character is none")
     if not letter:
         raise Malformed("a string does not end")
     # As in Python, the backslash before any other letter is a backslash.
     return _ESCAPES.get(reader.take(1), "\\" + letter)
+
+
+def _read_code(reader: Reader) -> Steps[int]:
+    """Return the code of a character, of which the letter before its digits comes next."""
+    letter = yield from reader.peek()
+    digits = (yield from reader.peek(1 + _CODES[letter]))[1:]
+    if len(digits) < _CODES[letter] or not re.fullmatch("[0-9a-fA-F]+", digits):
+        raise Malformed("an escaped character is none")
+    reader.take(1 + len(digits))
+    return int(digits, 16)
 
 
 def _read_items(reader: Reader, sink: Sink, depth: int) -> Steps[None]:

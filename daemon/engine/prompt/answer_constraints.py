@@ -14,7 +14,7 @@ from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.engine.structured_output.call_guard import CallGuard, call_guard
 from daemon.engine.structured_output.constraint import Constraint
 from daemon.engine.structured_output.free_mask import FreeMask
-from daemon.engine.structured_output.grammar import ResponseFormat, of_response
+from daemon.engine.structured_output.grammar import ResponseFormat, of_response, up_to
 from daemon.engine.structured_output.matcher import GrammarMatcher
 from daemon.engine.structured_output.required_calls import calls_or_form, required_calls
 from daemon.engine.structured_output.token_mask import TokenMask
@@ -88,6 +88,25 @@ def budget_of(request: pb.GenerateRequest, markup: ChatMarkup | None) -> int | N
     return request.reasoning_budget
 
 
+def ending_of(tokenizer: Tokenizer, markup: ChatMarkup, thinking: Thinking | None) -> GrammarMatcher | None:
+    """
+    Return reasoning up to its end mark as a form; None if the ids of the mark are never others.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        markup: The model's marks.
+        thinking: How the answer begins with reasoning; None if there is no reasoning.
+    """
+    if thinking is None or len(thinking.end) == 1:
+        return None
+    tokens, mark = tokenizer.vocabulary("response_format"), markup.think_end
+    if tokens.special_in(mark):
+        return None
+    return tokenizer.remembered(
+        ("reasoning", mark), lambda: GrammarMatcher("response_format", up_to(mark), tokens)
+    ).again()
+
+
 class AnswerConstraint(Protocol):
     """What one answer is kept to."""
 
@@ -109,6 +128,7 @@ class FormConstraint:
         thinking: How the answer begins with reasoning; None if there is no reasoning.
         header: Ids that the answer begins with, before its form.
         budget: Most tokens of the reasoning; None if there is no limit.
+        ending: See `TokenMask`.
     """
 
     form: GrammarMatcher
@@ -116,14 +136,16 @@ class FormConstraint:
     thinking: Thinking | None = None
     header: tuple[int, ...] = ()
     budget: int | None = None
+    ending: GrammarMatcher | None = None
 
     def again(self) -> FormConstraint:
         """Return it for another answer, see `AnswerConstraint`."""
-        return replace(self, form=self.form.again())
+        ending = None if self.ending is None else self.ending.again()
+        return replace(self, form=self.form.again(), ending=ending)
 
     def mask(self, vocab: int) -> TokenMask:
         """Return the mask, see `AnswerConstraint`."""
-        return TokenMask(self.form, vocab, self.eos_ids, self.thinking, self.header, self.budget)
+        return TokenMask(self.form, vocab, self.eos_ids, self.thinking, self.header, self.budget, self.ending)
 
 
 @dataclass(frozen=True, slots=True)

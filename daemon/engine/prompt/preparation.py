@@ -14,6 +14,7 @@ from daemon.engine.prompt.answer_constraints import (
     AnswerConstraint,
     FormConstraint,
     budget_of,
+    ending_of,
     form_of,
     free_constraint,
 )
@@ -96,7 +97,8 @@ def prepare_request(
     decode = tokenizer.decoder(markup, calls=bool(tools))
     constraint: AnswerConstraint | None
     if form is not None:
-        constraint = FormConstraint(form, tokenizer.eos_ids, thinking, () if tools else header, budget)
+        ending = ending_of(tokenizer, markup, thinking)
+        constraint = FormConstraint(form, tokenizer.eos_ids, thinking, () if tools else header, budget, ending)
     else:
         constraint, unkept = free_constraint(tokenizer, parser, decode, tools, budget, thinking)
         prompt = replace(prompt, warnings=(*prompt.warnings, *unkept))
@@ -110,6 +112,7 @@ def _parser(
     opened, continued = markup.opened(prompt), request.chat.continue_final_message
     rules = AnswerRules(
         opened=opened,
+        reasoned=markup.closed(prompt) and not continued,
         bare=bare,
         single=request.stop.at_tool_call,
         in_form=request.HasField("response_format"),

@@ -61,13 +61,14 @@ def call_guard(
     if not tools or notation is None or notation.syntax is None or not notation.starts:
         return None, []
     warnings: list[str] = []
+    written = notation.syntax.start
+    # A model may begin a block with another mark than the usual one. What follows has no grammar then.
+    marks = [mark for mark in notation.starts if mark in written or not written]
     try:
         tokens = vocabulary("chat.tools")
         grammar = CallGrammar(notation.syntax, tokens)
         kept = _kept(notation, grammar, tools, tokens, warnings)
-        starts = {
-            mark: GrammarMatcher("chat.tools", grammar.block(kept, mark), tokens) for mark in notation.starts if kept
-        }
+        starts = {mark: GrammarMatcher("chat.tools", grammar.block(kept, mark), tokens) for mark in marks if kept}
     except SidecarError as error:
         return None, [f"calls are not kept to a grammar: {error.message}"]
     return CallGuard(starts, notation.sure) if starts else None, warnings

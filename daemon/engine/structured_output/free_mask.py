@@ -120,6 +120,8 @@ class FreeMask:
         if self._scout.reasoning and self._left is not None:
             self._left -= 1
         self._scout.add(self._detokenizer.add(token))
+        if not self._scout.attempts.in_block:
+            self._call = None  # it is read, or is none: a mark that ends a value there need not be one of its grammar
         self._begun = self._begun or self._scout.attempts.blocks > self._blocks
         self._blocks = self._scout.attempts.blocks
         if self._begun and self._guard is not None:

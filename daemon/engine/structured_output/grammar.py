@@ -122,6 +122,11 @@ def text_part(text: str, special: Mapping[str, int]) -> str:
     return " ".join(part for part in parts if part != '""')
 
 
+def up_to(mark: str) -> str:
+    """Return the grammar of any text up to the first occurrence of a mark, and of the mark."""
+    return unforced(f"start: text\ntext[suffix={json.dumps(mark, ensure_ascii=False)}]: /(?s:.*)/")
+
+
 def _json_grammar(schema: dict[str, Any]) -> str:
     return LLMatcher.grammar_from_json_schema(schema, defaults=_JSON_OPTIONS, overrides=_JSON_RULES)
 

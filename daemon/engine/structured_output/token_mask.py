@@ -33,6 +33,9 @@ from daemon.engine.structured_output.matcher import GrammarMatcher
 # OPENING and HEADER write tokens that are known before. If there are none, the phase is skipped.
 # `turn` is written after reasoning only; the prompt has written it for an answer without reasoning.
 # At the budget of the reasoning, HEADER begins with `end`.
+#
+# A mark that is no token of its own can be written with other tokens than `end`: `>` and a line end may be one token.
+# Then a grammar, `ending`, tells where the reasoning ends. It allows no token that goes on behind the mark.
 
 
 class Phase(Enum):
@@ -66,6 +69,7 @@ class TokenMask:
         thinking: How the model reasons first; None if it does not, or was told not to.
         header: Ids that the answer begins with, before its form.
         budget: Most tokens of the reasoning, without its marks; None if it may take any number.
+        ending: The reasoning up to its end mark, as a form; None if the ids of the mark are never others.
     """
 
     waits = True
@@ -79,8 +83,10 @@ class TokenMask:
         thinking: Thinking | None = None,
         header: tuple[int, ...] = (),
         budget: int | None = None,
+        ending: GrammarMatcher | None = None,
     ) -> None:
         self._form = form
+        self._ending = ending
         self._vocab = vocab
         self._thinking = thinking or _NO_THINKING
         self._header = header
@@ -117,7 +123,9 @@ class TokenMask:
         if self._phase is Phase.REASONING and self._left <= 0:
             self._write(Phase.HEADER, (*self._thinking.end, *self._thinking.turn, *self._header))
         if self._phase is Phase.REASONING:
-            return self._reasoning_mask
+            ending = self._ending
+            mask = self._reasoning_mask
+            return mask if ending is None else mx.logical_and(mask, expanded(ending.allowed(), self._vocab))
         known = self._header if self._phase is Phase.MAY_OPEN else self._known
         mask = mx.arange(self._vocab) == known[0] if known else expanded(self._form.allowed(), self._vocab)
         if self._phase is Phase.MAY_OPEN:
@@ -138,13 +146,20 @@ class TokenMask:
             self._write(Phase.HEADER, self._header)
         if self._phase is Phase.REASONING:
             self._left -= 1
-            self._tail = (*self._tail, token)[-len(thinking.end) :]
-            if self._tail == thinking.end:
+            if self._ends_with(token):
                 self._write(Phase.HEADER, (*thinking.turn, *self._header))
         elif self._phase is Phase.FORM:
             self._form.take(token)
         else:
             self._write(self._phase, self._known[1:])
+
+    def _ends_with(self, token: int) -> bool:
+        """Return whether the reasoning ends with a token."""
+        if self._ending is not None:
+            self._ending.take(token)
+            return self._ending.complete
+        self._tail = (*self._tail, token)[-len(self._thinking.end) :]
+        return self._tail == self._thinking.end
 
     def _write(self, phase: Phase, known: tuple[int, ...]) -> None:
         """Enter OPENING or HEADER with the tokens it has left to write, or the phase after it if it has none."""

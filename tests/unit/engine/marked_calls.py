@@ -44,6 +44,7 @@ MARKS: dict[str, tuple[list[str], str]] = {
     "MiniMax M2": (["<minimax:tool_call>", "</minimax:tool_call>"], "<minimax:tool_call>"),
     "MiniMax M3": (["]<]minimax[>[<tool_call>"], "]<]minimax[>["),
     "DeepSeek V3.2": (["<｜DSML｜function_calls>", "｜DSML｜"], "｜DSML｜"),
+    "DeepSeek V4": (["<｜DSML｜tool_calls>", "｜DSML｜"], "｜DSML｜ tool_calls>"),
     "DeepSeek V3": (
         ["<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁sep｜>"],
         "<｜tool▁calls▁begin｜> ```json",
@@ -53,6 +54,9 @@ MARKS: dict[str, tuple[list[str], str]] = {
     "Mistral": (["[TOOL_CALLS]", "[ARGS]"], "[TOOL_CALLS]"),
     "Mistral, older": (["[TOOL_CALLS]"], "[TOOL_CALLS]"),
     "Llama 3": (["<|python_tag|>"], "<|python_tag|>"),
+    "Llama 4": (["<|python_start|>", "<|python_end|>"], '"parameters": dictionary of argument name and its value'),
+    "OLMo 3": (["<function_calls>", "</function_calls>"], "<functions> <function_calls>"),
+    "Hunyuan": (["<tool_calls>", "<tool_call>", "</tool_call>"], "<tool_calls><tool_call> ```json"),
     "LFM2": (["<|tool_call_start|>", "<|tool_call_end|>"], "<|tool_call_start|>"),
     "Gemma 4": (["<|tool_call>", "<tool_call|>", '<|"|>'], "<|tool_call> <tool_call|>"),
     "FunctionGemma": (["<start_function_call>", "<end_function_call>", "<escape>"], "<start_function_call>"),

@@ -103,6 +103,17 @@ def test_truncated_harmony_header_is_no_text(header: str) -> None:
         assert take(HARMONY, pieces, ended=False).text == "So"
 
 
+def test_harmony_header_to_the_model_itself_is_no_text() -> None:
+    """Seen before another channel."""
+    to_itself = "<|channel|>commentary to=assistant"
+    answer = (
+        f"{to_itself}<|channel|>analysis<|message|>Hm<|end|><|start|>assistant{to_itself}<|channel|>final<|message|>So"
+    )
+    for pieces in cuts(answer):
+        taken = take(HARMONY, pieces)
+        assert (taken.text, taken.reasoning, taken.calls) == ("So", "Hm", [])
+
+
 def test_answer_without_a_harmony_header_is_text() -> None:
     for pieces in cuts("So it is"):
         assert take(HARMONY, pieces).text == "So it is"

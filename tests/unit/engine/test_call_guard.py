@@ -34,7 +34,7 @@ def test_begun_calls_are_whole_and_valid(harness: Harness, model: Callable[..., 
     """The model has random weights, and is driven to begin one call after the other."""
     marks, known_by = MARKS[name]
     path = model(marks, known_by, special=special)
-    long_tags = ("MiniMax M", "DeepSeek V3.2", "LongCat", "MiniCPM")  # of a character a token
+    long_tags = ("MiniMax M", "DeepSeek V3.2", "DeepSeek V4", "LongCat", "MiniCPM")  # of a character a token
     most = 300 if name.startswith(long_tags) else 120
     answer = harness.run(request(path, sampling={"logit_bias": {FIRST: 80.0}}, max_tokens=most))
     assert answer.finished.reason == pb.FINISH_REASON_LENGTH, answer.failure
@@ -163,15 +163,39 @@ def test_words_in_text_begin_no_call(name: str) -> None:
     assert _masked(known_by, begun)[-1]
 
 
-def _masked(known_by: str, written: str) -> list[bool]:
+OTHERWISE = {
+    "DeepSeek V3.2": ("｜DSML｜", '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="go_home">\n'),
+    "DeepSeek V4": ("｜DSML｜ tool_calls>", '<｜DSML｜function_calls>\n<｜DSML｜invoke name="go_home">\n'),
+    "Kimi K2": ("<|tool_calls_section_begin|>", "<|tool_call_begin|>functions.go_home:0"),
+    "Qwen 3 Coder": ("<tool_call>\n<function=", "<function=go_home>\n"),
+}
+"""Notations with several marks that begin a block: a text of the template, and a block with an unusual one."""
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_block_with_an_unusual_mark_is_not_masked(name: str) -> None:
+    """The grammar of a block has the usual mark: a mask would write it again, and no parser reads that."""
+    assert not any(_masked(*OTHERWISE[name]))
+
+
+def test_call_that_was_read_is_masked_no_more() -> None:
+    """For a grammar, a value without the line end before its mark goes on: the answer could never end."""
+    schema = {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]}
+    begun = "<tool_call>\n<function=go_home>\n<parameter=code>\nls"
+    masked = _masked("<tool_call>\n<function=", f"{begun}</parameter>\n</function>\n</tool_call>", schema)
+    assert masked[len(begun)]
+    assert not masked[-1]
+
+
+def _masked(known_by: str, written: str, parameters: dict[str, Any] | None = None) -> list[bool]:
     """Return for each character of an answer whether the next one is masked."""
     markup = ChatMarkup(TokenizerWrapper(FakeTokenizer((), known_by)))
     tokens = Vocabulary(LLTokenizer("byte"), {})
-    tools = {"chat.tools[0]": Tool("go_home", "", {})}
+    tools = {"chat.tools[0]": Tool("go_home", "", parameters or {})}
     guard, warnings = call_guard(tools, markup, lambda field: tokens)
     assert guard is not None, warnings
     scout = AnswerParser(markup, tuple(tools.values()))
-    mask = FreeMask(tokens.tokens.vocab_size, scout, lambda ids: bytes(ids).decode(), guard=guard)
+    mask = FreeMask(tokens.tokens.vocab_size, scout, lambda ids: bytes(ids).decode("utf-8", "replace"), guard=guard)
     masked = []
     for byte in written.encode():
         masks = (mask.mask(SimpleNamespace(id=byte)), mask.late_mask())

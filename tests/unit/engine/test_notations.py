@@ -44,7 +44,13 @@ SECOND: tuple[str, Any] = ("ns.get:time-now", {})
 WRITTEN = tomllib.loads(Path(__file__).with_name("written_calls.toml").read_text())
 """For each notation, how it is recognised, and an answer of both calls."""
 
-NO_TEXT = ("Llama 3", "pythonic Llama", "Functionary 3.2", "Hermes, without end marks")
+NO_TEXT = (
+    "Llama 3",
+    "pythonic Llama",
+    "Functionary 3.2",
+    "Gemma 4, without its first mark",
+    "Hermes, without end marks",
+)
 """Calls that begin the answer without a mark, so no text can come before them, or have no end mark before more text."""
 
 
@@ -224,3 +230,52 @@ def test_number_that_is_no_integer_is_a_text_where_it_can_be(schema: dict[str, A
     answer = f"<tool_call>f<arg_key>a</arg_key><arg_value>{written}</arg_value></tool_call>"
     (call,) = parse(markup(WRITTEN["GLM 4.7"]), [answer], [tool]).calls
     assert json.loads(call.arguments_json) == {"a": value}
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        (r"\ud83d\ude42 \u00e9", "🙂 é"),
+        (r"\U0001F642\/", "🙂/"),
+        (r"\ud83d", None),
+        (r"\ud83d\ud83d", None),
+        (r"\ude42", None),
+        (r"\ud83d\n", None),
+    ],
+)
+def test_escaped_halves_of_a_character_are_joined(written: str, value: str | None) -> None:
+    """A list of calls as Python may have strings of JSON; half a character is no text, and the call none."""
+    answer = f'<|tool_call_start|>[get_weather(city="{written}")]<|tool_call_end|>'
+    for pieces in cuts(answer):
+        parts = parse(markup(WRITTEN["LFM2"]), pieces)
+        expected = ([("get_weather", {"city": value})], "") if value is not None else ([], answer)
+        assert (calls_of(parts), parts.text) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"), [("pythonic Llama", "[{}]"), ("OLMo 3", "<function_calls>{}</function_calls>")]
+)
+def test_call_that_is_not_read_to_its_end_is_text(name: str, answer: str) -> None:
+    """Strings may have quotes without an escape. An argument that ends at one of them is another one."""
+    tool = Tool("run", "", {"type": "object", "properties": {"code": {"type": "string"}}})
+    answer = answer.format("run(code='python -c \"f(a='x')\"')")
+    for pieces in cuts(answer):
+        parts = parse(markup(WRITTEN[name]), pieces, [tool])
+        assert (parts.calls, parts.text) == ([], answer)
+
+
+def test_call_without_a_mark_needs_an_end() -> None:
+    """Gemma 4 leaves out the mark at the beginning of its answer alone."""
+    for said in ("call:get_weather{city:1} calls it.", "Call call:get_weather{}<tool_call|>.", "call: me {x}", "call:"):
+        for pieces in cuts(said):
+            parts = parse(markup(WRITTEN["Gemma 4"]), pieces)
+            assert (parts.calls, parts.text) == ([], said)
+
+
+def test_example_of_a_call_is_text_without_the_mark_behind_it() -> None:
+    """Qwen 3 Coder leaves out the mark that begins a block, but not the mark that ends it."""
+    example = "<function=get_weather>\n<parameter=city>\nBergen\n</parameter>\n</function>"
+    said = f"Write {example} for that, or <function=get_weather>."
+    for pieces in cuts(said):
+        parts = parse(markup(WRITTEN["Qwen 3 Coder"]), pieces)
+        assert (parts.calls, parts.text) == ([], said)

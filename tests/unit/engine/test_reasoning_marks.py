@@ -34,6 +34,13 @@ FAMILIES: dict[str, tuple[tuple[str, ...], str, str]] = {
         "<think:opensource>{}</think:opensource>",
     ),
     "Granite 3.3": ((), "<|tool_call|> <think></think> <response></response>", "<think>{}</think><response>"),
+    "OLMo 3": ((), "<functions> <function_calls> <think>", "<think>{}</think>\n\n"),
+    "Hunyuan": ((), "<tool_calls><tool_call> ```json </think> <answer> </answer>", "<think>\n{}\n</think>\n<answer>\n"),
+    "Apriel": (
+        (),
+        "<tool_calls>[ [BEGIN FINAL RESPONSE] [END FINAL RESPONSE]",
+        "Here are my reasoning steps:\n{}\n[BEGIN FINAL RESPONSE]\n",
+    ),
     "gpt-oss": (
         HARMONY_WORDS,
         "",
@@ -48,8 +55,10 @@ def markup(name: str) -> ChatMarkup:
     return ChatMarkup(understood(TokenizerWrapper(FakeTokenizer(words, template))))
 
 
-def parse(name: str, answer: str, tools: list[Tool], size: int, *, opened: bool = False) -> Parts:
-    parser, parts = AnswerParser(markup(name), tools, AnswerRules(opened=opened)), Parts()
+def parse(
+    name: str, answer: str, tools: list[Tool], size: int, *, opened: bool = False, reasoned: bool = False
+) -> Parts:
+    parser, parts = AnswerParser(markup(name), tools, AnswerRules(opened=opened, reasoned=reasoned)), Parts()
     for at in range(0, len(answer), size):
         parts += parser.add(answer[at : at + size])
     parts += parser.finish(ended=True)
@@ -69,7 +78,7 @@ def test_marks_in_reasoning_are_reasoning(name: str, tools: list[Tool], size: in
     )
 
 
-@pytest.mark.parametrize("name", ["Qwen 3", "DeepSeek", "GLM", "MiniMax M3", "Hy3"])
+@pytest.mark.parametrize("name", ["Qwen 3", "DeepSeek", "GLM", "MiniMax M3", "Hy3", "OLMo 3", "Apriel"])
 def test_reasoning_may_begin_in_the_prompt(name: str) -> None:
     start, _, rest = FAMILIES[name][2].partition("{}")
     parts = parse(name, THOUGHT + rest + "4", TOOLS, 3, opened=True)
@@ -103,6 +112,22 @@ def test_granite_answer_has_marks_of_its_own(answer: str, size: int) -> None:
         "<response>4" if answer.count("<response>") == 2 and "><response><response>" in answer else RESPONSES[answer]
     )
     assert parse("Granite 3.3", answer, [], size).text == expected
+
+
+@pytest.mark.parametrize("size", [1, 5, 1000])
+def test_hunyuan_answer_has_marks_of_its_own(size: int) -> None:
+    """Also behind reasoning that the prompt has ended, as it does where thinking is switched off."""
+    assert parse("Hunyuan", "<think>\nH\n</think>\n<answer>\n4\n</answer>", TOOLS, size).text == "\n\n4\n"
+    assert parse("Hunyuan", "<answer>\n4\n</answer>", TOOLS, size, reasoned=True).text == "\n4\n"
+    assert parse("Hunyuan", "<answer>4</answer>", TOOLS, size).text == "<answer>4</answer>"
+
+
+@pytest.mark.parametrize("size", [1, 5, 1000])
+def test_apriel_answer_has_an_end_of_its_own(size: int) -> None:
+    """Within the answer, the mark is text."""
+    begun, end = FAMILIES["Apriel"][2].format("H"), "[END FINAL RESPONSE]"
+    assert parse("Apriel", f"{begun}4\n{end}\n", TOOLS, size).text == "\n4\n\n"
+    assert parse("Apriel", f"{begun}The mark {end} ends it.", TOOLS, size).text == f"\nThe mark {end} ends it."
 
 
 def test_call_may_follow_granite_answer() -> None:

@@ -39,6 +39,9 @@ NOTATIONS: dict[str, tuple[dict[str, bool], str]] = {
         },
         "<|tool_calls_section_begin|>",
     ),
+    "blocks of another version": ({"｜DSML｜": True}, "｜DSML｜ tool_calls>"),
+    "lines of Python": ({"<function_calls>": True, "</function_calls>": True}, "<functions> <function_calls>"),
+    "fences in tags": ({"<tool_calls>": True}, "<tool_calls><tool_call> ```json"),
     "messages with headers": (dict.fromkeys(MARKS, True), ""),
 }  # fmt: skip
 """Marks of models, and the text by which mlx-lm recognises their templates."""

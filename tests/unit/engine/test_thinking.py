@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import mlx.core as mx
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from daemon.engine.execution.sampling import Draw, Sampled
 from daemon.engine.output.chat_markup import Thinking
+from daemon.engine.structured_output.grammar import ResponseFormat, of_response, up_to
+from daemon.engine.structured_output.matcher import GrammarMatcher, vocabulary
 from daemon.engine.structured_output.token_mask import TokenMask
 
 VOCAB, EOS = 64, 2
@@ -103,3 +108,31 @@ def test_grammar_follows_reasoning_without_a_header() -> None:
 def test_token_mask_is_as_wide_as_the_logits() -> None:
     assert TokenMask(Form(), VOCAB, [EOS], MARKS).mask(None).shape == (VOCAB,)  # type: ignore[arg-type]
     assert TokenMask(Form(), VOCAB, [EOS]).mask(None).dtype == mx.bool_  # type: ignore[arg-type]
+
+
+def joining(*words: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of letters that stand for bytes, and of words of two letters."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {word: number for number, word in enumerate(["<unk>", "</s>", *alphabet, *words])}
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[(word[0], word[1]) for word in words]))
+    tokenizer.add_special_tokens(["<unk>", "</s>"])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+
+
+def test_reasoning_ends_with_its_mark_in_any_tokens() -> None:
+    """A mark that is no token can be written in several ways. Nothing comes in one token with its last character."""
+    tokenizer = joining("th", "><")
+    tokens, mark = vocabulary(tokenizer, [1], "response_format"), "</think>"
+    form = GrammarMatcher("response_format", of_response(ResponseFormat("regex", r"\{\}")), tokens)
+    thinking = Thinking((0,), tuple(tokenizer.encode(mark, add_special_tokens=False)), opened=True)
+    ending = GrammarMatcher("response_format", up_to(mark), tokens)
+    constraint = TokenMask(form, len(tokenizer), [1], thinking, ending=ending)
+    letters = tokenizer.convert_tokens_to_ids([*"so</thinking><", "><", *mark])
+    may = allowed(constraint, None)
+    for letter in letters:
+        assert letter in may
+        before, may = may, allowed(constraint, letter)
+    assert tokenizer.convert_tokens_to_ids("><") not in before
+    assert [tokenizer.decode([token]) for token in may] == ["{"]

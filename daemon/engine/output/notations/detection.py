@@ -15,8 +15,9 @@ from daemon.engine.output.notations.functionary import FUNCTIONARY_31, FUNCTIONA
 from daemon.engine.output.notations.gemma import FUNCTION_GEMMA, GEMMA_4
 from daemon.engine.output.notations.glm import GLM, LONGCAT
 from daemon.engine.output.notations.harmony import HARMONY
+from daemon.engine.output.notations.hunyuan import HUNYUAN
 from daemon.engine.output.notations.hy3 import HY3
-from daemon.engine.output.notations.invoke import DSML, MINIMAX_M2, MUSE
+from daemon.engine.output.notations.invoke import DSML, DSML_V4, MINIMAX_M2, MUSE
 from daemon.engine.output.notations.json_marked import (
     APRIEL,
     COMMAND_A,
@@ -29,12 +30,12 @@ from daemon.engine.output.notations.json_marked import (
     TOOL_CALLS,
 )
 from daemon.engine.output.notations.kimi import KIMI_K2
-from daemon.engine.output.notations.llama import LLAMA_3
+from daemon.engine.output.notations.llama import LLAMA_3, PYTHON_START, python_marked
 from daemon.engine.output.notations.minicpm import MINICPM_5
 from daemon.engine.output.notations.minimax_m3 import MINIMAX_M3
 from daemon.engine.output.notations.mistral import ARGUMENTS, MISTRAL, MISTRAL_LIST
 from daemon.engine.output.notations.notation import Notation
-from daemon.engine.output.notations.pythonic import LFM2, PYTHONIC
+from daemon.engine.output.notations.pythonic import LFM2, OLMO_3, PYTHONIC
 from daemon.engine.output.notations.qwen_xml import QWEN_XML, SEED
 
 HARMONY_MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|constrain|>", "<|call|>")
@@ -51,6 +52,7 @@ class _Rule:
 _RULES = (
     _Rule(MINIMAX_M3, ("]<]minimax[>[",)),
     _Rule(MINIMAX_M2, ("<minimax:tool_call>",)),
+    _Rule(DSML_V4, ("DSML｜", "tool_calls>")),
     _Rule(DSML, ("DSML｜",)),
     _Rule(GEMMA_4, ("<|tool_call>", "<tool_call|>")),
     _Rule(FUNCTION_GEMMA, ("<start_function_call>",)),
@@ -74,8 +76,10 @@ _RULES = (
     _Rule(GIGACHAT, ("<|function_call|>", "<|role_sep|>")),
     _Rule(NEMOTRON, ("<TOOLCALL>",)),
     _Rule(APRIEL, ("<tool_calls>[",)),
+    _Rule(HUNYUAN, ("<tool_calls><tool_call>", "```json")),
     _Rule(TOOL_CALLS, ("<tool_calls>",)),
     _Rule(HERMES, ("<tool_call>",)),
+    _Rule(OLMO_3, ("<function_calls>", "<functions>")),
     _Rule(FUNCTIONARY_32, (">>>all",)),
     _Rule(FUNCTIONARY_31, ("<function=", "</function>")),
     _Rule(COMMAND_R, ("Action:", "```json", "tool_name")),
@@ -116,4 +120,6 @@ def notation_of(template: str, words: Container[str], wrapper: Any) -> Notation 
         return foreign(wrapper.tool_call_start, wrapper.tool_call_end, wrapper.tool_parser)
     if found is MISTRAL and ARGUMENTS not in words:
         return MISTRAL_LIST
+    if found in (LLAMA_3, PYTHONIC) and PYTHON_START in words:
+        return python_marked(found)
     return found

@@ -1,7 +1,8 @@
 """
 Tool calls of Gemma 4 and FunctionGemma: `call:NAME{KEY:VALUE,…}` between two marks, with quotes of their own.
 
-A string stands between two marks that are its quotes, and has no escapes. Keys are bare, and may hold spaces.
+A string stands between two marks that are its quotes, and has no escapes. Keys are bare, and may hold spaces. Gemma 4
+sometimes leaves out the first mark of a call that begins its answer.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ _KEY = re.compile(r"[^:{}\[\],<>\r\n]*")
 _BARE = re.compile(r"[^,{}\[\]<>\r\n]*")
 
 
-def _notation(name: str, start: str, end: str, quote: str) -> Notation:
-    """Return the notation with these marks."""
+def _notation(name: str, start: str, end: str, quote: str, *, bare: bool = False) -> Notation:
+    """Return the notation with these marks; `bare` if a call that begins the answer may lack the first one."""
 
     def read(reader: Reader, calls: CallWriter) -> Steps[None]:
-        yield from reader.literal(start)
+        yield from reader.maybe(start)  # it is there, or may be left out
         yield from reader.space()
         while True:
             yield from reader.literal("call:")
@@ -60,7 +61,7 @@ def _notation(name: str, start: str, end: str, quote: str) -> Notation:
         root = arguments(tool)
         return Sequence((Text(f"call:{tool.name}"), Values(_style(quote), root).of(root)))
 
-    return Notation(name, (start,), read, CallSyntax(call, start, end, apart=""))
+    return Notation(name, (start,), read, CallSyntax(call, start, end, apart=""), opens_answer=bare)
 
 
 def _read_value(reader: Reader, sink: Sink, quote: str, kind: ArgumentType, depth: int) -> Steps[None]:
@@ -164,5 +165,5 @@ def _style(quote: str) -> Style:
     return Style(text, items, of_members, anything)
 
 
-GEMMA_4 = _notation("Gemma 4", "<|tool_call>", "<tool_call|>", '<|"|>')
+GEMMA_4 = _notation("Gemma 4", "<|tool_call>", "<tool_call|>", '<|"|>', bare=True)
 FUNCTION_GEMMA = _notation("FunctionGemma", "<start_function_call>", "<end_function_call>", "<escape>")

@@ -72,7 +72,7 @@ def _invocations(name: str, blocks: dict[str, str], tags: _Tags) -> Notation:
 
     Args:
         name: Its name.
-        blocks: The marks that begin a block, each with the mark that ends it.
+        blocks: The marks that begin a block, each with the mark that ends it. Calls that are required have the first.
         tags: Its other marks.
     """
 
@@ -153,14 +153,15 @@ MINIMAX_M2 = _invocations(
     {"<minimax:tool_call>": "</minimax:tool_call>"},
     _Tags("<invoke", "</invoke>", "<parameter", "</parameter>"),
 )
-DSML = _invocations(
-    "DeepSeek V3.2",
-    {
-        "<｜DSML｜function_calls>": "</｜DSML｜function_calls>",
-        "<｜DSML｜tool_calls>": "</｜DSML｜tool_calls>",
-    },
-    _Tags("<｜DSML｜invoke", "</｜DSML｜invoke>", "<｜DSML｜parameter", "</｜DSML｜parameter>", states_strings=True),
+_V32 = {"<｜DSML｜function_calls>": "</｜DSML｜function_calls>"}
+_V4 = {"<｜DSML｜tool_calls>": "</｜DSML｜tool_calls>"}
+_DSML_TAGS = _Tags(
+    "<｜DSML｜invoke", "</｜DSML｜invoke>", "<｜DSML｜parameter", "</｜DSML｜parameter>", states_strings=True
 )
+DSML = _invocations("DeepSeek V3.2", {**_V32, **_V4}, _DSML_TAGS)
+DSML_V4 = _invocations("DeepSeek V4", {**_V4, **_V32}, _DSML_TAGS)
+"""Each is read in the blocks of both. Calls that are required are in its own."""
+
 MUSE = _invocations(
     "Muse",
     {"<atem:function_calls>": "</atem:function_calls>"},

@@ -2,7 +2,8 @@
 Tool calls of Kimi K2: a section of calls with ids that hold the tool's name, and JSON arguments.
 
 A section begins with `<|tool_calls_section_begin|>` and ends with `<|tool_calls_section_end|>`. A call in it is
-`<|tool_call_begin|>functions.NAME:0<|tool_call_argument_begin|>{…}<|tool_call_end|>`.
+`<|tool_call_begin|>functions.NAME:0<|tool_call_argument_begin|>{…}<|tool_call_end|>`. Some answers leave out the marks
+of the section, and the last one of a call.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ _ID = re.compile(r"(?:functions\.)?(.+?)(?::\d+)?", re.DOTALL)
 
 
 def _read(reader: Reader, calls: CallWriter) -> Steps[None]:
-    yield from reader.literal(_SECTION)
-    yield from reader.space()
-    yield from reader.literal(_CALL)
+    in_section = bool((yield from reader.maybe(_SECTION)))
     while True:
+        yield from reader.space()
+        yield from reader.literal(_CALL)
         id_ = (yield from read_until(reader, _ARGUMENTS)).strip()
         match = _ID.fullmatch(id_)
         if match is None:
@@ -33,10 +34,10 @@ def _read(reader: Reader, calls: CallWriter) -> Steps[None]:
         yield from read_arguments(reader, calls)
         yield from read_end(reader, _CALL_END, before=(_SECTION_END, _CALL))
         calls.end()
-        yield from reader.space()
-        if not (yield from reader.maybe(_CALL)):
+        if not (yield from reader.follows(_CALL)):
             break
-    yield from read_end(reader, _SECTION_END)
+    if in_section or (yield from reader.follows(_SECTION_END)):
+        yield from read_end(reader, _SECTION_END)
 
 
 def _call(tool: Tool) -> Part:
@@ -45,4 +46,4 @@ def _call(tool: Tool) -> Part:
     return Sequence((Text(f"{_CALL}functions.{tool.name}:"), index, Text(_ARGUMENTS), Json(arguments(tool)), end))
 
 
-KIMI_K2 = Notation("Kimi K2", (_SECTION,), _read, CallSyntax(_call, _SECTION, _SECTION_END, between=""))
+KIMI_K2 = Notation("Kimi K2", (_SECTION, _CALL), _read, CallSyntax(_call, _SECTION, _SECTION_END, between=""))

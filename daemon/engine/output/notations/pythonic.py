@@ -2,7 +2,8 @@
 Tool calls that look like Python: `[get_weather(city="Bergen", days=2), get_time()]`.
 
 LFM2 writes them between `<|tool_call_start|>` and `<|tool_call_end|>`, Llama 3.2 and 4 without marks as their whole
-answer. Values are Python literals, or their JSON spelling.
+answer. OLMo 3 writes no brackets, but a call on each line between `<function_calls>` and `</function_calls>`. Values
+are Python literals, or their JSON spelling.
 """
 
 from __future__ import annotations
@@ -33,26 +34,52 @@ from daemon.engine.output.reader import Malformed, Reader, Steps
 from daemon.engine.output.tool_calls import CallWriter, Tool
 
 _START, _END = "<|tool_call_start|>", "<|tool_call_end|>"
+_CALLS, _CALLS_END = "<function_calls>", "</function_calls>"
 _KEY = re.compile(r"[\w.$-]*")
 
 
 def _read_marked(reader: Reader, calls: CallWriter) -> Steps[None]:
     yield from reader.literal(_START)
     yield from reader.space()
-    yield from _read_list(reader, calls)
+    yield from read_list(reader, calls)
     yield from read_end(reader, _END, before=(_START,))
 
 
-def _read_list(reader: Reader, calls: CallWriter) -> Steps[None]:
+def read_list(reader: Reader, calls: CallWriter) -> Steps[None]:
+    """
+    Read a list of calls in brackets.
+
+    Raises:
+        Malformed: If it is none.
+    """
     yield from reader.literal("[")
     while True:
         yield from reader.space()
         yield from read_python_call(reader, calls)
+        # Strings may have quotes without an escape. What follows tells whether the call was read up to its end.
+        if not ((yield from reader.follows(",", "]")) or reader.exhausted):
+            raise Malformed("a call is followed by neither a comma nor an end")
         calls.end()
         yield from reader.space()
         if not (yield from reader.maybe(",")):
             break
     yield from reader.literal("]")
+
+
+def _read_lines(reader: Reader, calls: CallWriter) -> Steps[None]:
+    """Read a block of calls, with a line end between two of them."""
+    yield from reader.literal(_CALLS)
+    yield from reader.space()
+    while True:
+        yield from read_python_call(reader, calls)
+        if (yield from reader.follows(_CALLS_END)) or reader.exhausted:
+            break
+        if (yield from reader.peek()) not in ("\n", "\r"):
+            raise Malformed("a call is followed by neither a line end nor a mark")
+        calls.end()
+        yield from reader.space()
+    yield from read_end(reader, _CALLS_END)
+    calls.end()
 
 
 def read_python_call(reader: Reader, calls: CallWriter, method: str = "") -> Steps[None]:
@@ -116,4 +143,5 @@ def _pair(key: str, schema: Any, root: Mapping[str, Any]) -> Part:
 
 
 LFM2 = Notation("LFM2", (_START,), _read_marked, CallSyntax(_call, f"{_START}[", f"]{_END}", between=", "))
-PYTHONIC = Notation("pythonic Llama", (), _read_list, CallSyntax(_call, "[", "]", between=", "), opens_answer=True)
+OLMO_3 = Notation("OLMo 3", (_CALLS,), _read_lines, CallSyntax(_call, _CALLS, _CALLS_END, between="\n"))
+PYTHONIC = Notation("pythonic Llama", (), read_list, CallSyntax(_call, "[", "]", between=", "), opens_answer=True)

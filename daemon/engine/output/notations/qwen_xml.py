@@ -11,7 +11,8 @@ VALUE
 </tool_call>
 ```
 
-One line end on either side of a value belongs to the marks. Seed-OSS writes none, and other outer marks.
+One line end on either side of a value belongs to the marks. Seed-OSS writes none, and other outer marks. Qwen 3 Coder
+often leaves out the first mark behind a text.
 """
 
 from __future__ import annotations
@@ -40,11 +41,19 @@ _FUNCTION, _FUNCTION_END = "<function=", "</function>"
 _PARAMETER, _PARAMETER_END = "<parameter=", "</parameter>"
 
 
-def in_tags(name: str, start: str, end: str, line: str) -> Notation:
-    """Return the notation with these outer marks, and the text on either side of a value."""
+def in_tags(name: str, start: str, end: str, line: str, *, bare: bool = False) -> Notation:
+    """
+    Return the notation with these outer marks.
+
+    Args:
+        name: Its name.
+        start, end: The outer marks.
+        line: The text on either side of a value.
+        bare: Whether a block may begin without its first mark. It then needs the last one, or the end of the answer.
+    """
 
     def read(reader: Reader, calls: CallWriter) -> Steps[None]:
-        yield from reader.literal(start)
+        yield from reader.maybe(start)
         yield from _read_function(reader, calls, line)
         while (yield from reader.follows(_FUNCTION)):
             calls.end()
@@ -58,7 +67,7 @@ def in_tags(name: str, start: str, end: str, line: str) -> Notation:
         return Sequence((Text(f"{_FUNCTION}{tool.name}>\n"), *parts, Text(_FUNCTION_END)))
 
     syntax = CallSyntax(call, f"{start}\n", f"\n{end}", between="\n", apart="\n")
-    return Notation(name, (start,), read, syntax)
+    return Notation(name, (start, _FUNCTION) if bare else (start,), read, syntax)
 
 
 def _parameter(key: str, schema: Any, root: Mapping[str, Any], line: str) -> Part:
@@ -98,5 +107,5 @@ def _read_function(reader: Reader, calls: CallWriter, line: str) -> Steps[None]:
     writer.end()
 
 
-QWEN_XML = in_tags("Qwen 3 Coder", "<tool_call>", "</tool_call>", "\n")
+QWEN_XML = in_tags("Qwen 3 Coder", "<tool_call>", "</tool_call>", "\n", bare=True)
 SEED = in_tags("Seed-OSS", "<seed:tool_call>", "</seed:tool_call>", "")
