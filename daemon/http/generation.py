@@ -1,8 +1,8 @@
 """
 Generations: one call to the daemon as an API asks for it, as events or as a whole answer.
 
-The door adds what the APIs promise and the gRPC API leaves to its caller: `max_tokens` is an upper bound, so that it is
-lowered to what the context holds.
+The door adds what the APIs promise and the gRPC API leaves to its caller. `max_tokens` is an upper bound, so that it is
+lowered to what the context holds. Without it an answer is as long as the model makes it, as far as `ANSWER_TOKENS`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from mlx_sidecar import (
     InvalidArgument,
     Prompt,
     PromptLogprobs,
+    SidecarError,
     Started,
     TokenizeOptions,
     TokenLogprob,
@@ -34,6 +35,8 @@ from mlx_sidecar import (
 
 NOTE = "x-mlx-sidecar-note"
 """Header with what a request has that has no effect."""
+ANSWER_TOKENS = 32_768
+"""Most tokens of an answer without a limit of its request. Agents set none, and write whole files in an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,8 @@ async def events(client: AsyncClient, ask: Ask) -> AsyncGenerator[GenerateEvent]
     """
     begun = False
     options = cast("GenerateOptions", {**ask.options, "request_id": ask.request_id})
+    if options.get("max_tokens") is None:
+        options["max_tokens"] = ANSWER_TOKENS
     while True:
         try:
             async with client.generate(ask.model, ask.prompt, **options) as stream:
@@ -108,22 +113,43 @@ async def count(client: AsyncClient, ask: Ask) -> int:
 
 
 def _placed(error: InvalidArgument, client: AsyncClient, ask: Ask) -> InvalidArgument:
-    """Return an error of the daemon with the caller's place of the part that it names; itself if that has no other."""
+    """Return an error of the daemon in its caller's words: with the caller's place of the part that it names."""
     name = error.field or ""
     found = _counted_from(client.left_out(ask.prompt), name) if isinstance(client, DaemonClient) else name
     part = max((place for place in ask.places if re.match(rf"{re.escape(place)}($|[.\[])", found)), key=len, default="")
     found = ask.places.get(part, "") + found.removeprefix(part)
-    if found == name:
+    text = _too_long(error) or (str(error) if found == name else renamed(str(error), name, found))
+    if (text, found) == (str(error), name):
         return error
     return type(error)(
-        renamed(str(error), name, found),
+        text,
         code=error.code,
         reason=error.reason,
         metadata=error.metadata,
         retry_after=error.retry_after,
-        field=found,
+        field=found or None,
         error_id=error.error_id,
     )
+
+
+def _too_long(error: InvalidArgument) -> str | None:
+    """Return the text by which agents know that they have to shorten a conversation; None for other errors."""
+    sizes = prompt_and_context(error) if isinstance(error, ContextLengthExceeded) else None
+    if sizes is None or sizes[0] < sizes[1]:
+        return None
+    # OpenAI's words: LiteLLM, goose, Crush and opencode look for them, each for others of them.
+    return (
+        f"this model's maximum context length is {sizes[1]} tokens, but the prompt resulted in {sizes[0]} tokens; "
+        "shorten it"
+    )
+
+
+def prompt_and_context(error: SidecarError) -> tuple[int, int] | None:
+    """Return the tokens of a prompt that does not fit, and those that the context holds; None if they are unknown."""
+    try:
+        return int(error.metadata["prompt_tokens"]), int(error.metadata["context_length"])
+    except (KeyError, ValueError):
+        return None
 
 
 def _counted_from(first: int, name: str) -> str:
@@ -160,10 +186,9 @@ def _fitting(options: GenerateOptions, error: InvalidArgument) -> GenerateOption
 
 def _room(error: ContextLengthExceeded) -> int | None:
     """Return how many tokens fit after the prompt; None if the prompt alone is too long."""
-    try:
-        room = int(error.metadata["context_length"]) - int(error.metadata["prompt_tokens"])
-    except (KeyError, ValueError):
+    if (sizes := prompt_and_context(error)) is None:
         return None
+    room = sizes[1] - sizes[0]
     return room if room > 0 and error.field == "max_tokens" else None
 
 

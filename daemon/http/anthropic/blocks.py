@@ -37,6 +37,7 @@ class ThinkingBlock(Parameters):
     type: Literal["thinking"] = Field(description="`thinking`")
     thinking: str = Field(description="the reasoning of an assistant's turn, which its template may read")
     signature: str | None = Field(None, description="one of this server must fit; those of others are not looked at")
+    cache_control: CacheControl | None = Field(None, description="keeps the prompt")
 
 
 class RedactedThinkingBlock(Parameters):
@@ -52,7 +53,7 @@ class ToolUseBlock(Parameters):
     type: Literal["tool_use"] = Field(description="`tool_use`")
     id: str = Field(description="name of the call")
     name: str = Field(description="name of the tool")
-    input: dict[str, Any] = Field(description="its arguments")
+    input: Any = Field(description="its arguments, an object; anything else is told to the model as `INVALID_JSON`")
     cache_control: CacheControl | None = Field(None, description="keeps the prompt")
 
     harmless: ClassVar[Mapping[str, str]] = {

@@ -18,7 +18,7 @@ from daemon.http.anthropic.blocks import (
 from daemon.http.anthropic.request_types import Conversation, Message
 from daemon.http.anthropic.signatures import signed
 from daemon.http.errors import invalid
-from daemon.http.in_words import readable, step
+from daemon.http.in_words import arguments, readable, said, step
 from mlx_sidecar import Message as Turn
 from mlx_sidecar import ToolCall
 
@@ -127,8 +127,13 @@ def _assistant(blocks: Sequence[Block], place: str, notes: list[str]) -> Turn:
                 texts.append(block.text)
             case ThinkingBlock():
                 thoughts.append(_thinking(block, f"{place}.content[{index}]"))
+            case ToolUseBlock(input=dict() as given):
+                calls.append(ToolCall(block.id, block.name, given))
             case ToolUseBlock():
-                calls.append(ToolCall(block.id, block.name, block.input))
+                text, unread = arguments(said(block.input))
+                if unread:
+                    notes.append(f"{place}.content[{index}].input is no JSON object: the model is told so")
+                calls.append(ToolCall(block.id, block.name, text))
             case ServerStepBlock():
                 fields = {"server": block.server_name, "tool": block.name, "input": block.input}
                 texts.append(step(block.type, {**fields, "content": readable(block.content)}))

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from daemon.http.errors import Problem, problem
+from daemon.http.generation import prompt_and_context
 from daemon.http.streaming import Framing, event
 from mlx_sidecar import ContextLengthExceeded, SidecarError
 
@@ -114,13 +115,10 @@ def told(request_id: str) -> Iterator[None]:
 
 def _too_long(error: SidecarError) -> str | None:
     """Return the text by which clients know that a conversation has to be shortened; None for other errors."""
-    try:
-        prompt, context = (int(error.metadata[name]) for name in ("prompt_tokens", "context_length"))
-    except (KeyError, ValueError):
+    sizes = prompt_and_context(error) if isinstance(error, ContextLengthExceeded) else None
+    if sizes is None or sizes[0] < sizes[1]:
         return None
-    if not isinstance(error, ContextLengthExceeded) or prompt < context:
-        return None
-    return f"prompt is too long: {prompt} tokens > {context} maximum"
+    return f"prompt is too long: {sizes[0]} tokens > {sizes[1]} maximum"
 
 
 def shape(problem: Problem) -> tuple[int, bytes]:

@@ -96,7 +96,7 @@ class Options(Parameters):
     )
     num_predict: int | None = Field(
         None,
-        description="most tokens of the answer; -1 and -2 are what the context holds; unset is 2,048 or what it holds",
+        description="most tokens of the answer; -1 and -2 are what the context holds; unset is 32,768 or what it holds",
     )
     stop: Annotated[Items[str] | None, BeforeValidator(_several)] = Field(
         None, description="text, or several, before which the answer stops"

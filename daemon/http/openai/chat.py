@@ -80,10 +80,18 @@ def _turn(message: Message, place: str, notes: list[str]) -> Turn:
     return Turn(
         role="system" if message.role == "developer" else message.role,
         content=_text(message.content or ()),
-        reasoning_content=message.reasoning_content or message.reasoning or "",
+        reasoning_content=_reasoning(message),
         tool_calls=calls,
         tool_call_id=message.tool_call_id or "",
     )
+
+
+def _reasoning(message: Message) -> str:
+    """Return the reasoning of a turn, under whichever name it comes."""
+    named = (message.reasoning_content, message.reasoning, message.reasoning_text, message.cot_summary)
+    details = [one for one in message.reasoning_details or () if isinstance(one, dict)]
+    texts = [one.get("text") or one.get("summary") for one in details]
+    return next(filter(None, named), "") or "".join(text for text in texts if isinstance(text, str))
 
 
 def _text(parts: Sequence[Part]) -> str:

@@ -12,6 +12,10 @@ from daemon.http.openai.logprobs import ChatScores
 from daemon.http.openai.shared_types import GENERATION_HARMLESS, Sampled, Usage
 from daemon.http.parameters import Items, Parameters, Refusal
 
+_CACHE = "prefixes are cached without being asked to"
+_MADE = "it is for the server that made it"
+_TEXT = "the model reads the text alone"
+
 
 class Part(Parameters):
     """A part of a turn's content."""
@@ -21,9 +25,9 @@ class Part(Parameters):
     refusal: str = Field("", description="the text of a refusal")
 
     harmless: ClassVar[Mapping[str, str]] = {
-        "cache_control": "prefixes are cached without being asked to",
+        "cache_control": _CACHE,
         "prompt_cache_breakpoint": "prefixes are cached at every place",
-        "annotations": "the model reads the text alone",
+        "annotations": _TEXT,
     }
 
 
@@ -35,6 +39,31 @@ def _parts(content: Any, message: ValidationInfo) -> Any:
     if message.data.get("role") == "tool" and isinstance(parts, list):
         return [told(part, _NO_TEXT) for part in parts]
     return parts
+
+
+def _after_tools(messages: Any) -> Any:
+    """
+    Return turns, with what a tool brought in words where a client sends it as the user's next turn.
+
+    Tool turns of OpenAI's API had text alone, so goose sends a tool's pictures in turns of their own behind it.
+    """
+    if not isinstance(messages, list):
+        return messages
+    turns, of_tool = [], False
+    for message in messages:
+        role = message.get("role") if isinstance(message, dict) else None
+        if of_tool and role == "user" and _no_text(message.get("content")):
+            turns.append({**message, "content": [told(part, _NO_TEXT) for part in message["content"]]})
+        else:
+            turns.append(message)
+            of_tool = role == "tool"
+    return turns
+
+
+def _no_text(content: Any) -> bool:
+    """Tell whether a content is parts without text, one at least."""
+    parts = content if isinstance(content, list) else []
+    return bool(parts) and all(told(part, _NO_TEXT) is not part for part in parts)
 
 
 Content = Annotated[Items[Part] | None, BeforeValidator(_parts)]
@@ -57,7 +86,10 @@ class Call(Parameters):
     type: Literal["function"] = Field("function", description="`function`")
     function: CalledFunction = Field(description="what was called")
 
-    harmless: ClassVar[Mapping[str, str]] = {"index": "the order of the list holds"}
+    harmless: ClassVar[Mapping[str, str]] = {
+        "index": "the order of the list holds",
+        **dict.fromkeys(("extra_content", "provider_specific_fields", "thoughtSignature", "thought_signature"), _MADE),
+    }
 
 
 class Message(Parameters):
@@ -69,17 +101,27 @@ class Message(Parameters):
     content: Content = Field(
         None,
         description="text, or a list of text parts, which are joined; only an `assistant` turn can be without; "
-        "a `tool` turn can have images, audio and files, of which the model is told that they were there",
+        "a `tool` turn can have images, audio and files, of which the model is told that they were there, and so can a "
+        "`user` turn of these alone right behind it",
     )
     reasoning_content: str | None = Field(None, description="reasoning before an assistant turn's content")
     reasoning: str | None = Field(None, description="another name of `reasoning_content`, which is read first")
+    reasoning_text: str | None = Field(None, description="a third name, of GitHub Copilot")
+    cot_summary: str | None = Field(None, description="a fourth name, of Copilot in VS Code")
+    reasoning_details: Items[Any] | None = Field(
+        None, description="reasoning as OpenRouter has it; its texts are read if no other name has any"
+    )
     tool_calls: Items[Call] | None = Field(None, description="calls that an assistant turn made")
     tool_call_id: str | None = Field(None, description="the call that a `tool` turn answers")
 
     harmless: ClassVar[Mapping[str, str]] = {
         "name": "chat templates have no place for it",
         "refusal": "a refusal is content",
-        "annotations": "the model reads the text alone",
+        "annotations": _TEXT,
+        **dict.fromkeys(("cache_control", "copilot_cache_control"), _CACHE),
+        **dict.fromkeys(("copilot_references", "copilot_confirmations"), _TEXT),
+        **dict.fromkeys(("cot_id", "provider_specific_fields", "reasoning_opaque"), _MADE),
+        "thinking_blocks": "`reasoning_content` has their text",
     }
     refused: ClassVar[Mapping[str, Refusal]] = {
         "audio": Refusal("models answer with text"),
@@ -104,6 +146,8 @@ class Tool(Parameters):
 
     type: Literal["function"] = Field(description="`function`")
     function: Function | None = Field(None, description="what can be called")
+
+    harmless: ClassVar[Mapping[str, str]] = dict.fromkeys(("cache_control", "copilot_cache_control"), _CACHE)
 
 
 class OtherTool(Parameters):
@@ -193,7 +237,9 @@ class StreamOptions(Parameters):
 class ChatRequest(Sampled):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: Items[Message] = Field(min_length=1, description="the conversation")
+    messages: Annotated[Items[Message], BeforeValidator(_after_tools)] = Field(
+        min_length=1, description="the conversation"
+    )
     tools: Items[AnyTool] | None = Field(None, description="functions that the model may call")
     tool_choice: Annotated[ToolChoice | None, BeforeValidator(_choice)] = Field(
         None, description="`none`, `auto`, `required`, or an object that names one function, or some"

@@ -32,8 +32,13 @@ def shape(problem: Problem) -> tuple[int, bytes]:
 
 
 def _body(problem: Problem) -> ErrorBody:
+    return ErrorBody(error=detail(problem))
+
+
+def detail(problem: Problem) -> ErrorDetail:
+    """Return what went wrong, as bodies and events have it."""
     kind = _TYPES.get(problem.status, "server_error" if problem.status >= 500 else "invalid_request_error")
-    return ErrorBody(error=ErrorDetail(message=problem.message, type=kind, param=problem.field, code=problem.code))
+    return ErrorDetail(message=problem.message, type=kind, param=problem.field, code=problem.code)
 
 
 def _piece(problem: Problem) -> bytes:

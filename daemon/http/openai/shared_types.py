@@ -31,7 +31,7 @@ class Sampled(Parameters):
     model: str = Field(min_length=1, description='Hub id, absolute directory, or "embedded"')
     stream: bool | None = Field(None, description="the answer comes piece by piece, as server-sent events")
     max_tokens: int | None = Field(
-        None, ge=1, description="most tokens of the answer; lowered to what the context holds"
+        None, ge=1, description="most tokens of the answer, unset is 32,768; lowered to what the context holds"
     )
     temperature: float | None = Field(
         None,

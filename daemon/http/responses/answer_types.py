@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel
 
+from daemon.http.openai.errors import ErrorDetail
 from daemon.http.openai.logprobs import Score
 
 Status: TypeAlias = Literal["in_progress", "completed", "incomplete", "failed"]
@@ -58,6 +59,7 @@ class FunctionCall(BaseModel):
     name: str
     namespace: str | None = None
     arguments: str
+    encrypted_function_args: list[str] | None = None
 
 
 class CustomCall(BaseModel):
@@ -167,6 +169,8 @@ class Event(BaseModel):
     logprobs: list[Score] | None = None
     code: str | None = None
     message: str | None = None
+    param: str | None = None
+    error: ErrorDetail | None = None
 
 
 class Count(BaseModel):

@@ -8,6 +8,7 @@ from typing import Any
 
 from daemon.http.errors import Problem
 from daemon.http.generation import Ask
+from daemon.http.openai.errors import detail
 from daemon.http.responses.answer_types import (
     Event,
     Failure,
@@ -64,9 +65,12 @@ class Answer:
                 yield from self._finished(event)
 
     def failed(self, problem: Problem) -> Iterator[Event]:
-        """Yield the end of an answer that failed; its beginning as well, if that was not sent."""
+        """Yield the end of an answer that failed; its beginning as well, if that was not sent. SDKs raise the error."""
         if not self._count:
             yield from self._announced()
+        error = detail(problem)
+        # OpenAI's reference has the fields in the event itself; its server, and what its SDKs raise, in `error`.
+        yield self._event("error", {"code": error.code, "message": error.message, "param": error.param, "error": error})
         self.response.status = "failed"
         self.response.error = Failure(code=problem.code, message=problem.message)
         yield self._event("response.failed", {"response": self.response})

@@ -21,8 +21,8 @@ from daemon.http.responses.conversation import Conversation, deleted, found, pag
 from daemon.http.responses.errors import NAMES
 from daemon.http.responses.request_types import CountRequest, ResponseRequest
 from daemon.http.responses.store import Store
-from daemon.http.streaming import begin, comment, event, until_gone
-from mlx_sidecar import AsyncClient, GenerateEvent, InvalidArgument, Started
+from daemon.http.streaming import begin, comment, event, failed, until_gone
+from mlx_sidecar import AsyncClient, ContextLengthExceeded, GenerateEvent, InvalidArgument, Started
 
 MOST_ITEMS = 100
 """Most items of a page."""
@@ -44,16 +44,20 @@ async def create(request: Request, client: AsyncClient) -> Response:
 
 
 async def _pieces(client: AsyncClient, asked: Ask, answer: Answer, conversation: Conversation) -> AsyncGenerator[bytes]:
-    async with aclosing(_events(client, asked, answer)) as generated:
-        async for step in generated:
-            if isinstance(step, Started):
-                for warning in step.warnings:
-                    yield comment(warning)
-            # Kept before its last event is sent: from then on a client may continue the conversation.
-            for made in answer.add(step):
-                if made.type in ("response.completed", "response.incomplete"):
-                    conversation.keep(answer.kept())
-                yield _sent([made])
+    try:
+        async with aclosing(_events(client, asked, answer)) as generated:
+            async for step in generated:
+                if isinstance(step, Started):
+                    for warning in step.warnings:
+                        yield comment(warning)
+                # Kept before its last event is sent: from then on a client may continue the conversation.
+                for made in answer.add(step):
+                    if made.type in ("response.completed", "response.incomplete"):
+                        conversation.keep(answer.kept())
+                    yield _sent([made])
+    except ContextLengthExceeded as error:
+        # Codex shortens a conversation by this event alone, which OpenAI sends as well; a status of 400 is its end.
+        yield _sent(answer.failed(failed(error, NAMES)))
 
 
 async def _whole(client: AsyncClient, asked: Ask, answer: Answer, conversation: Conversation) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from daemon.http.parameters import Items, Parameters
 _OWN: Mapping[str, str] = {
     "id": "clients give new ids with each request; the prompt has none, so that its prefix stays",
     "status": "what is there is read",
+    "internal_chat_message_metadata_passthrough": "it is Codex's own",
 }
 """Parameters of all items without effect."""
 _CALL: Mapping[str, str] = {
@@ -45,7 +46,12 @@ Content = Annotated[Items[Part], BeforeValidator(_parts)]
 """Text, or a list of parts; text becomes one part, so that errors need not tell two forms apart."""
 
 
-_NO_TEXT = {"input_image": "image", "input_file": "file"}
+_NO_TEXT = {
+    "input_image": "image",
+    "input_file": "file",
+    "input_audio": "audio",
+    "encrypted_content": "encrypted text",
+}
 
 
 def _output(content: Any) -> Any:
@@ -54,7 +60,7 @@ def _output(content: Any) -> Any:
 
 
 Output = Annotated[Items[Part], BeforeValidator(_output)]
-"""What a tool brought: as `Content`. Pictures and files are told in words."""
+"""What a tool brought: as `Content`. Pictures, sound, files and what is encrypted are told in words."""
 
 
 class MessageItem(Parameters):
@@ -80,7 +86,7 @@ class FunctionCallItem(Parameters):
         description="arguments, a JSON object as text; other text is told to the model as `INVALID_JSON`"
     )
 
-    harmless: ClassVar[Mapping[str, str]] = _CALL
+    harmless: ClassVar[Mapping[str, str]] = {**_CALL, "encrypted_function_args": "the arguments are read as they are"}
 
 
 class FunctionOutputItem(Parameters):
@@ -89,7 +95,7 @@ class FunctionOutputItem(Parameters):
     type: Literal["function_call_output"] = Field(description="`function_call_output`")
     call_id: str | None = Field(None, description="the call that it answers; without one it is a turn of the user")
     output: Output = Field(
-        description="text, or a list of text parts, which are joined; images and files are told in words, not shown"
+        description="text, or a list of text parts, which are joined; others, such as images, are told in words"
     )
     name: str | None = Field(None, description="what the text is of, if there is no call")
 
@@ -114,7 +120,7 @@ class CustomOutputItem(Parameters):
     type: Literal["custom_tool_call_output"] = Field(description="`custom_tool_call_output`")
     call_id: str = Field(description="the call that it answers")
     output: Output = Field(
-        description="text, or a list of text parts, which are joined; images and files are told in words, not shown"
+        description="text, or a list of text parts, which are joined; others, such as images, are told in words"
     )
 
     harmless: ClassVar[Mapping[str, str]] = {**_CALL, "name": "the call has it"}
@@ -140,6 +146,34 @@ class ReasoningItem(Parameters):
     harmless: ClassVar[Mapping[str, str]] = _OWN
 
 
+class AgentPart(Parameters):
+    """A part of a message between agents."""
+
+    type: Literal["input_text", "encrypted_content"] = Field(description="text, or what a server encrypted")
+    text: str | None = Field(None, description="the text of a text part")
+    encrypted_content: str | None = Field(
+        None, description="as it came; what another server encrypted is left out, which `x-mlx-sidecar-note` tells"
+    )
+
+    belongs: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "text": ("input_text",),
+        "encrypted_content": ("encrypted_content",),
+    }
+
+
+class AgentMessageItem(Parameters):
+    """A message that another agent of the client wrote. For the model it is a turn of the user."""
+
+    type: Literal["agent_message"] = Field(description="`agent_message`")
+    content: Items[AgentPart] = Field(description="a list of parts, which are joined")
+
+    harmless: ClassVar[Mapping[str, str]] = {
+        **_OWN,
+        "author": "the content begins with it",
+        "recipient": "the content begins with it",
+    }
+
+
 class ServerStepItem(Parameters):
     """A step that a server took with a tool of its own. The model is told of it in words, in the assistant's turn."""
 
@@ -149,6 +183,8 @@ class ServerStepItem(Parameters):
         "code_interpreter_call",
         "image_generation_call",
         "computer_call",
+        "tool_search_call",
+        "tool_search_output",
         "mcp_list_tools",
         "mcp_call",
         "mcp_approval_request",
@@ -162,7 +198,7 @@ class ServerStepItem(Parameters):
     outputs: Items[Any] | None = Field(None, description="what it brought")
     server_label: str | None = Field(None, description="which server of tools")
     name: str | None = Field(None, description="which tool")
-    arguments: str | None = Field(None, description="what the tool was given")
+    arguments: Any = Field(None, description="what the tool was given")
     output: str | None = Field(None, description="what the tool brought")
     error: Any = Field(None, description="what went wrong")
     tools: Items[Any] | None = Field(None, description="tools that a server has; the model is told their names")
@@ -173,9 +209,10 @@ class ServerStepItem(Parameters):
     status: str | None = Field(None, description="how it ended, unless it is `completed`")
 
     harmless: ClassVar[Mapping[str, str]] = {
-        "id": _OWN["id"],
+        **{name: why for name, why in _OWN.items() if name != "status"},
         "agent": "it is about the other server",
         "call_id": "what the step brought is in it",
+        "execution": "it is about where the step was taken",
         "approval_request_id": "the order of items tells it",
         "container_id": "it is about the other server",
         "pending_safety_checks": "it is about the other server",
@@ -247,6 +284,7 @@ Item = Annotated[
     | Annotated[CustomCallItem, Tag("<custom_tool_call>")]
     | Annotated[CustomOutputItem, Tag("<custom_tool_call_output>")]
     | Annotated[ReasoningItem, Tag("<reasoning>")]
+    | Annotated[AgentMessageItem, Tag("<agent_message>")]
     | Annotated[ServerStepItem, Tag("<server_step>")]
     | Annotated[ClientCallItem, Tag("<client_call>")]
     | Annotated[ClientOutputItem, Tag("<client_output>")]
@@ -266,6 +304,7 @@ _TAGS: Mapping[str, str] = {
             "custom_tool_call",
             "custom_tool_call_output",
             "reasoning",
+            "agent_message",
             "item_reference",
         )
     },

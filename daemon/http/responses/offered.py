@@ -40,6 +40,13 @@ class Offered:
         """Its name for the model."""
         return flat(self.namespace, self.tool.name)
 
+    def takes_encrypted(self) -> bool:
+        """Tell whether its client takes some of its arguments as encrypted, unless a call says that none is."""
+        schema = self.tool.parameters if isinstance(self.tool, FunctionTool) else None
+        properties = (schema or {}).get("properties")
+        values = properties.values() if isinstance(properties, dict) else ()
+        return any(isinstance(one, dict) and one.get("encrypted") is True for one in values)
+
     def told(self) -> Tool:
         """Return what the model is told of it."""
         text = "\n\n".join(one for one in (self.about, self.tool.description) if one)

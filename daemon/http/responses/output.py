@@ -220,6 +220,7 @@ class Output:
                 call_id=call_id,
                 arguments="",
                 **self._named(name),
+                **self._plain(name),
             )
         )
 
@@ -231,6 +232,11 @@ class Output:
         if (found := self._tools.get(name)) is None or found.namespace is None:
             return {"name": name}
         return {"name": found.tool.name, "namespace": found.namespace}
+
+    def _plain(self, name: str) -> dict[str, Any]:
+        """Return that no argument is encrypted, for a tool that has such ones: Codex's agents."""
+        found = self._tools.get(name)
+        return {"encrypted_function_args": []} if found is not None and found.takes_encrypted() else {}
 
     def _whole(self, call: GeneratedToolCall) -> Iterator[Made]:
         if self._is_custom(call.name):

@@ -5,6 +5,7 @@ Turns of a conversation, made of its items. Pure.
     web_search_call and others of another server       ->   words in an assistant turn
     function_call_output                               ->   one tool turn, or a user's if it answers no call
     message of another role                            ->   one turn
+    agent_message, from another agent of the client    ->   one turn of the user
 
 An answer of the model is several items, and one turn for its template. So the items of an assistant are joined, as
 far as a turn keeps their order: reasoning, text, calls. A reasoning begins a turn unless only a reasoning was there,
@@ -23,6 +24,7 @@ from daemon.http.errors import Problem, invalid
 from daemon.http.in_words import arguments, said, step
 from daemon.http.responses.item_types import (
     TYPES,
+    AgentMessageItem,
     ClientCallItem,
     ClientOutputItem,
     CustomCallItem,
@@ -39,6 +41,9 @@ from daemon.http.responses.item_types import (
 from daemon.http.responses.offered import CUSTOM_PARAMETER, flat
 from daemon.http.responses.reasoning import unpacked
 from mlx_sidecar import Message, ToolCall
+
+ENCRYPTED = "gAAAA"
+"""How texts begin that OpenAI's server has encrypted: as Fernet tokens do."""
 
 
 @dataclass(slots=True)
@@ -93,9 +98,8 @@ class Turns:
                 if unread:
                     self.notes.append(f"{name}.arguments is no JSON object: the model is told so")
                 self._call(called, name)
-            case FunctionOutputItem(call_id=None):
-                text = _text(item.output)
-                self._whole(Message("user", f"{item.name}: {text}" if item.name else text), name)
+            case FunctionOutputItem(call_id=None) | AgentMessageItem():
+                self._whole(Message("user", self._users_text(item, name)), name)
             case FunctionOutputItem() | CustomOutputItem():
                 self._whole(Message("tool", _text(item.output), tool_call_id=item.call_id or ""), name)
             case ServerStepItem():
@@ -138,6 +142,24 @@ class Turns:
         turn.calls.append(call)
         turn.call_names.append(name)
         turn.after_message = False
+
+    def _users_text(self, item: FunctionOutputItem | AgentMessageItem, name: str) -> str:
+        """
+        Return a text that answers no call, or one that another agent wrote.
+
+        What a model wrote here comes back as it was, also where its client takes it as encrypted.
+        """
+        if isinstance(item, FunctionOutputItem):
+            text = _text(item.output)
+            return f"{item.name}: {text}" if item.name else text
+        texts = []
+        for index, part in enumerate(item.content):
+            text = part.text or part.encrypted_content or ""
+            if part.encrypted_content is not None and text.startswith(ENCRYPTED):
+                self.notes.append(f"{name}.content[{index}] is left out: another server has encrypted it")
+                text = "[text left out: another server has encrypted it]"
+            texts.append(text)
+        return "".join(texts)
 
     def _reasoning(self, item: ReasoningItem, name: str) -> None:
         text = _reasoning_text(item)

@@ -202,6 +202,16 @@ def test_call_of_a_namespace_has_its_own_name_and_that_of_the_namespace(tool: di
         assert "namespace" not in found[1]
 
 
+def test_call_tells_that_nothing_is_encrypted_where_its_tool_asks() -> None:
+    """Codex takes what a model wrote to a sub-agent as encrypted, unless the call says so. Others are as they were."""
+    schema = {"type": "object", "properties": {"city": {"type": "string", "encrypted": True}}}
+    for tool, said in ((TOOL, None), ({**TOOL, "parameters": schema}, [])):
+        seen = stream(tools=[tool])
+        items = [one["item"] for one in seen if one["type"].startswith("response.output_item.")]
+        calls = [item for item in [*items, *seen[-1]["response"]["output"]] if item["type"] == "function_call"]
+        assert [item.get("encrypted_function_args") for item in calls] == [said] * 3
+
+
 def test_scores_are_those_of_the_text() -> None:
     """In each piece, and all of them at the end."""
     score = TokenLogprob(7, -0.5, (), " é")
@@ -266,8 +276,10 @@ def test_failed_stream_has_one_end(begun: bool) -> None:
     answer = Answer(request(), Ask("m", "", request_id="r"), now=1000.0)
     sent = list(answer.add(EVENTS[0])) if begun else []
     sent += answer.failed(Problem(503, "it ended", code="engine_restarted"))
-    assert [one.type for one in sent] == ["response.created", "response.in_progress", "response.failed"]
-    assert [one.sequence_number for one in sent] == [0, 1, 2]
+    assert [one.type for one in sent] == ["response.created", "response.in_progress", "error", "response.failed"]
+    assert [one.sequence_number for one in sent] == [0, 1, 2, 3]
+    assert sent[2].error is not None
+    assert (sent[2].error.type, sent[2].error.code) == ("server_error", "engine_restarted")
     failure = sent[-1].response
     assert failure is not None
     assert failure.error is not None
