@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -136,8 +137,10 @@ class StartsVllmMlx:
 def _started(name: str, command: list[str], port: int, folder: Path) -> HttpPeer:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "peer.log"
+    # vllm-mlx keeps its prefixes below the home directory: gigabytes for each model, which outlive the run there.
+    environ = {**os.environ, "HOME": str(folder)}
     with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file)
+        process = subprocess.Popen(command, env=environ, stdout=file, stderr=file)
     peer = HttpPeer(name, process, port, log)
     with closed_on_failure(peer):
         peer.wait()
