@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -102,9 +103,10 @@ def operating_system(system: System) -> Finding:
 def device(system: System, config: Config) -> Iterator[Finding]:
     """Run a computation of MLX in a process of its own, and compare the memory with the configuration."""
     # -P, as for the engine: a folder named "daemon" in the working directory must not shadow this package.
-    report = system.run(sys.executable, "-P", "-m", "daemon.engine.device")
+    command = (sys.executable, "-P", "-m", "daemon.engine.device")
+    report = system.run(*command)
     if report is None:
-        yield failed("device", "MLX cannot be loaded or crashed", "run: python -m daemon.engine.device")
+        yield failed("device", "MLX cannot be loaded or crashed", f"this shows the error; run: {shlex.join(command)}")
         return
     probe: dict[str, Any] = json.loads(report)
     yield _device(system, probe)

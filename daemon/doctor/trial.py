@@ -14,16 +14,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from daemon import __version__
-from daemon.doctor.finding import Finding, failed, ok, skipped, warning
+from daemon.doctor.finding import Finding, Verdict, failed, ok, skipped, warning
 from daemon.doctor.system import System
 from daemon.shared.config import ENV_PREFIX
 from daemon.shared.observed_time import ended
 from daemon.shared.wording import count
-from mlx_sidecar import Client, Completion, EngineStats, SidecarError, Stats
+from mlx_sidecar import Client, Completion, DaemonNotRunning, EngineStats, SidecarError, Stats
 
 MODEL = "embedded"
 PROMPT = list(range(5, 5 + 100))
@@ -32,35 +33,45 @@ ANSWER_TOKENS = 16
 METAL_BOUND = 1e-2
 """Bound of the difference of log-probabilities on a GPU: its kernels depend on shapes. On a CPU it is zero."""
 TIMEOUT_SECONDS = 120.0
+STATS_SECONDS = 20.0
+"""Longest wait for the figures of a running daemon, which its parent has at hand."""
+RESTART = "run: mlx-sidecar service restart, or restart `mlx-sidecar serve`"
+_LOG_NAME, _STDERR_NAME = "daemon.log", "daemon.stderr"
 
 
 def trial(socket: Path, system: System) -> Iterator[Finding]:
     """Check the running daemon, if there is one; then start a separate daemon, try it and end it."""
-    if os.path.exists(socket) and (stats := _stats(socket)):
+    yield from running(socket)
+    with tempfile.TemporaryDirectory(prefix="mlxs-", dir="/tmp") as folder, _daemon(Path(folder)) as process:
+        written = _Log(Path(folder))
+        for finding in _tried(Path(folder), process, system):
+            yield written.kept_for(finding) if finding.verdict is Verdict.FAILED else finding
+
+
+def running(socket: Path) -> Iterator[Finding]:
+    """Check the daemon that listens on a socket; skipped if none does."""
+    none = skipped("running daemon", f"none at {socket}")
+    if not os.path.exists(socket):  # a client would wait for a daemon that is just starting
+        yield none
+        return
+    try:
+        with Client(socket, timeout=STATS_SECONDS) as client:
+            stats = client.stats()
+    except DaemonNotRunning:
+        yield none
+    except SidecarError as error:
+        yield failed("running daemon", f"it gives no figures: {error}", f"see the end of its log; {RESTART}")
+    else:
         yield same_version(stats.daemon.version)
         yield engine(stats.engine)
         yield from beside_the_engine(stats)
-    else:
-        yield skipped("running daemon", f"none at {socket}")
-    with tempfile.TemporaryDirectory(prefix="mlxs-", dir="/tmp") as folder, _daemon(Path(folder)) as process:
-        yield from _try(Path(folder, "run", "s.sock"), system)
-        process.send_signal(signal.SIGTERM)
-        yield _ended(process)
-
-
-def _stats(socket: Path) -> Stats | None:
-    try:
-        with Client(socket, timeout=TIMEOUT_SECONDS) as client:
-            return client.stats()
-    except SidecarError:
-        return None
 
 
 def same_version(version: str) -> Finding:
     """Compare the running version with the installed version."""
     if version != __version__:
         found = f"version {version}; this is {__version__}"
-        return warning("running daemon", found, "run: mlx-sidecar service restart, or restart `mlx-sidecar serve`")
+        return warning("running daemon", found, RESTART)
     return ok("running daemon", f"version {version}")
 
 
@@ -95,6 +106,42 @@ def beside_the_engine(stats: Stats) -> Iterator[Finding]:
         yield failed("group", stats.group.problem, "run: mlx-sidecar group status")
 
 
+def _tried(folder: Path, process: subprocess.Popen[bytes], system: System) -> Iterator[Finding]:
+    """Yield the findings of a trial. The last finding comes after the end of its daemon."""
+    if (status := process.poll()) is not None:
+        said = (folder / _STDERR_NAME).read_text("utf-8", "replace").strip().rpartition("\n")[2]
+        yield failed("trial", f"its daemon ended with status {status} instead of serving: {said}", "mend what it names")
+        return
+    yield from _try(folder / "run" / "s.sock", system)
+    process.send_signal(signal.SIGTERM)
+    yield _ended(process)
+
+
+class _Log:
+    """
+    What the daemon of a trial has written, for a reader after the trial: its folder is gone then.
+
+    Args:
+        folder: The folder of the trial.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._copy: Path | None = None
+
+    def kept_for(self, finding: Finding) -> Finding:
+        """Copy what was written so far to a file that stays, and return the finding with the name of that file."""
+        with suppress(OSError):  # a full disk; the finding counts more
+            if self._copy is None:
+                descriptor, name = tempfile.mkstemp(prefix="mlx-sidecar-doctor-", suffix=".log")
+                os.close(descriptor)
+                self._copy = Path(name)
+            written = (self._folder / name for name in (_STDERR_NAME, _LOG_NAME))
+            self._copy.write_bytes(b"".join(path.read_bytes() for path in written if path.exists()))
+            return replace(finding, fix=f"{finding.fix}; the log of the trial is in {self._copy}")
+        return finding
+
+
 def _try(socket: Path, system: System) -> Iterator[Finding]:
     try:
         with Client(socket, timeout=TIMEOUT_SECONDS) as client:
@@ -111,7 +158,7 @@ def _try(socket: Path, system: System) -> Iterator[Finding]:
             )
             daemon = client.stats().daemon
     except SidecarError as error:
-        yield failed("warm equals cold", f"the daemon of this trial answers: {error}", "report this with its text")
+        yield failed("warm equals cold", f"the daemon of this trial answers: {error}", "report this")
         return
     yield compare(cold, warm, exact=not daemon.device.startswith("gpu"))
     yield awake(system, daemon.pid)
@@ -121,7 +168,7 @@ def compare(cold: Completion, warm: Completion, *, exact: bool) -> Finding:
     """Compare the answer of a computed prompt with the answer of a restored prompt."""
     if cold.usage.cached_tokens or not warm.usage.cached_tokens:
         found = f"{cold.usage.cached_tokens} tokens cached in the first run, {warm.usage.cached_tokens} in the second"
-        return failed("warm equals cold", found, "nothing is reused; see kv_cache_mb and the log")
+        return failed("warm equals cold", found, "nothing is reused on this machine; report this")
     pairs = zip(cold.logprobs, warm.logprobs, strict=False)
     difference = max((abs(computed.logprob - restored.logprob) for computed, restored in pairs), default=0.0)
     found = f"{warm.usage.cached_tokens} of {warm.usage.prompt_tokens} tokens reused, "
@@ -139,9 +186,7 @@ def awake(system: System, pid: int) -> Finding:
         return skipped("sleep", "only a Mac is kept awake")
     helper = system.run("pgrep", "-P", str(pid), "-x", "caffeinate")
     if not helper:
-        return failed(
-            "sleep", f"the daemon (pid {pid}) has no caffeinate", "the Mac may sleep during long answers; see the log"
-        )
+        return failed("sleep", f"the daemon (pid {pid}) has no caffeinate", "the Mac may sleep during long answers")
     held = re.findall(
         rf"pid {helper}\(caffeinate\):.*?(\w+Sleep\w*) named", system.run("pmset", "-g", "assertions") or ""
     )
@@ -154,15 +199,13 @@ def awake(system: System, pid: int) -> Finding:
 @contextmanager
 def _daemon(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run a daemon with all of its files in a folder; it is ended after the block."""
-    paths = {"SOCKET": folder / "run" / "s.sock", "STATE_DIR": folder, "LOG_FILE": folder / "daemon.log"}
+    paths = {"SOCKET": folder / "run" / "s.sock", "STATE_DIR": folder, "LOG_FILE": folder / _LOG_NAME}
     environ = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
     environ |= {ENV_PREFIX + name: str(path) for name, path in paths.items()}
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "daemon", "serve"],
-        env=environ,
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    with open(folder / _STDERR_NAME, "wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "daemon", "serve"], env=environ, stdin=subprocess.DEVNULL, stderr=stderr
+        )
     try:
         _await_socket(paths["SOCKET"], process)
         yield process
@@ -183,7 +226,7 @@ def _await_socket(socket: Path, process: subprocess.Popen[bytes]) -> None:
 
 def _ended(process: subprocess.Popen[bytes]) -> Finding:
     if not ended(process, TIMEOUT_SECONDS):
-        return failed("end", "the daemon does not end after SIGTERM", "report this with its log")
+        return failed("end", "the daemon does not end after SIGTERM", "report this")
     if status := process.returncode:
-        return failed("end", f"the daemon ended with status {status}", "report this with its log")
+        return failed("end", f"the daemon ended with status {status}", "report this")
     return ok("end", "the daemon drained and ended with status 0")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import resource
+import shlex
+import sys
 import time
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError
@@ -184,6 +186,12 @@ def test_doctor_says_where_weights_cannot_be_wired() -> None:
 def test_doctor_reports_a_mac_without_a_gpu(system: Recorded) -> None:
     """A Mac without a working GPU would be slow or wrong without a visible reason."""
     assert next(machine.device(system, Config())).verdict is Verdict.FAILED
+
+
+def test_doctor_shows_how_to_see_why_mlx_cannot_be_loaded() -> None:
+    """With the Python of the installation: `python` of a shell is mostly another one, and has no such module."""
+    (finding,) = machine.device(Recorded(answers={}), Config())
+    assert finding.fix.endswith(f"run: {shlex.quote(sys.executable)} -P -m daemon.engine.device")
 
 
 def test_doctor_explains_a_cache_above_the_memory() -> None:
