@@ -18,6 +18,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
+from structlog.contextvars import bind_contextvars, reset_contextvars
+
 from daemon.cache.load import Load, Loadable, Loaded, Progress, Stage, Ticket
 from daemon.shared.error_frames import clear_frames
 
@@ -106,7 +108,7 @@ class LoadQueue(Generic[S, M]):
         ticket.wait_for(lambda waiting: self._leave(job, waiting))
 
     def step(self) -> None:
-        """Do one slice of the oldest load."""
+        """Do one slice of the oldest load. Log lines of the slice name the model."""
         if self._active is None and self._waiting:
             self._active = self._waiting.popleft()
         job = self._active
@@ -147,11 +149,14 @@ class LoadQueue(Generic[S, M]):
             job.steps = self._begin(job)
             job.report(Progress(Stage.LOADING, 0, job.source.size_bytes))
             return None
+        named = bind_contextvars(model=job.source.name)
         try:
             progress = next(job.steps)
         except StopIteration as end:
             loaded: Loaded[M] = end.value
             return loaded
+        finally:
+            reset_contextvars(**named)
         if progress.needs is not None:
             self._weigh(job, progress.needs)
         job.report(progress)

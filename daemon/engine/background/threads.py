@@ -9,10 +9,12 @@ from collections.abc import Callable
 from queue import SimpleQueue
 
 import structlog
+from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from daemon.engine.background.lanes import Job, Lanes
 from daemon.engine.background.task import Task
 from daemon.shared import liveness
+from daemon.shared.log_fields import FIELDS
 
 log = structlog.get_logger()
 
@@ -110,6 +112,7 @@ class Threads:
         inbox: _Inbox = SimpleQueue()
         while job is not None:
             self._work(job)
+            clear_contextvars()
             with self._lock:
                 job = self._lanes.next()
                 if job is None:
@@ -120,7 +123,9 @@ class Threads:
                 job = inbox.get()
 
     def _work(self, job: Job) -> None:
-        """Do a job: its task, and the tasks that follow in the same lane."""
+        """Do a job: its task, and the tasks that follow in the same lane. Log lines meanwhile name its model."""
+        if FIELDS["model"](job.task.model):
+            bind_contextvars(model=job.task.model)
         error: BaseException | None = None
         result: object = job.task
         with liveness.watched(job.sign):

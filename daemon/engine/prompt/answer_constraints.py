@@ -159,6 +159,7 @@ class FreeConstraint:
         guard: The grammar of its calls; None if they are free.
         budget: Most tokens of the reasoning; None if there is no limit.
         end: Ids of the mark that ends the reasoning.
+        request_id: The request that is logged for.
     """
 
     parser: AnswerParser
@@ -166,6 +167,7 @@ class FreeConstraint:
     guard: CallGuard | None
     budget: int | None
     end: tuple[int, ...]
+    request_id: str
 
     def again(self) -> FreeConstraint:
         """Return it for another answer, see `AnswerConstraint`: each mask has a parser of its own."""
@@ -174,7 +176,15 @@ class FreeConstraint:
     def mask(self, vocab: int) -> FreeMask:
         """Return the mask, see `AnswerConstraint`."""
         scout = self.parser.again()
-        return FreeMask(vocab, scout, self.decode, guard=self.guard, budget=self.budget, end=self.end)
+        return FreeMask(
+            vocab,
+            scout,
+            self.decode,
+            guard=self.guard,
+            budget=self.budget,
+            end=self.end,
+            request_id=self.request_id,
+        )
 
 
 def free_constraint(
@@ -184,6 +194,7 @@ def free_constraint(
     tools: Mapping[str, Tool],
     budget: int | None,
     thinking: Thinking | None,
+    request_id: str,
 ) -> tuple[FreeConstraint | None, list[str]]:
     """
     Return what keeps an answer without a form to the grammar of its calls and to the budget of its reasoning.
@@ -195,6 +206,7 @@ def free_constraint(
         tools: The tools that may be called, by the field of the request that has each.
         budget: Most tokens of the reasoning; None if there is no limit.
         thinking: How the answer begins with reasoning; None if there is no reasoning.
+        request_id: The request that is logged for.
 
     Returns:
         The constraint, or None if nothing is to be kept to; warnings about what cannot be kept to.
@@ -206,4 +218,4 @@ def free_constraint(
     budget = budget if end else None
     if guard is None and budget is None:
         return None, unkept
-    return FreeConstraint(parser, decode, guard, budget, end), unkept
+    return FreeConstraint(parser, decode, guard, budget, end, request_id), unkept

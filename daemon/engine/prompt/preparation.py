@@ -100,7 +100,7 @@ def prepare_request(
         ending = ending_of(tokenizer, markup, thinking)
         constraint = FormConstraint(form, tokenizer.eos_ids, thinking, () if tools else header, budget, ending)
     else:
-        constraint, unkept = free_constraint(tokenizer, parser, decode, tools, budget, thinking)
+        constraint, unkept = free_constraint(tokenizer, parser, decode, tools, budget, thinking, request.request_id)
         prompt = replace(prompt, warnings=(*prompt.warnings, *unkept))
     return PreparedRequest(source, tokenizer, prompt, Output(decode, stops, before), parser, constraint)
 

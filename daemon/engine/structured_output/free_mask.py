@@ -44,6 +44,7 @@ class FreeMask:
         guard: The grammar of its calls; None if they are free.
         budget: Most tokens of its reasoning, without its marks; None if it may take any number.
         end: Ids of the mark that ends the reasoning.
+        request_id: The request that is logged for; None if there is none.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class FreeMask:
         guard: CallGuard | None = None,
         budget: int | None = None,
         end: tuple[int, ...] = (),
+        request_id: str | None = None,
     ) -> None:
         self._vocab = vocab
         self._scout = scout
@@ -62,6 +64,7 @@ class FreeMask:
         self._guard = guard
         self._left = budget
         self._end = end
+        self._request_id = request_id
         self._unread: Drawn | None = None
         """The token that was sampled last and is not known yet; another one was sampled after it, or will be."""
         self._forced: tuple[int, ...] = ()
@@ -157,5 +160,5 @@ class FreeMask:
 
     def _give_up(self, error: SidecarError) -> None:
         """Go on without a grammar: it takes too much work, and the parser reads the call as well as it can."""
-        log.info("call_grammar_given_up", error=cause(error))
+        log.info("call_grammar_given_up", request_id=self._request_id, error=cause(error))
         self._call = self._guard = None

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Generator
 
 import pytest
+from structlog.contextvars import get_contextvars
 
 from daemon.cache.limits import ModelLimits
 from daemon.cache.load import Loaded, LoadOutcome, Progress, Stage, Ticket
@@ -272,3 +273,22 @@ def test_pin_and_ttl_of_any_caller_apply_to_the_model(pin: bool | None) -> None:
     (entry,) = models.cache.entries()
     assert entry.pinned is bool(pin)
     assert entry.ttl == 5.0
+
+
+def test_log_lines_of_a_load_name_its_model() -> None:
+    """A warning of a self-test or of a file is of no use without the model; a line of other work names none."""
+    named: list[object] = []
+
+    def logs(source: FakeSource, skip_warmup: bool) -> Generator[Progress, None, Loaded[Weights]]:
+        named.append(get_contextvars().get("model"))
+        yield Progress(Stage.LOADING)
+        named.append(get_contextvars().get("model"))
+        return Loaded(Weights(source.name), source.size_bytes)
+
+    cache: ModelCache[FakeSource, Weights] = ModelCache(ModelLimits(1000), logs, Clock(), lambda: None)
+    cache.get_or_load(FakeSource("a", 100))
+    cache.get_or_load(FakeSource("b", 100))
+    while cache.busy:
+        cache.step()
+        assert "model" not in get_contextvars()
+    assert named == [*"aabb"]

@@ -11,14 +11,17 @@ import jsonschema
 import pytest
 from llguidance import LLTokenizer
 from mlx_lm.tokenizer_utils import TokenizerWrapper
+from structlog.testing import capture_logs
 
 from daemon.engine.output.answer_parser import AnswerParser
 from daemon.engine.output.chat_markup import ChatMarkup
 from daemon.engine.output.tool_calls import Tool
 from daemon.engine.prompt import answer_constraints
+from daemon.engine.structured_output import free_mask
 from daemon.engine.structured_output.call_guard import call_guard
 from daemon.engine.structured_output.free_mask import FreeMask
 from daemon.engine.structured_output.matcher import Vocabulary
+from daemon.shared.errors import Reason, SidecarError
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine.fake_tokenizer import FakeTokenizer
 from tests.unit.engine.harness import Answer, Harness
@@ -55,6 +58,23 @@ def test_only_allowed_tools_are_called(harness: Harness, model: Callable[..., st
     assert {tool for tool, _ in calls} == {only}, answer.text
     for _, arguments in calls:
         jsonschema.validate(arguments, SCHEMA_OF[only])
+
+
+def test_line_about_a_given_up_grammar_names_its_request(
+    harness: Harness, model: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call goes on without its grammar, and the line leads to the call's own line in the log."""
+
+    def refuse(*_: object) -> None:
+        raise SidecarError(Reason.INVALID_ARGUMENT, "too much work")
+
+    path = model(*MARKS["Hermes"])
+    monkeypatch.setattr(free_mask, "expanded", refuse)
+    with capture_logs() as lines:
+        answer = harness.run(request(path, sampling={"logit_bias": {FIRST: 80.0}}, request_id="mine"))
+    assert answer.finished.reason == pb.FINISH_REASON_LENGTH, answer.failure
+    (given_up,) = [line for line in lines if line["event"] == "call_grammar_given_up"]
+    assert given_up["request_id"] == "mine"
 
 
 def test_prompts_that_allow_other_tools_share_their_prefix(harness: Harness, model: Callable[..., str]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from structlog.contextvars import get_contextvars
 from structlog.testing import capture_logs
 
 from daemon.engine.background.background import LATE_SECONDS, Background
@@ -193,3 +194,11 @@ def test_closing_drops_waiting_and_hanging_work() -> None:
     go_on.set()
     assert bench.hear() is None
     assert begun == []
+
+
+def test_log_lines_of_work_name_its_model(bench: Bench) -> None:
+    """A warning about a template, or a fault of the machine, is of no use without the model."""
+    bench.run(Task(TEMPLATE, "org/name", "lane", lambda: get_contextvars().get("model")))
+    assert bench.hear() == "org/name"
+    bench.run(Task(TEMPLATE, "the disk tier", "lane", lambda: get_contextvars().get("model")))
+    assert bench.hear() is None, "what is no name of a model, on the thread of the task before"
