@@ -68,6 +68,24 @@ def test_commands_of_the_table_are_those_of_help() -> None:
     assert main.get_command(context, "list") is not None
 
 
+def test_commands_that_start_a_daemon_are_listed() -> None:
+    """Those that take `--start`, and those that ask."""
+    context = click.Context(main)
+    section = OPERATIONS.partition("### Starting the daemon")[2].partition("\n### ")[0]
+    listed, asking = (
+        set(re.findall(r"`(\w+)`", section.partition(word)[2].partition(end)[0]))
+        for word, end in (("`--start` after", ")"), ("Without `--start`,", "ask once"))
+    )
+    commands = {name: main.get_command(context, name) for name in main.list_commands(context)}
+    assert listed == {
+        name
+        for name, command in commands.items()
+        if command is not None and any(option.name == "start" for option in command.params)
+    }
+    folder = ROOT / "daemon" / "cli" / "commands"
+    assert asking == {path.stem for path in folder.glob("*.py") if "client(ask=True)" in path.read_text()}
+
+
 def test_options_of_the_table_exist() -> None:
     """An option in a command's row is one of the command, or of all."""
     context = click.Context(main)

@@ -77,6 +77,28 @@ def test_readme_first_steps_commands_work(daemon: RunningDaemon, tmp_path: Path)
     assert (tmp_path / "stats.html").read_text().startswith("<!doctype html>")
 
 
+def test_first_steps_show_a_reused_prefix(start_daemon: Callable[..., RunningDaemon]) -> None:
+    """The block prints the figures that the page tells, with a daemon that knows nothing yet."""
+    daemon = start_daemon()
+    daemon.client().close()
+    (block,) = re.findall(r"```sh\n(BOXES.*?)```", FIRST_STEPS, re.DOTALL)
+    commands = block.replace("mlx-sidecar", f"{sys.executable} -m daemon")
+    done = subprocess.run(
+        ["/bin/sh", "-ec", commands],
+        env=daemon.environ,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line.split(None, 1)[1] for line in done.stderr.splitlines() if line.startswith("prompt ")] == [
+        "44 tokens, 0 of them cached",
+        "44 tokens, 36 of them cached",
+    ]
+
+
 def test_demo_shows_reused_prefix_tokens(folder: Path) -> None:
     """`make demo` runs this program; it leaves no process running."""
     assert "reused" in run([sys.executable, "-m", "tools.demo"], environment(folder))

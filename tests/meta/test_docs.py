@@ -6,15 +6,18 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import pytest
+from google.rpc import code_pb2
 
 from benchmarks import page
 from daemon.cli import COMMANDS, exit_codes, main
 from daemon.engine.background import task
+from daemon.http.errors import STATUSES
 from daemon.shared.config import ENV_PREFIX, KEYS
-from daemon.shared.errors import Reason
+from daemon.shared.errors import CODES, Reason
 from mlx_sidecar.v1 import sidecar_pb2
 from tools import api_page, code_map, configuration_page, http_page
 from tools.readme_figure import filled
@@ -79,8 +82,17 @@ def test_every_exit_code_is_documented() -> None:
         assert f"| {code} | {meaning}" in OPERATIONS
 
 
-def events() -> Iterator[tuple[str, str]]:
-    """Yield module and text of each event that is logged, but for those that the parent hands on."""
+class Logged(NamedTuple):
+    """An event that a module logs: its text, its level, if that is fixed, and its fields that have fixed names."""
+
+    module: str
+    event: str
+    level: str
+    fields: set[str]
+
+
+def events() -> Iterator[Logged]:
+    """Yield each event that is logged, but for those that the parent hands on."""
     for path in sorted((ROOT / "daemon").rglob("*.py")):
         tree = ast.parse(path.read_text())
         texts = {
@@ -90,28 +102,52 @@ def events() -> Iterator[tuple[str, str]]:
         }
         for node in ast.walk(tree):
             match node:
-                case ast.Call(func=ast.Attribute(value=ast.Name("log")), args=[first, *_]):
-                    pass
+                case ast.Call(func=ast.Attribute(value=ast.Name("log"), attr=level), args=[first, *_]):
+                    level = "error" if level == "exception" else level
                 case ast.Call(func=ast.Name("write"), args=[first, *_]):
-                    pass
+                    level = ""
                 case _:
                     continue
             first = texts.get(first.id, first) if isinstance(first, ast.Name) else first
             if isinstance(first, ast.Constant):
-                yield path.name, str(first.value)
+                fields = {keyword.arg for keyword in node.keywords if keyword.arg is not None}
+                yield Logged(path.name, str(first.value), level, fields)
             else:
                 assert path.name == "engine_process.py", f"{path.name} logs an event without a fixed name"
 
 
 def test_every_log_event_is_documented() -> None:
     """A search for an event in the operations page finds its meaning."""
-    logged = {event: module for module, event in events()}
+    logged = {event: module for module, event, *_ in events()}
     rows = re.findall(r"^\| `([^`]+)` \| (?:info|warning|error)", OPERATIONS, re.MULTILINE)
     documented = set(rows)
     assert len(rows) == len(documented), "an event is documented twice"
     assert len(logged) > 20
     assert {event: module for event, module in logged.items() if event not in documented} == {}
     assert documented <= set(logged), "an event is documented that nothing logs"
+
+
+ANYWHERE = {"request_id", "model", "error", "process", "pid", "exc_info"}
+"""Fields of which the page says before the tables that any event may have them."""
+
+
+def test_log_events_have_their_documented_level_and_fields() -> None:
+    """Each row names what a line is read by. A warning or an error has something to do, if only "nothing"."""
+    rows = {
+        event: (level, said, todo)
+        for event, level, said, todo in re.findall(
+            r"^\| `(\w+)` \| ((?:info|warning|error).*?) \| (.*) \| (.*) ?\|$", OPERATIONS, re.MULTILINE
+        )
+    }
+    wrong = {logged.event: logged.level for logged in events() if logged.level not in rows[logged.event][0]}
+    assert wrong == {}
+    unsaid = {
+        logged.event: missing
+        for logged in events()
+        if (missing := {name for name in logged.fields - ANYWHERE if f"`{name}`" not in rows[logged.event][1]})
+    }
+    assert unsaid == {}
+    assert [event for event, (*_, todo) in rows.items() if not todo.strip()] == []
 
 
 def test_api_page_matches_the_proto() -> None:
@@ -141,8 +177,9 @@ def test_http_page_matches_the_types_of_requests() -> None:
 
 @pytest.mark.parametrize("reason", Reason)
 def test_every_error_reason_is_documented(reason: Reason) -> None:
-    """In the operations page, with what to do."""
-    assert f"`{reason}`" in OPERATIONS
+    """In the operations page, with its gRPC code, its status over HTTP, and what to do."""
+    row = rf"^\| `{reason}` \| {code_pb2.Code.Name(CODES[reason])} \| {STATUSES[reason]} \| \w.* \|$"
+    assert re.search(row, OPERATIONS, re.MULTILINE)
 
 
 def test_every_rpc_is_in_the_request_lifecycle() -> None:
