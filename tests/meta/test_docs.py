@@ -13,9 +13,15 @@ import pytest
 from google.rpc import code_pb2
 
 from benchmarks import page
-from daemon.cli import COMMANDS, exit_codes, main
+from daemon.cache import digest_notes
+from daemon.cli import COMMANDS, exit_codes, main, starting
 from daemon.engine.background import task
+from daemon.http import token
 from daemon.http.errors import STATUSES
+from daemon.kv.disk import note
+from daemon.launch import door
+from daemon.server import http_listener
+from daemon.shared import config, presence
 from daemon.shared.config import ENV_PREFIX, KEYS
 from daemon.shared.errors import CODES, Reason
 from mlx_sidecar.v1 import sidecar_pb2
@@ -229,6 +235,21 @@ def test_files_that_a_page_names_exist(name: str) -> None:
 
 def _exists(path: str) -> bool:
     return any((ROOT / base / path).exists() for base in (".", "daemon", "daemon/server", "daemon/engine"))
+
+
+def test_every_folder_of_the_daemon_is_in_the_architecture() -> None:
+    """With what is in it."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    folders = {path.parent.name for path in (ROOT / "daemon").glob("*/*") if not path.parent.name.startswith("_")}
+    assert {folder for folder in folders if f"`daemon/{folder}/`" not in text} == set()
+
+
+def test_every_file_of_the_state_directory_is_documented() -> None:
+    """An operator can tell what may be deleted, and what is secret."""
+    files = OPERATIONS.partition("\n## Files\n")[2].partition("\n## ")[0]
+    names = {config.FILE_NAME, digest_notes.FILE_NAME, token.FILE_NAME, presence.NAME, note.NAME, door.LOG_NAME}
+    names |= {starting.LOG_NAME, starting.STDERR_NAME, http_listener.UNIX_NAME}
+    assert {name for name in names if name not in files} == set()
 
 
 def test_reading_list_of_a_block_names_what_is_there() -> None:
