@@ -1,4 +1,4 @@
-"""Keeps a Mac awake while calls run, by `caffeinate -i`. The display may still go dark."""
+"""Keeps a Mac awake while calls run, or a group that it is a rank of, by `caffeinate -i`. Its display may go dark."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ def refuse_taken(address: str, port: int) -> None:
 
     A program can listen on all addresses. With SO_REUSEADDR macOS then lets another one have a single address of that
     port, and the first program gets no connection to it any more. Without that option a daemon could not have its own
-    port again for a while after its end.
+    port again for a while after its end. An address of another machine is not called: the system refuses to bind it.
 
     Args:
         address: The address that is about to be bound.
@@ -33,6 +33,7 @@ def _answers(address: str, port: int) -> bool:
     with socket.socket() as caller:
         caller.settimeout(_ANSWER_SECONDS)
         try:
+            caller.bind((address, 0))  # not to call another machine, which may not answer
             caller.connect((address, port))
         except TimeoutError:
             return True  # its queue is full

@@ -21,11 +21,13 @@ from daemon.server.group.probe import serve
 from daemon.server.group.rank_process import spawn_rank
 from daemon.server.supervision.engine_process import EngineProcess, engine_command
 from daemon.server.supervision.start_log import StartLog
+from daemon.server.wake_lock import WakeLock, system_wake_lock
 from daemon.shared import logs, presence, process_setup
 from daemon.shared.config import Config, ConfigError
 from daemon.shared.group_values import address_of
 from daemon.shared.log_fields import cause
 from daemon.shared.log_pace import LogPace
+from daemon.shared.ports import refuse_taken
 from daemon.v1 import ipc_pb2 as ipc
 
 STOP_SECONDS = 3.0
@@ -60,16 +62,18 @@ def run(config: Config) -> int:
 
 class Joiner:
     """
-    Listens, and keeps the engine of the latest session.
+    Listens, and keeps the engine of the latest session. The machine does not go to sleep while that engine runs.
 
     Args:
         config: The configuration.
         key: The shared key.
+        wake_lock: Keeps the machine awake; None for the lock of this operating system.
     """
 
-    def __init__(self, config: Config, key: bytes) -> None:
+    def __init__(self, config: Config, key: bytes, wake_lock: WakeLock | None = None) -> None:
         self._config = config
         self._key = key
+        self._wake_lock = wake_lock or system_wake_lock()
         self._callers: set[asyncio.Task[None]] = set()
         self._strangers: dict[asyncio.Task[Session], str] = {}
         """Handshakes, in the order in which they began, and the address of each."""
@@ -87,6 +91,7 @@ class Joiner:
         logs.reopen_on_hangup(loop, self._config.log_level, self._config.log_file, stop.set)
         host, port = address_of(self._config.group_listen)
         try:
+            refuse_taken(host, port)
             listener = socket.create_server((host, port))
         except OSError as error:
             raise ConfigError(f"group_listen {self._config.group_listen}: {error.strerror}.") from None
@@ -102,6 +107,7 @@ class Joiner:
             caller.cancel()
         if self._engine is not None:
             await self._engine.stop(STOP_SECONDS)
+        self._wake_lock.release()
         log.info("stopped", status=0)
         return 0
 
@@ -159,6 +165,8 @@ class Joiner:
                 return
             if self._starts.due("group_joined"):
                 log.info("group_joined", address=host, rank=rank, ranks=session.greeting.ranks)
+            # The first machine gets the calls: its own system would take this one for idle in the middle of an answer.
+            self._wake_lock.take()
             engine = self._engine
         await self._watch(engine)
 
@@ -184,6 +192,7 @@ class Joiner:
             log.info("group_left", status=status, starts=starts)
         if self._engine is engine:
             self._engine = None
+            self._wake_lock.release()
 
     def _note(self, event: ipc.Event) -> None:
         if _takes_calls(event):

@@ -166,3 +166,72 @@ async def test_state_that_cannot_be_written_refuses_a_rank_in_a_sentence(tmp_pat
     (tmp_path / presence.NAME).mkdir()
     with pytest.raises(ConfigError, match=r"join\.json cannot be written \(Is a directory\); mend that, or give"):
         await Joiner(Config(state_dir=tmp_path, group_listen="127.0.0.1:0"), KEY).serve()
+
+
+class Lock:
+    """A wake lock that records what is asked of it."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.taken = asyncio.Event()
+
+    def take(self) -> None:
+        self.asked.append("take")
+        self.taken.set()
+
+    def release(self) -> None:
+        self.asked.append("release")
+
+
+async def test_rank_of_a_group_keeps_its_machine_awake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first machine gets the calls. A rank that computes for minutes would doze off, and end the group."""
+    lock = Lock()
+    joining = Joiner(Config(state_dir=tmp_path, group_listen="127.0.0.1:0"), KEY, lock)
+    code = "import socket, sys; socket.socket(fileno=int(sys.argv[-1])).recv(1)"
+    monkeypatch.setattr(joiner, "engine_command", lambda _: [sys.executable, "-c", code])
+
+    async def called(ranks: int) -> asyncio.Task[None]:
+        connection, own = socket.socketpair()
+        for end in (connection, own):
+            end.setblocking(False)
+        answering = asyncio.create_task(joining._answer(connection, "10.0.0.1"))
+        await call(own, KEY, ranks - 1 if ranks else 0, ranks)
+        own.close()
+        return answering
+
+    async with asyncio.timeout(60):
+        await (await called(0))
+        assert lock.asked == [], "a measurement makes it no rank"
+        answering = await called(2)
+        await lock.taken.wait()
+        assert joining._engine is not None
+        joining._engine.kill()
+        await answering
+    assert lock.asked == ["take", "release"]
+
+
+async def test_new_group_in_place_of_the_old_keeps_the_machine_awake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine of the old one ends after that of the new one has begun."""
+    lock = Lock()
+    joining = Joiner(Config(state_dir=tmp_path, group_listen="127.0.0.1:0"), KEY, lock)
+    code = "import socket, sys; socket.socket(fileno=int(sys.argv[-1])).recv(1)"
+    monkeypatch.setattr(joiner, "engine_command", lambda _: [sys.executable, "-c", code])
+    answering = []
+    async with asyncio.timeout(60):
+        for _ in range(2):
+            connection, own = socket.socketpair()
+            for end in (connection, own):
+                end.setblocking(False)
+            lock.taken.clear()
+            answering.append(asyncio.create_task(joining._answer(connection, "10.0.0.1")))
+            await call(own, KEY, 1, 2)
+            await lock.taken.wait()
+            own.close()
+        await answering[0]
+        assert lock.asked == ["take", "take"]
+        assert joining._engine is not None
+        joining._engine.kill()
+        await answering[1]
+    assert lock.asked[2:] == ["release"]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from daemon.cli.output.exporter import serve
+from daemon.server.group.joiner import Joiner
 from daemon.server.http_listener import listen_on
 from daemon.shared import ports
+from daemon.shared.config import Config, ConfigError
 from daemon.shared.ports import refuse_taken
 
 
@@ -75,3 +79,21 @@ def test_program_that_accepts_nothing_has_its_port(monkeypatch: pytest.MonkeyPat
             refuse_taken(*other.getsockname())
         for caller in callers:
             caller.close()
+
+
+def test_rank_does_not_share_a_port_of_another_program(shared_port: int, tmp_path: Path) -> None:
+    """`mlx-sidecar join` is refused, as the door is."""
+    joining = Joiner(Config(state_dir=tmp_path, group_listen=f"127.0.0.1:{shared_port}"), bytes(32))
+    with pytest.raises(ConfigError, match="in use"):
+        asyncio.run(asyncio.wait_for(joining.serve(), timeout=60))
+
+
+def test_address_of_another_machine_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may not answer, and the port would seem to be in use here."""
+
+    class Silent(socket.socket):
+        def connect(self, address: object) -> None:
+            raise TimeoutError
+
+    monkeypatch.setattr(socket, "socket", Silent)
+    refuse_taken("203.0.113.7", 80)
