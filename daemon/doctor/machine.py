@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shlex
 import sys
@@ -46,6 +47,13 @@ AS_TESTED = (
 )
 
 OLDEST_MACOS = 14
+WIRING_MACOS = 15
+"""The oldest macOS with what MLX wires memory by."""
+NEURAL_CHIP, NEURAL_MACOS = re.compile(r"Apple M([5-9]|\d\d)\b"), (26, 2)
+"""
+Chips with accelerators that MLX computes with, and the oldest macOS that has them for it. Wheels for macOS 26 are built
+for 26.2 and are installed on any macOS 26: there they use what the system lacks (ml-explore/mlx, issue 4525).
+"""
 
 LEAST_GFLOPS = 10.0
 """A CPU that multiplies slower than this has a BLAS that does not use it: reference BLAS has 1 to 5, one core 30."""
@@ -89,15 +97,25 @@ def operating_system(system: System) -> Finding:
     """Check the release of macOS, and that this is not an Intel program in translation."""
     if not system.is_mac:
         return ok("system", f"{system.run('uname', '-srm') or system.platform}: a place to develop; MLX without Metal")
-    release, machine = system.run("sw_vers", "-productVersion") or "unknown", system.run("uname", "-m") or "unknown"
+    release, machine = _product_version(system) or "unknown", system.run("uname", "-m") or "unknown"
     found = f"macOS {release}, {machine}"
     if system.run("sysctl", "-n", "sysctl.proc_translated") == "1" or machine != "arm64":
         return failed(
             "system", found, "install a native arm64 Python: this one runs in translation, or on an Intel Mac"
         )
-    if not release.partition(".")[0].isdecimal() or int(release.partition(".")[0]) < OLDEST_MACOS:
+    if _macos(system) < (OLDEST_MACOS,):
         return failed("system", found, f"MLX needs macOS {OLDEST_MACOS} or newer")
     return ok("system", found)
+
+
+def _product_version(system: System) -> str | None:
+    return system.run("sw_vers", "-productVersion")
+
+
+def _macos(system: System) -> tuple[int, ...]:
+    """Return the release of macOS as numbers, such as (26, 2); empty if it is not told."""
+    parts = (_product_version(system) or "").split(".")
+    return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else ()
 
 
 def device(system: System, config: Config) -> Iterator[Finding]:
@@ -114,7 +132,7 @@ def device(system: System, config: Config) -> Iterator[Finding]:
         yield _blas(probe)
     yield _memory(probe, config)
     yield _pressure(system, probe)
-    yield _wired(probe, config)
+    yield _wired(system, probe, config)
 
 
 def _device(system: System, probe: dict[str, Any]) -> Finding:
@@ -126,6 +144,9 @@ def _device(system: System, probe: dict[str, Any]) -> Finding:
         return failed(
             "device", f"{probe['device']}: no Metal device", "virtual machines have none; check the mlx wheel"
         )
+    if system.is_mac and NEURAL_CHIP.search(probe["device"]) and (NEURAL_MACOS[0],) <= _macos(system) < NEURAL_MACOS:
+        found = f"{probe['device']}, computes; MLX's wheel for macOS 26 is built for 26.2"
+        return warning("device", found, "update macOS to 26.2 or newer: until then models may fail, or answer wrongly")
     return ok("device", f"{probe['device']}, computes")
 
 
@@ -160,11 +181,14 @@ def _memory(probe: dict[str, Any], config: Config) -> Finding:
     return ok("memory", found)
 
 
-def _wired(probe: dict[str, Any], config: Config) -> Finding:
+def _wired(system: System, probe: dict[str, Any], config: Config) -> Finding:
     if not config.wire_weights:
         return ok("wired weights", "off: the system may compress or swap out the weights of an idle model")
     if not probe["metal"]:
         return warning("wired weights", "wire_weights is set, without a Metal device", "nothing is wired; unset it")
+    if _macos(system) < (WIRING_MACOS,):
+        found = f"wire_weights is set, and needs macOS {WIRING_MACOS} or newer"
+        return warning("wired weights", found, "nothing is wired; unset it, or update macOS")
     return ok("wired weights", "on: set once a load, at most the recommended working set")
 
 

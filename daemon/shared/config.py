@@ -142,8 +142,8 @@ class Config:
         metadata=_about(
             "Whether weights stay in physical memory",
             read_switch,
-            "On a Mac, the system can then neither compress nor swap them out. They are wired when a model is loaded, "
-            "and never for a request. See [Wired weights](operations.md#wired-weights) before you set it.",
+            "A Mac with macOS 15 or newer can then neither compress nor swap them out. They are wired when a model is "
+            "loaded, and never for a request. See [Wired weights](operations.md#wired-weights) before you set it.",
         ),
     )
     max_cache_blocks: int = field(

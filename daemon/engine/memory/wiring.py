@@ -5,16 +5,23 @@ MLX has one limit for the process. What is allocated first is wired up to it, an
 loaded, so the limit is the bytes of the loaded weights. It is set when they change: after a load, and after a model was
 dropped. It is never set for a request. Drivers of macOS had panics where it was set and unset around every request, and
 large models are slow on some machines without it; so it is off unless the configuration asks for it.
+
+MLX wires by Metal's residency sets, which macOS has since version 15. On an older one it takes the limit and wires
+nothing, without a word.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import mlx.core as mx
 import structlog
 
 from daemon.engine.device import working_set
+
+OLDEST_DARWIN = 24
+"""The kernel of macOS 15."""
 
 log = structlog.get_logger()
 
@@ -51,8 +58,14 @@ def wiring(wanted: bool) -> Wiring:
     """Return what wires weights, if that is wanted and the device is one that can."""
     if not wanted:
         return Wiring()
-    most = working_set() if mx.metal.is_available() else None
+    most = working_set() if mx.metal.is_available() and _has_residency_sets(os.uname().release) else None
     if most is None:
         log.warning("weights_cannot_be_wired")
         return Wiring()
     return Wiring(mx.set_wired_limit, most)
+
+
+def _has_residency_sets(release: str) -> bool:
+    """Return whether macOS can wire what MLX asks for, by the release of its kernel, such as "24.6.0"."""
+    major = release.partition(".")[0]
+    return major.isdecimal() and int(major) >= OLDEST_DARWIN

@@ -173,6 +173,30 @@ def test_doctor_says_where_weights_cannot_be_wired() -> None:
     assert list(machine.device(probe(metal=False), config))[3].verdict is Verdict.WARNING
 
 
+def test_doctor_says_that_macos_14_wires_no_weights() -> None:
+    """MLX takes the limit there, and nothing happens: Metal has no residency sets."""
+    for release, verdict in (("14.7.8", Verdict.WARNING), ("15.0", Verdict.OK), ("26.1", Verdict.OK)):
+        wired = list(machine.device(mac(sw_vers=release), Config(wire_weights=True)))[3]
+        assert wired.verdict is verdict, release
+    assert "macOS 15 or newer" in list(machine.device(mac(sw_vers="14.7.8"), Config(wire_weights=True)))[3].found
+
+
+@pytest.mark.parametrize(
+    ("device", "release", "verdict"),
+    [
+        ("gpu: Apple M5 Max", "26.0.1", Verdict.WARNING),
+        ("gpu: Apple M5", "26.1", Verdict.WARNING),
+        ("gpu: Apple M5 Max", "26.2", Verdict.OK),
+        ("gpu: Apple M4 Max", "26.1", Verdict.OK),
+        ("gpu: Apple M5", "15.7", Verdict.OK),
+    ],
+)
+def test_doctor_warns_of_a_wheel_that_is_newer_than_the_system(device: str, release: str, verdict: Verdict) -> None:
+    """Of MLX for macOS 26, which computes on an M5 with what came in 26.2."""
+    system = mac(sw_vers=release, **{"daemon.engine.device": json.dumps(MAC_PROBE | {"device": device})})
+    assert next(machine.device(system, Config())).verdict is verdict
+
+
 @pytest.mark.parametrize(
     "system",
     [

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from types import SimpleNamespace
 
+import mlx.core as mx
+import pytest
 from structlog.testing import capture_logs
 
+from daemon.engine.memory import wiring as module
 from daemon.engine.memory.wiring import Wiring, wiring
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine.harness import Harness, generate
@@ -58,3 +63,14 @@ def test_only_metal_wires_weights(engine: Callable[..., Harness]) -> None:
         assert wiring(True)._set_limit is None
         engine(wire_weights=True).run(generate("The"))
     assert [entry["event"] for entry in logs if "wired" in entry["event"]] == ["weights_cannot_be_wired"] * 2
+
+
+@pytest.mark.parametrize(("release", "wires"), [("23.6.0", False), ("24.0.0", True), ("25.1.0", True), ("", False)])
+def test_macos_14_wires_no_weights(release: str, wires: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLX takes the limit there without a word, and Metal has no residency sets. So the log says it."""
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(module, "working_set", lambda: 1 << 40)
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=release))
+    with capture_logs() as logs:
+        assert (wiring(True)._set_limit is not None) is wires
+    assert [entry["event"] for entry in logs] == ([] if wires else ["weights_cannot_be_wired"])
