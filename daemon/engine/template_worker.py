@@ -28,7 +28,9 @@ CPU_SECONDS = 2
 PROBE_SECONDS = 0.5
 """Processor time after which no further conversation is tried to find a template's shape."""
 MEMORY_BYTES = 512 << 20
-"""Bytes that rendering may take beyond those of the process itself. Linux only: macOS enforces no such limit."""
+"""Bytes of addresses that rendering may take beyond those of the process itself."""
+_MOST_ADDRESSES, _CLOSE_BYTES, _TRIED_BYTES = 1 << 47, 64 << 20, 8 << 20
+"""Addresses that any process may have, how closely those of this one are found, and what is allocated to try."""
 MAX_RENDERED = 16 << 20
 """Characters: twice the largest request."""
 
@@ -66,11 +68,54 @@ def import_renderer() -> Any:
     return render_jinja_template
 
 
-def _limit_memory() -> None:
-    if sys.platform == "linux":
+def _limit_memory(platform: str = sys.platform) -> bool:
+    """Limit the addresses of this process, and return whether they are limited."""
+    if platform == "linux":
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         most = pages * resource.getpagesize() + MEMORY_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        return True
+    return platform == "darwin" and _limit_memory_of_a_mac()
+
+
+def _limit_memory_of_a_mac() -> bool:
+    """
+    Limit the addresses of this process on a Mac, and return whether that worked.
+
+    macOS has enforced the limit since version 12 (xnu, `dosetrlimit`). It refuses a limit below what the process has,
+    hundreds of gigabytes, and counts that as no other call does. So the least limit is found by trying. What an
+    allocator reserves ahead is not known: if allocations fail that should not, the limit is lifted again.
+    """
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    refused, allowed = 0, min(_MOST_ADDRESSES, before[1])
+    while allowed - refused > _CLOSE_BYTES:
+        tried = (refused + allowed) // 2
+        if _allows(tried, before[1]):
+            allowed = tried
+        else:
+            refused = tried
+    if _allows(allowed + MEMORY_BYTES, before[1]) and _allocates():
+        return True
+    resource.setrlimit(resource.RLIMIT_AS, before)
+    return False
+
+
+def _allows(addresses: int, most: int) -> bool:
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (addresses, most))
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+def _allocates() -> bool:
+    """Return whether blocks of several sizes can be had, half of MEMORY_BYTES in one piece among them."""
+    try:
+        for size in (1 << 10, 1 << 16, MEMORY_BYTES // 2):
+            _ = [bytearray(size) for _ in range(max(1, _TRIED_BYTES // size))]
+    except MemoryError:
+        return False
+    return True
 
 
 def _limit_time() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +17,12 @@ from mlx_lm.utils import load_tokenizer
 from structlog.testing import capture_logs
 
 from daemon.cache.resolver import EMBEDDED_PATH
+from daemon.engine import template_worker
 from daemon.engine.calls import generate as calls
 from daemon.engine.prompt.chat_templates import BAN_SECONDS, IDLE_SECONDS, STRIKES, Templates
 from daemon.engine.prompt.template_shape import TemplateShape
 from daemon.engine.prompt.tokenizer import Tokenizer
+from daemon.engine.template_worker import MEMORY_BYTES
 from daemon.shared.errors import Reason, SidecarError
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.builders import Clock
@@ -243,3 +246,52 @@ def test_concurrent_templates_are_limited_by_workers(clock: Clock) -> None:
         texts = list(pool.map(lambda _: templates.render("x", MESSAGES, {}), range(40)))
         assert texts == ["x"] * 40
         assert len(templates.pids) <= 2
+
+
+class MacLimits:
+    """The limit of address space as macOS has it: one below what the process has is refused."""
+
+    def __init__(self, held: int, most: int = (1 << 63) - 1) -> None:
+        self.held = held
+        self.limits = (most, most)
+
+    def get(self, _which: int) -> tuple[int, int]:
+        return self.limits
+
+    def set(self, _which: int, limits: tuple[int, int]) -> None:
+        if not self.held <= limits[0] <= limits[1] <= self.limits[1]:
+            raise ValueError("current limit exceeds maximum limit")
+        self.limits = limits
+
+
+@pytest.fixture(name="mac")
+def _mac(monkeypatch: pytest.MonkeyPatch) -> MacLimits:
+    """Return the limits of a Mac's process, which begins with 411 GiB of addresses."""
+    limits = MacLimits(held=(411 << 30) + 12_345)
+    monkeypatch.setattr(resource, "getrlimit", lambda which: limits.get(which))
+    monkeypatch.setattr(resource, "setrlimit", lambda which, values: limits.set(which, values))
+    return limits
+
+
+def test_memory_of_a_template_is_limited_on_a_mac(mac: MacLimits) -> None:
+    """macOS enforces the limit, but tells nobody what a process has. An allocation beyond it fails."""
+    assert template_worker._limit_memory("darwin")
+    soft, hard = mac.limits
+    assert MEMORY_BYTES <= soft - mac.held <= MEMORY_BYTES + (64 << 20)
+    assert hard == (1 << 63) - 1
+
+
+def test_limit_of_the_user_stays_on_a_mac(mac: MacLimits) -> None:
+    """A shell's `ulimit -v` may be lower than what the worker would ask for."""
+    mac.limits = (mac.held + (1 << 20),) * 2
+    before = mac.limits
+    assert not template_worker._limit_memory("darwin")
+    assert mac.limits == before
+
+
+def test_limit_under_which_a_mac_cannot_allocate_is_lifted(mac: MacLimits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its allocator may reserve addresses ahead. Templates are rendered without the limit then."""
+    before = mac.limits
+    monkeypatch.setattr(template_worker, "_allocates", lambda: False)
+    assert not template_worker._limit_memory("darwin")
+    assert mac.limits == before
