@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 
 SHOWN = Place("http://127.0.0.1:PORT", "TOKEN", "", 0, Path("FOLDER"))
 """What `--print` shows for what each launch has anew."""
+_KEPT_SECONDS = 365 * 86_400
+"""
+A tool may run for weeks, and read its files again. macOS removes files from $TMPDIR that were not read for three
+days; those of a launch seem to be read in so many seconds from now.
+"""
 
 
 @click.command(
@@ -132,6 +138,8 @@ def _write(folder: Path, files: Mapping[str, str]) -> None:
         path = folder / name
         path.touch(0o600)
         path.write_text(content, "utf-8")
+        now = time.time()
+        os.utime(path, (now + _KEPT_SECONDS, now))
 
 
 def _show(tool: Tool, model: str, context: int, arguments: Sequence[str]) -> None:

@@ -170,3 +170,10 @@ def test_launch_that_fails_leaves_no_folder(
     result = run_cli(client, "launch", "codex", "--socket", "/nowhere/s.sock")
     assert (result.exit_code, "max_models" in result.stderr) == (exit_codes.USAGE, True)
     assert list(folders.iterdir()) == []
+
+
+def test_files_of_a_launch_are_kept_for_a_long_session(tmp_path: Path) -> None:
+    """macOS removes what was last read more than three days ago from its temporary directories, each night."""
+    launch._write(tmp_path, {"settings.json": "{}"})
+    found = (tmp_path / "settings.json").stat()
+    assert found.st_atime - found.st_mtime > 300 * 86_400
