@@ -27,6 +27,8 @@ SHOWN_CHARACTERS = 2000
 """Characters of an output line that is no log line, shown only while the engine has got no request."""
 REAP_SECONDS = 2.0
 """Time of an engine that has closed its socket to exit; then it is killed."""
+SOCKET_BYTES = 128 << 10
+"""Room for frames that were not read yet, each way. macOS gives a socket 8 KiB, and each step may write more."""
 
 _WITHOUT_WORDS = frozenset(("cancel", "hold", "shutdown", "recall", "list_models"))
 """Kinds of commands with no words of a request. Any other can have a prompt, and so one that is new."""
@@ -79,7 +81,7 @@ class EngineProcess:
         Raises:
             OSError: If the process cannot be started.
         """
-        ours, theirs = socket.socketpair()
+        ours, theirs = roomy_pair()
         with ours, theirs:
             os.set_inheritable(theirs.fileno(), True)
             process = await spawned(
@@ -177,6 +179,17 @@ class EngineProcess:
         if repeated(line, "engine", self._starts) is None and line and due(self._starts, line):
             shown = output_line(line) if self._knows_requests else Words(line[:SHOWN_CHARACTERS])
             log.warning("engine_output", characters=len(line), **({} if shown is None else {"line": shown}))
+
+
+def roomy_pair() -> tuple[socket.socket, socket.socket]:
+    """Return two connected sockets, each with room for SOCKET_BYTES at least, as far as the system allows."""
+    pair = socket.socketpair()
+    for end in pair:
+        for room in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            if end.getsockopt(socket.SOL_SOCKET, room) < SOCKET_BYTES:
+                with suppress(OSError):
+                    end.setsockopt(socket.SOL_SOCKET, room, SOCKET_BYTES)
+    return pair
 
 
 def repeated(line: str, process: str, starts: StartLog | None = None) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import sys
 
 import pytest
@@ -12,7 +13,7 @@ from structlog.testing import capture_logs
 from daemon.server.supervision import supervisor as module
 from daemon.server.supervision import vitals
 from daemon.server.supervision.engine_call import Backlog, EngineCall
-from daemon.server.supervision.engine_process import EngineProcess
+from daemon.server.supervision.engine_process import SOCKET_BYTES, EngineProcess, roomy_pair
 from daemon.server.supervision.spawning import spawned
 from daemon.server.supervision.supervisor import State
 from daemon.shared.errors import Reason, SidecarError
@@ -216,3 +217,20 @@ async def test_engine_output_with_requests_is_redacted(command: ipc.Command) -> 
         printed[0], printed[1], None, "json.decoder.JSONDecodeError", printed[4], None
     ]  # fmt: skip
     assert "secret" not in str(logs)
+
+
+def test_engines_socket_has_room_where_the_system_gives_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS gives 8 KiB: what a step of several requests writes would wait for another thread, step by step."""
+    rooms, pair = (socket.SO_SNDBUF, socket.SO_RCVBUF), socket.socketpair
+
+    def little() -> tuple[socket.socket, socket.socket]:
+        ends = pair()
+        for end in ends:
+            for room in rooms:
+                end.setsockopt(socket.SOL_SOCKET, room, 8192)
+        return ends
+
+    monkeypatch.setattr(socket, "socketpair", little)
+    for end in roomy_pair():
+        with end:
+            assert all(end.getsockopt(socket.SOL_SOCKET, room) >= SOCKET_BYTES for room in rooms)
