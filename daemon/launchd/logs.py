@@ -99,14 +99,20 @@ class LogTail:
 
     def read(self) -> str:
         """Return the last new lines, joined by slashes; empty if there are none, or the file cannot be read."""
+        lines = [line.strip() for line in self._new().splitlines() if line.strip()]
+        return " / ".join(lines[-TAIL_LINES:])
+
+    def mentions(self, words: str) -> bool:
+        """Tell whether the last new lines, or some lines before them, have some words."""
+        return words in self._new()
+
+    def _new(self) -> str:
         try:
             with self._path.open("rb") as file:
                 end = file.seek(0, os.SEEK_END)
                 # A file shorter than before was replaced, so all of it is new.
                 start = self._start if end >= self._start else 0
                 file.seek(max(start, end - TAIL_BYTES))
-                text = file.read().decode("utf-8", "replace")
+                return file.read().decode("utf-8", "replace")
         except OSError:
             return ""
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        return " / ".join(lines[-TAIL_LINES:])

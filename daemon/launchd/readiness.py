@@ -8,6 +8,8 @@ file (`shared/presence.py`), and is ready once it listens.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +20,13 @@ from daemon.launchd.errors import ServiceError
 from daemon.launchd.job import Job
 from daemon.launchd.launchctl import LAUNCHCTL_TIMEOUT_SECONDS, Launchctl
 from daemon.launchd.logs import LogTail
+from daemon.shared.machine_faults import MAC_PRIVACY
 from daemon.shared.observed_time import polls
 
 POLL_SECONDS = 0.1
 EX_CONFIG = "78"
 """Exit status that launchd gives to a program that it could not start."""
+_KEPT_OUT = "macOS keeps services out of Documents, Desktop, Downloads and other disks: install mlx-sidecar elsewhere"
 
 
 class Serving(NamedTuple):
@@ -149,4 +153,7 @@ def _early_exit_text(agent: Agent, job: Job, tail: LogTail) -> str:
         text += f'; it said: "{output}"'
     elif (job.last_exit or "").partition(":")[0] == EX_CONFIG:
         text += f"; launchd could not start {agent.program[0]}, or write {agent.stderr}"
+    if tail.mentions(os.strerror(errno.EPERM)):
+        # A Python that may not read its own `pyvenv.cfg` says so some lines before its last.
+        text += f"; {_KEPT_OUT}, or {MAC_PRIVACY}"
     return f"{text}. launchd tries again after a while; to end that, run: {agent.kind.advice('stop')}"

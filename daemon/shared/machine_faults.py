@@ -38,7 +38,7 @@ _FAULTY: Mapping[int, str] = {
     errno.EBUSY: "end what uses it",
     errno.EDEADLK: "download it in Finder, if it is of a cloud drive, and keep models elsewhere",
 }
-_MAC_PRIVACY = "allow its Python in System Settings > Privacy & Security > Files and Folders, or Full Disk Access"
+MAC_PRIVACY = "allow its Python in System Settings > Privacy & Security > Files and Folders, or Full Disk Access"
 """macOS keeps services from other disks and from some folders of the user, whatever the modes of the files are."""
 _TEXTS: Mapping[int, str] = {number: os.strerror(number) for number in (*_EXHAUSTED, *_FAULTY)}
 
@@ -116,7 +116,7 @@ def _fault(what: str, why: str, cure: str, **metadata: str) -> SidecarError:
 
 
 def _cure(number: int) -> str:
-    return _MAC_PRIVACY if number == errno.EPERM and sys.platform == "darwin" else _FAULTY[number]
+    return MAC_PRIVACY if number == errno.EPERM and sys.platform == "darwin" else _FAULTY[number]
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
