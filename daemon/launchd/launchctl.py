@@ -20,12 +20,15 @@ NOT_FOUND = 113
 _GONE = (3, NOT_FOUND)
 """Exit statuses of `bootout` if there is nothing to do: no such process, no such service."""
 _IN_PROGRESS = 36
-_EIO = 5
+_EIO, _ALREADY = 5, 37
+"""Exit statuses of `bootstrap` while launchd still ends a job of that label, among others: I/O error, in progress."""
 _AGAIN_SECONDS, _PAUSE_SECONDS = 5.0, 0.5
 """How long and how often `bootstrap` is repeated: for a while after `bootout`, launchd refuses a job that is gone."""
+_LOADED = "this may mean that another version is still loaded, or that the plist is refused; see launchd/README.md"
 
 _HINTS = {
-    _EIO: "this may mean that another version is still loaded, or that the plist is refused; see launchd/README.md",
+    _EIO: _LOADED,
+    _ALREADY: _LOADED,
     119: "the service is disabled; run: launchctl enable {target}",
     125: "nobody is logged in at the screen, or background items are switched off in System Settings > Login Items",
     134: "the plist is for another kind of session; run: mlx-sidecar service install",
@@ -77,7 +80,7 @@ class Launchctl:
 
     def bootstrap(self, domain: str, plist: str) -> None:
         """
-        Load a plist; with `RunAtLoad` this starts the job. An I/O error is taken as final only after some seconds.
+        Load a plist; with `RunAtLoad` this starts the job. 5 and 37 are taken as final only after some seconds.
 
         Raises:
             LaunchctlError: If launchd refuses it.
@@ -85,7 +88,7 @@ class Launchctl:
         arguments = "bootstrap", domain, plist
         for _ in polls(_AGAIN_SECONDS, _PAUSE_SECONDS):
             answer = self._run(*arguments)
-            if answer.status != _EIO:
+            if answer.status not in (_EIO, _ALREADY):
                 break
         _check(answer, arguments)
 

@@ -49,6 +49,7 @@ KEYS: dict[str, type | tuple[type, ...]] = {
 SESSIONS = {"gui": "Aqua", "user": "Background"}
 USAGE, NOT_RUNNING, NO_SERVICE, NO_DOMAIN = 64, 3, 113, 125
 SHORT_EXIT_TIMEOUT, LONGEST_EXIT_TIMEOUT = 5, 60
+IO_ERROR = "Bootstrap failed: 5: Input/output error\n"
 POLL_SECONDS = 0.01
 
 
@@ -115,7 +116,7 @@ class Launchd:
         if refused := self.settings.get("refused_bootstraps", 0):
             self.settings["refused_bootstraps"] = refused - 1
             (self.folder / "settings.json").write_text(json.dumps(self.settings))
-            answer(5, "Bootstrap failed: 5: Input/output error\n")
+            answer(37, "Bootstrap failed: 37: Operation already in progress\n") if refused % 2 else answer(5, IO_ERROR)
         if plist.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             answer(122, "Bootstrap failed: 122: Path had bad ownership/permissions\n")
         job = plistlib.loads(plist.read_bytes())
@@ -124,7 +125,7 @@ class Launchd:
         if job.get("LimitLoadToSessionType", "Aqua") != SESSIONS[domain.partition("/")[0]]:
             answer(134, "Bootstrap failed: 134: Service cannot load in requested session\n")
         if place.exists() or f"{domain}/{job['Label']}" in self._disabled():
-            answer(5, "Bootstrap failed: 5: Input/output error\n")
+            answer(5, IO_ERROR)
         command = [sys.executable, "-IS", __file__, "keep", str(place), domain, str(plist)]
         throttle = str(self.settings.get("throttle", 0.2))
         with (self.folder / "keeper.log").open("ab") as log:

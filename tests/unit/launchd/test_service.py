@@ -173,7 +173,7 @@ def test_service_waits_for_a_bootout_in_progress(mac: Mac, service: Service) -> 
 
 
 def test_install_loads_again_while_launchd_forgets_the_old_job(mac: Mac, service: Service) -> None:
-    """After a bootout, launchd refuses a bootstrap with an I/O error for a moment, though it shows no job any more."""
+    """After a bootout, launchd refuses a bootstrap with 5 or 37 for a moment, though it shows no job any more."""
     service.install(agent_of(mac))
     mac.settings(refused_bootstraps=2)
     assert service.install(agent_of(mac, MLX_SIDECAR_MAX_QUEUE="3"))
