@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -128,7 +129,7 @@ class Wakefulness:
             self._end = None
 
 
-def _spawn(program: str, *arguments: str) -> int:
+def _spawn(program: str, *arguments: str, tries: int = 3) -> int:
     """
     Start a program without input and output, and return its process id.
 
@@ -137,7 +138,13 @@ def _spawn(program: str, *arguments: str) -> int:
     """
     silent = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)]
     shut = [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable()]
-    return os.posix_spawn(program, [program, *arguments], os.environ, file_actions=[*silent, *shut])
+    try:
+        return os.posix_spawn(program, [program, *arguments], os.environ, file_actions=[*silent, *shut])
+    except OSError as error:
+        # Another thread, of gRPC, has closed one of them meanwhile: macOS then starts nothing, where Linux goes on.
+        if error.errno != errno.EBADF or tries == 1:
+            raise
+    return _spawn(program, *arguments, tries=tries - 1)
 
 
 def _inheritable() -> list[int]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -150,3 +152,24 @@ def test_caffeinate_that_was_reaped_elsewhere_has_ended(program: Path) -> None:
     os.waitpid(second, 0)
     lock.release()
     assert lock._pid == 0
+
+
+def test_descriptor_that_is_closed_meanwhile_is_no_obstacle(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC closes its own at any time. macOS starts no program that is to close one which is not open any more."""
+    spawn, refusals = os.posix_spawn, [errno.EBADF, errno.EBADF]
+
+    def as_macos(*arguments: Any, **options: Any) -> int:
+        if refusals:
+            raise OSError(refusals.pop(), "refused")
+        return spawn(*arguments, **options)
+
+    monkeypatch.setattr(os, "posix_spawn", as_macos)
+    lock = Caffeinate(program)
+    with structlog.testing.capture_logs() as logs:
+        lock.take()
+        assert lock._pid
+        lock.release()
+        refusals[:] = [errno.EBADF] * 3
+        lock.take()
+        lock.release()
+    assert [line["event"] for line in logs] == ["wake_lock_unavailable"], "it is not tried without end"
