@@ -13,7 +13,7 @@ import pytest
 
 from daemon.launch.tools import TOOLS
 from daemon.shared.config_sources import load_config
-from tests.support.tool_pages import PAGES, blocks
+from tests.support.tool_pages import PAGES, ROOT, blocks
 from tests.unit.cli.cli_fakes import GIB, STATS, FakeClient, run_cli
 
 PAGE_OF = {"claude": "claude-code.md", "qwen": "qwen-code.md"}
@@ -35,6 +35,13 @@ def test_each_tool_has_its_page() -> None:
         assert f"`{tool.install}`" in page
         assert page.count(f"mlx-sidecar launch {name}") >= 2
         assert all(variable in page for variable in re.findall(r"`(MLX_SIDECAR_\w+)`", page))
+
+
+def test_versions_that_were_tried_are_those_of_the_tests() -> None:
+    """Of each tool that the tests run; Node is none."""
+    pins = json.loads((ROOT / "tests" / "agents" / "package.json").read_text())["dependencies"]
+    tried = re.findall(r"^\| \[.*\| (\S+), in the tests \|$", PAGES["README.md"], re.MULTILINE)
+    assert sorted(tried) == sorted(version for name, version in pins.items() if name != "node")
 
 
 @pytest.mark.parametrize("line", dict.fromkeys(LAUNCHES))
