@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from daemon.cli.starting import listens
 from mlx_sidecar import Client, Completion, Message
 from tools.embedded import corpus
 
@@ -57,7 +59,7 @@ def prefix() -> tuple[str, corpus.Fact, corpus.Fact]:
 
 @contextmanager
 def daemon(folder: Path, **settings: str) -> Iterator[dict[str, str]]:
-    """Run a daemon in a folder, with variables of its own, and yield the environment in which programs find it."""
+    """Run a daemon in a folder, with variables of its own. Yield the environment of its clients once it listens."""
     environ = {
         **{name: value for name, value in os.environ.items() if not name.startswith("MLX_SIDECAR_")},
         "MLX_SIDECAR_SOCKET": str(folder / "run" / "sidecar.sock"),
@@ -67,6 +69,9 @@ def daemon(folder: Path, **settings: str) -> Iterator[dict[str, str]]:
     }
     process = subprocess.Popen([sys.executable, "-m", "daemon", "serve"], env=environ)
     try:
+        # A first start reads libraries from the disk, which can take longer than a client waits.
+        while process.poll() is None and not listens(Path(environ["MLX_SIDECAR_SOCKET"])):
+            time.sleep(0.05)
         yield environ
     finally:
         process.terminate()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.support.daemons import RunningDaemon, environment
+from tools import demo
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -102,3 +103,9 @@ def test_first_steps_show_a_reused_prefix(start_daemon: Callable[..., RunningDae
 def test_demo_shows_reused_prefix_tokens(folder: Path) -> None:
     """`make demo` runs this program; it leaves no process running."""
     assert "reused" in run([sys.executable, "-m", "tools.demo"], environment(folder))
+
+
+def test_demo_waits_for_a_daemon_that_starts_slowly(folder: Path) -> None:
+    """The first start after an installation takes longer than a client waits for a socket."""
+    with demo.daemon(folder, MLX_SIDECAR_TEST_FAILPOINTS="lock.taken=sleep:3") as environ:
+        assert Path(environ["MLX_SIDECAR_SOCKET"]).exists()
