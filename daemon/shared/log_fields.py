@@ -126,7 +126,7 @@ _NUMBERS = """
     duration_s files
     limit_s lived_s load_s model_bytes pid prefix_bytes prompt_tokens retry_in_s seconds silent_s starts status
     step_age_s stuck threads miss_character miss_message miss_resume_token miss_seen_s miss_token warnings
-    rank ranks queue_s lookup_s restore_s prefill_s decode_s first_token_s texts total_s
+    rank ranks queue_s lookup_s restore_s prefill_s decode_s first_token_s texts
 """
 
 FIELDS: Mapping[str, Kind] = {
