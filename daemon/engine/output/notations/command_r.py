@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import re
 
-from daemon.engine.output.notations.notation import JsonKeys, Notation, read_json_calls
+from daemon.engine.output.notations.notation import FENCE, JsonKeys, Notation, read_json_calls
 from daemon.engine.output.notations.syntax import CallSyntax, json_call
 from daemon.engine.output.reader import Malformed, Reader, Steps
 from daemon.engine.output.tool_calls import CallWriter
 
 _START = "Action:"
-_FENCE = "```"
 _KEYS = JsonKeys(name=("tool_name",), arguments=("parameters",))
 
 
 def _read(reader: Reader, calls: CallWriter) -> Steps[None]:
     yield from reader.literal(_START)
     yield from reader.space()
-    yield from reader.literal(_FENCE)
+    yield from reader.literal(FENCE)
     yield from reader.maybe("json")
     yield from reader.space()
     if (yield from reader.peek()) != "[":
         raise Malformed("the calls are a list")
     yield from read_json_calls(reader, calls, _KEYS)
     yield from reader.space()
-    yield from reader.maybe(_FENCE)
+    yield from reader.maybe(FENCE)
 
 
 COMMAND_R = Notation(
@@ -33,9 +32,9 @@ COMMAND_R = Notation(
     _read,
     CallSyntax(
         json_call('{"tool_name": "', '", "parameters": ', "}"),
-        f"{_START} {_FENCE}json\n[\n    ",
-        f"\n]{_FENCE}",
+        f"{_START} {FENCE}json\n[\n    ",
+        f"\n]{FENCE}",
         between=",\n    ",
     ),
-    sure=re.compile(rf"{_START}\s*{_FENCE}(?:json)?\s*\["),
+    sure=re.compile(rf"{_START}\s*{FENCE}(?:json)?\s*\["),
 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from daemon.engine.output.json_reader import read_json, read_string
 from daemon.engine.output.notations.syntax import CallSyntax
-from daemon.engine.output.reader import Cut, Malformed, Reader, Steps, drive
+from daemon.engine.output.reader import Cut, Malformed, Reader, Steps, drive, read_until
 from daemon.engine.output.tool_calls import CallWriter, ReadCalls
 
 
@@ -71,6 +71,54 @@ def read_arguments(reader: Reader, calls: CallWriter) -> Steps[None]:
     if (yield from reader.peek()) != "{":
         raise Malformed("the arguments are no object")
     yield from read_json(reader, calls.write)
+
+
+FENCE = "```"
+"""Stands before and behind a block of code."""
+
+
+def read_fenced_call(reader: Reader, calls: CallWriter) -> Steps[None]:
+    """
+    Read a name, a line end, and the arguments as a block of code. The call has begun then, and the caller ends it.
+
+    Raises:
+        Malformed: If the arguments are no JSON object in a fence.
+    """
+    calls.begin((yield from read_until(reader, "\n")).strip())
+    yield from reader.literal(FENCE)
+    yield from reader.maybe("json")
+    yield from read_arguments(reader, calls)
+    yield from reader.space()
+    yield from reader.literal(FENCE)
+
+
+def read_block(
+    reader: Reader, calls: CallWriter, block: tuple[str, str], call: tuple[str, str], read: ReadCalls
+) -> Steps[None]:
+    """
+    Read a block of calls, each between marks of its own.
+
+    Args:
+        reader: At the mark of the block.
+        calls: Takes the calls.
+        block: The marks around the block.
+        call: The marks around a call.
+        read: Reads a call between its marks.
+
+    Raises:
+        Malformed: If it is none.
+    """
+    yield from reader.literal(block[0])
+    yield from reader.space()
+    yield from reader.literal(call[0])
+    while True:
+        yield from read(reader, calls)
+        yield from read_end(reader, call[1], before=(block[1], call[0]))
+        calls.end()
+        yield from reader.space()
+        if not (yield from reader.maybe(call[0])):
+            break
+    yield from read_end(reader, block[1])
 
 
 @dataclass(frozen=True, slots=True)
