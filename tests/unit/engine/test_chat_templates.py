@@ -274,7 +274,7 @@ def _mac(monkeypatch: pytest.MonkeyPatch) -> MacLimits:
 
 
 def test_memory_of_a_template_is_limited_on_a_mac(mac: MacLimits) -> None:
-    """macOS enforces the limit, but tells nobody what a process has. An allocation beyond it fails."""
+    """macOS enforces the limit, and does not tell what a process has. An allocation beyond it fails."""
     assert template_worker._limit_memory("darwin")
     soft, hard = mac.limits
     assert MEMORY_BYTES <= soft - mac.held <= MEMORY_BYTES + (64 << 20)

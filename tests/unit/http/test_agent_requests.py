@@ -161,6 +161,7 @@ def test_thinking_with_a_mark_keeps_the_prompt() -> None:
     assert asked_message(read).options["keep"] == 300
 
 
+# "/root" is the name of Codex's first agent.
 TASK = "Message Type: NEW_TASK\nTask name: /root/look\nSender: /root\nPayload:\n"
 
 
