@@ -55,9 +55,25 @@ def replace_small(path: Path, content: bytes) -> None:
         OSError: If that is not possible; the old content stays.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=path.name, dir=path.parent)  # mode 0600
+    replace_in_place(path, content, 0o600)
+
+
+def replace_in_place(path: Path, content: bytes, mode: int) -> None:
+    """
+    Replace a file in a directory that is there, as a whole. A failure leaves nothing beside it.
+
+    Args:
+        path: The file.
+        content: What it holds from now on.
+        mode: Its permissions, as those of `chmod`.
+
+    Raises:
+        OSError: If that is not possible; the old content stays.
+    """
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
+            os.fchmod(handle, mode)
             file.write(content)
         Path(temporary).replace(path)
     except BaseException:

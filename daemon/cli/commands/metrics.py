@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import tempfile
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +12,7 @@ import click
 
 from daemon.cli.output.formatting import examples
 from daemon.cli.session import Session, calls_daemon
+from daemon.shared.small_file import replace_in_place
 
 if TYPE_CHECKING:
     from mlx_sidecar import Client
@@ -81,14 +80,6 @@ def _serve(client: Client, port: int) -> None:
 def _replace(file: Path, figures: str) -> None:
     """Replace a file atomically, because a collector can read it at any time. A failure leaves nothing beside it."""
     try:
-        handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as temporary:
-                temporary.write(figures)
-            os.chmod(name, 0o644)  # collectors run as other users, and figures are not private
-            os.replace(name, file)
-        except BaseException:
-            os.unlink(name)  # or each run on a full disk would leave one more
-            raise
+        replace_in_place(file, figures.encode(), 0o644)  # collectors run as other users, and figures are not private
     except OSError as error:
         raise click.FileError(str(file), error.strerror) from None
