@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,12 +18,13 @@ from rich.console import Console
 from rich.table import Table
 
 from daemon.cli.starting import listens
+from daemon.shared.observed_time import polls
 from mlx_sidecar import Client, Completion, Message
 from tools.embedded import corpus
 
 FACTS = 40
 FILLER = 60
-STOP_SECONDS = 30
+START_SECONDS, STOP_SECONDS = 60, 30
 
 console = Console(highlight=False)
 
@@ -70,8 +70,9 @@ def daemon(folder: Path, **settings: str) -> Iterator[dict[str, str]]:
     process = subprocess.Popen([sys.executable, "-m", "daemon", "serve"], env=environ)
     try:
         # A first start reads libraries from the disk, which can take longer than a client waits.
-        while process.poll() is None and not listens(Path(environ["MLX_SIDECAR_SOCKET"])):
-            time.sleep(0.05)
+        for _ in polls(START_SECONDS, 0.05):
+            if process.poll() is not None or listens(Path(environ["MLX_SIDECAR_SOCKET"])):
+                break
         yield environ
     finally:
         process.terminate()
