@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import NamedTuple
 
+from daemon.shared.wording import date
+
 _MOST_BYTES = 64
-_LATEST = 1 << 34
-"""Seconds that can be written as a date, whatever is in the file."""
 
 
 class Holder(NamedTuple):
@@ -87,4 +86,4 @@ def unclean_end(fd: int) -> UncleanEnd | None:
 
 
 def _written(seconds: float) -> str:
-    return datetime.fromtimestamp(min(seconds, _LATEST), UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return date(seconds).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,10 +1,13 @@
-"""Formats sizes, counts and hints for commands, pages and errors. Sizes are in powers of 1024, as in the settings."""
+"""Formats sizes, counts, dates and hints for commands, pages and errors. Sizes are in powers of 1024."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import UTC, datetime
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
+_LATEST = 253_402_300_799
+"""The last second of the year 9999. Disks and settings may have any time, and later ones have no date."""
 
 
 def size(nbytes: int) -> str:
@@ -26,6 +29,11 @@ def sizes_apart(one: int, other: int) -> tuple[str, str]:
 def count(number: int, noun: str, plural: str = "") -> str:
     """Return a number of things: "1 block", "1,234 blocks"; `plural` is for nouns that take more than an "s"."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def date(seconds: float) -> datetime:
+    """Return a time in seconds since 1970 as a date of UTC, or the nearest from 1970 to 9999."""
+    return datetime.fromtimestamp(min(max(seconds, 0), _LATEST), UTC)
 
 
 _LONGEST = 64

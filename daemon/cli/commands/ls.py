@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
 
 from daemon.cli.output.formatting import examples, print_json, span, table
 from daemon.cli.session import Session, calls_daemon
-from daemon.shared.wording import count, size
+from daemon.shared.wording import count, date, size
 
 if TYPE_CHECKING:
     from daemon.cli.model_list import Listing
     from mlx_sidecar import ListedModel
-
-_LATEST = 253_402_300_799
-"""The last second of the year 9999. A disk may have any time, and later ones have no date."""
 
 
 @click.command(
@@ -56,8 +52,7 @@ def tree(model: ListedModel) -> dict[str, object]:
     plain = asdict(model)
     used = plain.pop("last_used_unix_seconds")
     fits = model.fits if model.complete else None
-    last = datetime.fromtimestamp(min(max(used, 0), _LATEST), UTC).isoformat() if used else None
-    return plain | {"fits": fits, "last_used": last}
+    return plain | {"fits": fits, "last_used": date(used).isoformat() if used else None}
 
 
 def abilities(model: ListedModel) -> str:

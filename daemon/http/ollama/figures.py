@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from time import time
 from typing import Any
 
 from daemon.http.ollama.shared_types import Score, TokenScore
+from daemon.shared.wording import date
 from mlx_sidecar import Finished, TokenLogprob
-
-_LATEST = 253_402_300_799.0
-"""The last second of the year 9999: what is later, such as the end of an idle time of 10,000 years, has no date."""
 
 
 @dataclass(slots=True)
@@ -65,8 +62,7 @@ def nanoseconds(seconds: float) -> int:
 
 def timestamp(seconds: float) -> str:
     """Return a time since 1970 as RFC 3339 has it, or the nearest that it has."""
-    known = min(max(seconds, 0.0), _LATEST)
-    return datetime.fromtimestamp(known, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return date(seconds).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def scores(logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
