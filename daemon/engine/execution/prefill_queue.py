@@ -92,7 +92,7 @@ class PrefillQueue:
         sizer: Step times of the models; it learns from each pass.
         clock: Seconds that never go back.
         readers: The running sequences, as readers of prefixes that they have in common.
-        make_room: Frees memory for so many bytes beside those that are billed, and returns whether they fit now.
+        make_room: Frees memory until what is billed fits, and returns whether it does now.
 
     Attributes:
         computed: Whether the last turn had a prompt to compute.
@@ -104,7 +104,7 @@ class PrefillQueue:
         sizer: ChunkSizer,
         clock: Callable[[], float],
         readers: Readers,
-        make_room: Callable[[int], bool],
+        make_room: Callable[[], bool],
     ) -> None:
         self.computed = False
         self._make_room = make_room
@@ -223,7 +223,7 @@ class PrefillQueue:
         for that, and does not find it, waits again if it does not fit. Then it trusts in no other any more.
         """
         short = self._readers.settle(prefill.sequence)
-        if short and not self._make_room(0):
+        if short and not self._make_room():
             self._expected[prefill.sequence] = self._prefills.pop(prefill.sequence)
             self._readers.distrust(prefill.sequence)
             self._readers.renew()

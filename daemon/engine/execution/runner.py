@@ -43,7 +43,7 @@ class Runner:
     Args:
         prefixes: The prefix cache.
         max_batch: Slots of each model: most sequences that prefill or decode at once, each sample counted.
-        make_room: Frees memory for a sequence of so many bytes, and returns whether it fits now.
+        make_room: Frees memory for so many bytes beside those that running sequences are billed; whether they fit now.
         spare: Frees cached prefixes until so many bytes are free, as far as that helps, and returns how many are.
         outbox: Takes events to the parent.
         clock: Seconds that never go back.
@@ -62,7 +62,7 @@ class Runner:
         self,
         prefixes: PrefixCache,
         max_batch: int,
-        make_room: Callable[[int], bool],
+        make_room: Callable[[int, int], bool],
         spare: Callable[[int], int],
         outbox: Outbox,
         clock: Callable[[], float],
@@ -86,7 +86,9 @@ class Runner:
         """The sequence that did not fit in memory in this turn."""
         self._decoders: dict[ModelKey, Decoder] = {}
         self.readers = Readers(self._holders, self._decoders, prefixes)
-        self._prefills = PrefillQueue(prefixes, self._times, clock, self.readers, make_room)
+        self._prefills = PrefillQueue(
+            prefixes, self._times, clock, self.readers, lambda: make_room(0, self.live_kv_bytes())
+        )
 
     @property
     def waiting(self) -> int:
@@ -193,7 +195,8 @@ class Runner:
     def _fits(self, sequence: Sequence) -> bool:
         """Whether a sequence that waits fits in memory now. Frees memory for it."""
         self.readers.expect(sequence)
-        fits = self._make_room(self._bill(sequence).total - self._bill().total)
+        billed = self.live_kv_bytes()
+        fits = self._make_room(self._bill(sequence).total - billed, billed)
         if not fits:
             self.readers.forgo(sequence)
             self._unfit = sequence

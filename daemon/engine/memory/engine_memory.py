@@ -102,14 +102,18 @@ class EngineMemory:
         if lacking:
             raise weights_in_use(name, lacking)
 
-    def make_room(self, need: int) -> bool:
+    def make_room(self, need: int, live: int | None = None) -> bool:
         """
         Free cached prefixes, then idle models, until `need` bytes fit; tell whether they do.
 
         Bytes on their way to or from the disk count beside running requests: what does not fit waits. Alone, it would
         be refused instead. So they do not count then, as for weights: they are free soon.
+
+        Args:
+            need: Bytes beside those in use.
+            live: Bytes that running requests are billed now, if they are known.
         """
-        live = self._runner.live_kv_bytes()  # what is freed below is no running request's
+        live = self._runner.live_kv_bytes() if live is None else live  # what is freed below is no running request's
         self.limit_prefixes(live)
         shortfall = self.budget.shortfall(need, self.use(live))
         if shortfall:

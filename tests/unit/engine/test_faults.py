@@ -178,7 +178,7 @@ def test_command_that_cannot_begin_fails_alone(harness: Harness, monkeypatch: py
 def test_request_that_can_never_fit_is_refused(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """When nothing runs, waiting would be for ever, at full speed."""
     harness.run(LOAD)
-    monkeypatch.setattr(harness.engine._runner, "_make_room", lambda _: False)
+    monkeypatch.setattr(harness.engine._runner, "_make_room", lambda *_: False)
     failure = harness.run(generate("The")).failure
     assert (failure.reason, failure.HasField("retry_after")) == ("BUDGET_IN_USE", True)
     harness.settle()

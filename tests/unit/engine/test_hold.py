@@ -74,7 +74,7 @@ def test_requests_that_do_not_fit_are_all_refused_if_nothing_runs(
 ) -> None:
     """One after the other, and the second does not wait for a third."""
     harness.run(pb.GetOrLoadRequest(model="embedded"))
-    monkeypatch.setattr(harness.engine._runner, "_make_room", lambda _: False)
+    monkeypatch.setattr(harness.engine._runner, "_make_room", lambda *_: False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Runner, "step", lambda _: None)
         calls = [harness.begin(generate("The")) for _ in range(2)]
@@ -92,7 +92,7 @@ def test_request_that_waits_for_memory_starts_once_there_is_some(
     harness.until(lambda: harness.decoding(call))
     hold(harness, call)
     with monkeypatch.context() as full:
-        full.setattr(harness.engine._runner, "_make_room", lambda _: False)
+        full.setattr(harness.engine._runner, "_make_room", lambda *_: False)
         waiting = harness.begin(request("A man"))
         harness.until(lambda: harness.engine._runner.waiting == 1)
         harness.until(lambda: not harness.engine.busy)
@@ -115,7 +115,7 @@ def test_request_that_fits_is_not_refused_for_one_that_does_not(
         large = harness.begin(generate("The " * 500, priority=5))
         harness.until(lambda: harness.engine._runner.waiting == 2)
         needs = [bill([sequence], ()).total for sequence in harness.engine._runner.sequences()]
-    monkeypatch.setattr(harness.engine._runner, "_make_room", lambda need: need < max(needs))
+    monkeypatch.setattr(harness.engine._runner, "_make_room", lambda need, _: need < max(needs))
     assert harness.finish(large)[-1].failure.reason == "BUDGET_IN_USE"
     assert Answer(harness.finish(small)).finished.usage.completion_tokens > 0
     harness.settle()

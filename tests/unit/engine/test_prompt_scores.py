@@ -161,9 +161,9 @@ def test_memory_of_scores_is_reserved(harness: Harness, monkeypatch: pytest.Monk
     asked: list[int] = []
     make_room = harness.engine._runner._make_room
 
-    def noted(need: int) -> bool:
+    def noted(need: int, billed: int) -> bool:
         asked.append(need)
-        return make_room(need)
+        return make_room(need, billed)
 
     monkeypatch.setattr(harness.engine._runner, "_make_room", noted)
     harness.run(generate(PROMPT, max_tokens=1))

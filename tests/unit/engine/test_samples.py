@@ -296,9 +296,9 @@ def test_memory_is_reserved_for_each_sample(harness: Harness, monkeypatch: pytes
     asked: list[int] = []
     make_room = harness.engine._runner._make_room
 
-    def noted(need: int) -> bool:
+    def noted(need: int, billed: int) -> bool:
         asked.append(need)
-        return make_room(need)
+        return make_room(need, billed)
 
     monkeypatch.setattr(harness.engine._runner, "_make_room", noted)
     harness.run(generate(PROMPT, max_tokens=20))
