@@ -134,10 +134,11 @@ def _add_choice(options: GenerateOptions, request: ChatRequest) -> None:
 
 
 def _add_limit(options: GenerateOptions, request: ChatRequest) -> dict[str, str]:
-    """Let the newer name of the limit win, and return its place, see `Ask.places`."""
-    if request.max_completion_tokens is None:
+    """Keep to both names of the limit: the smaller one holds. Return its place, see `Ask.places`."""
+    newer, older = request.max_completion_tokens, request.max_tokens
+    if newer is None or (older is not None and older < newer):
         return {}
-    options["max_tokens"] = request.max_completion_tokens
+    options["max_tokens"] = newer
     return {"max_tokens": "max_completion_tokens"}
 
 

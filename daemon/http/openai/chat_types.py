@@ -247,7 +247,7 @@ class ChatRequest(Sampled):
     parallel_tool_calls: bool | None = Field(None, description="false ends the answer with its first call")
     response_format: ResponseFormat | None = Field(None, description="text, any JSON object, or JSON of a schema")
     max_completion_tokens: int | None = Field(
-        None, ge=1, description="most tokens of the answer, reasoning included; lowered to what the context holds"
+        None, ge=1, description="as `max_tokens`, reasoning included; of both the smaller holds"
     )
     stream_options: StreamOptions | None = Field(None, description="only with `stream`")
     logprobs: bool | None = Field(None, description="log-probabilities of the answer's tokens, with their texts")

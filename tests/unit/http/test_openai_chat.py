@@ -120,10 +120,11 @@ def test_samples_and_scores_are_asked_for() -> None:
     assert options(n=1, logprobs=False, top_logprobs=0) == {}
 
 
-def test_completion_tokens_win_over_tokens() -> None:
-    """The newer name of the same."""
-    assert options(max_tokens=5) == {"max_tokens": 5}
-    assert options(max_tokens=5, max_completion_tokens=7) == {"max_tokens": 7}
+def test_answer_keeps_to_both_names_of_its_limit() -> None:
+    """Each is an upper bound, so the smaller one holds."""
+    assert options(max_tokens=5) == options(max_completion_tokens=5) == {"max_tokens": 5}
+    assert options(max_tokens=5, max_completion_tokens=7) == {"max_tokens": 5}
+    assert options(max_tokens=7, max_completion_tokens=5) == {"max_tokens": 5}
 
 
 def test_tools_and_their_choice_are_passed_on() -> None:

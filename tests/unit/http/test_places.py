@@ -71,6 +71,13 @@ CASES = [
     ("/v1/chat/completions", CHAT, "chat.messages[0].content", "messages[0].content"),
     ("/v1/chat/completions", {**CHAT, "max_completion_tokens": 9}, "max_tokens", "max_completion_tokens"),
     ("/v1/chat/completions", {**CHAT, "max_tokens": 9}, "max_tokens", "max_tokens"),
+    (
+        "/v1/chat/completions",
+        {**CHAT, "max_tokens": 9, "max_completion_tokens": 8},
+        "max_tokens",
+        "max_completion_tokens",
+    ),
+    ("/v1/chat/completions", {**CHAT, "max_tokens": 8, "max_completion_tokens": 9}, "max_tokens", "max_tokens"),
     ("/v1/chat/completions", {**CHAT, "reasoning_effort": "none"}, "chat.enable_thinking", "reasoning_effort"),
     ("/v1/chat/completions", {**CHAT, **SWITCH}, "chat.enable_thinking", "chat_template_kwargs.enable_thinking"),
     ("/v1/chat/completions", {**CHAT, **EFFORT}, "chat.reasoning_effort", "chat_template_kwargs.reasoning_effort"),
