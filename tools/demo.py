@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from daemon.cli.starting import listens
+from daemon.cli.serving import listens
 from daemon.shared.observed_time import polls
 from mlx_sidecar import Client, Completion, Message
 from tools.embedded import corpus

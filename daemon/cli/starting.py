@@ -8,7 +8,6 @@ it.
 from __future__ import annotations
 
 import os
-import socket as sockets
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 import click
 
 from daemon.cli.output.formatting import stderr_is_terminal, stdin_is_terminal
+from daemon.cli.serving import listens, look
 from daemon.server.singleton import holder
 from daemon.shared.process_setup import settle_places
 
@@ -39,7 +39,6 @@ _STARTING_SECONDS = 10.0
 _LOSER_SECONDS = 0.5
 """Time after the end of a daemon that lost a race in which the winner writes its process id."""
 _POLL_SECONDS = 0.05
-_CONNECT_SECONDS = 1.0
 
 
 class StartError(Exception):
@@ -76,19 +75,6 @@ def _appears(path: Path) -> bool:
     return is_up
 
 
-def listens(path: Path) -> bool:
-    """Tell whether a process listens on a socket. A busy or stopped daemon still listens."""
-    with sockets.socket(sockets.AF_UNIX) as connection:
-        connection.settimeout(_CONNECT_SECONDS)
-        try:
-            connection.connect(str(path))
-        except (BlockingIOError, TimeoutError):  # its queue of connections is full
-            return True
-        except OSError:
-            return False
-    return True
-
-
 def start(config: Config, path: Path, service: Service | None) -> None:
     """
     Start a daemon, wait until it serves, and report it on standard error.
@@ -114,7 +100,6 @@ def start(config: Config, path: Path, service: Service | None) -> None:
 def _service() -> Service | None:
     if sys.platform != "darwin":
         return None
-    from daemon.cli.commands.service import look
     from daemon.launchd.launchctl import Launchctl
     from daemon.launchd.service import Service
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from daemon.cli.commands.service import look
 from daemon.cli.exit_codes import REFUSED
 from daemon.cli.flags import config_flags, resolve
 from daemon.cli.output.formatting import examples, print_json
+from daemon.cli.serving import look
 from daemon.cli.session import Session, pass_session
 from daemon.doctor.checkup import checkup
 from daemon.doctor.finding import Finding, Verdict

@@ -13,6 +13,7 @@ import click
 from daemon.cli.exit_codes import NOT_RUNNING
 from daemon.cli.flags import config_flags, resolve
 from daemon.cli.output.formatting import examples, print_json
+from daemon.cli.serving import look
 from daemon.cli.session import Session, pass_session
 from daemon.launchd import agent
 from daemon.launchd.errors import ServiceError
@@ -21,8 +22,6 @@ from daemon.launchd.logs import follow, last_lines
 from daemon.launchd.readiness import Serving, Status
 from daemon.launchd.service import Service
 from daemon.shared import presence
-
-LOOK_SECONDS = 1.0
 
 
 @click.group("service", epilog=examples("mlx-sidecar service install", "mlx-sidecar service logs -f"))
@@ -164,20 +163,6 @@ def _read(path: Path, lines: int, following: bool) -> Iterator[str]:
 
 def _service(wait: float, kind: agent.Kind) -> Service:
     return Service(Launchctl(), Path.home(), look if kind is agent.DAEMON else look_for_rank, wait, kind)
-
-
-def look(socket: Path) -> Serving | None:
-    """Return the daemon that serves on a socket; None if none answers within a second."""
-    from mlx_sidecar import Client, SidecarError
-
-    if not os.path.exists(socket):  # False, too, of a path that is too long, or in a directory of another user
-        return None
-    try:
-        with Client(socket, timeout=LOOK_SECONDS) as client:
-            stats = client.stats()
-    except SidecarError:
-        return None
-    return Serving(stats.daemon.pid, stats.daemon.version, stats.engine.state == "ready")
 
 
 def look_for_rank(file: Path) -> Serving | None:

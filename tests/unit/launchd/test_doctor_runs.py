@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from daemon.cli.commands.service import look
+from daemon.cli.serving import look
 from daemon.doctor.finding import Finding, Verdict
 from daemon.doctor.launchd import service as examine
 from daemon.launchd.launchctl import Launchctl

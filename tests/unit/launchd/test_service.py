@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from daemon import __version__
-from daemon.cli.commands.service import look
 from daemon.cli.exit_codes import INTERRUPTED
+from daemon.cli.serving import look
 from daemon.launchd.agent import DAEMON, Agent
 from daemon.launchd.errors import AgentError, LaunchctlError, ServiceError
 from daemon.launchd.launchctl import Launchctl

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from daemon.cli import starting
-from daemon.cli.commands.service import look
+from daemon.cli.serving import listens, look
 from daemon.launchd.launchctl import Launchctl
 from daemon.launchd.service import Service
 from daemon.shared.config import Config
@@ -38,7 +38,7 @@ def test_start_flag_starts_the_installed_service(
     starting.start(Config(), mac.socket, service)
 
     assert processes == []
-    assert starting.listens(mac.socket)
+    assert listens(mac.socket)
     assert mac.state()["ready"] is True
     assert capsys.readouterr().err == "Started the service; mlx-sidecar service stop ends it.\n"
 

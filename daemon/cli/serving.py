@@ -1,0 +1,38 @@
+"""Looks whether a daemon serves on a socket, for commands that start, install or examine one."""
+
+from __future__ import annotations
+
+import os
+import socket as sockets
+from pathlib import Path
+
+from daemon.launchd.readiness import Serving
+
+_ANSWER_SECONDS = 1.0
+
+
+def listens(path: Path) -> bool:
+    """Tell whether a process listens on a socket. A busy or stopped daemon still listens."""
+    with sockets.socket(sockets.AF_UNIX) as connection:
+        connection.settimeout(_ANSWER_SECONDS)
+        try:
+            connection.connect(str(path))
+        except (BlockingIOError, TimeoutError):  # its queue of connections is full
+            return True
+        except OSError:
+            return False
+    return True
+
+
+def look(socket: Path) -> Serving | None:
+    """Return the daemon that serves on a socket; None if none answers within a second."""
+    from mlx_sidecar import Client, SidecarError
+
+    if not os.path.exists(socket):  # False, too, of a path that is too long, or in a directory of another user
+        return None
+    try:
+        with Client(socket, timeout=_ANSWER_SECONDS) as client:
+            stats = client.stats()
+    except SidecarError:
+        return None
+    return Serving(stats.daemon.pid, stats.daemon.version, stats.engine.state == "ready")
