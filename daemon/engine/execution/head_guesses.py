@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from daemon.engine.execution.ngram_guesses import NgramGuesses
 from daemon.engine.execution.request import Speculation
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.scheduling.governor import Governor, Source
 from daemon.engine.scheduling.ngrams import LONG
 from daemon.engine.scheduling.rests import Rests
-
-if TYPE_CHECKING:
-    from daemon.engine.execution.speculation import Guesses
 
 _OWN = Source(Speculation.MTP)
 MOST_OF_HEAD = 4
@@ -29,7 +26,7 @@ class HeadGuesses:
         ngrams: Guesses from n-grams; None if the request asks for the head's.
     """
 
-    def __init__(self, sequence: Sequence, governor: Governor, ngrams: Guesses | None) -> None:
+    def __init__(self, sequence: Sequence, governor: Governor, ngrams: NgramGuesses | None) -> None:
         self._sequence = sequence
         self._rests = Rests(governor, _OWN)
         self._ngrams = ngrams

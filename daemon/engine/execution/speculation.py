@@ -47,7 +47,7 @@ MOST_FED = 64
 """Most tokens of a pass that rows share, padding included: with more, it is no longer bound by reading weights."""
 
 
-class Guesses(Protocol):
+class GuessSource(Protocol):
     """A source of guesses for one sequence."""
 
     def ready(self) -> bool:
@@ -97,7 +97,7 @@ class Guesser:
         asked: Whether the request asks for guesses whatever they cost.
     """
 
-    def __init__(self, sequence: Sequence, source: Guesses) -> None:
+    def __init__(self, sequence: Sequence, source: GuessSource) -> None:
         self.apart = sequence.draft is not None
         self.most = most_guesses(sequence)
         self.unfed: list[int] = []
