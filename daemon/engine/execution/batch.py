@@ -1,21 +1,13 @@
 """
 Decodes several sequences of one model in one forward pass, a row of the batch each.
 
-Each row has one pending token: it is known to the device, and the model has not seen it. `advance` feeds all pending
-tokens in one pass, samples the tokens that follow, and returns the fed ones. It waits for nothing: the device computes
-token n + 1 while the host reads token n and sends it.
+Each row has one pending token (`row.py`): it is known to the device, and the model has not seen it. `advance` feeds all
+pending tokens in one pass, samples the tokens that follow, and returns the fed ones. It waits for nothing: the device
+computes token n + 1 while the host reads token n and sends it.
 
             advance()                        advance()
     device  | feed n, sample n + 1           | feed n + 1, sample n + 2
     host    |   read n, send n               |   read n + 1, send n + 1
-
-States of a row's pending token:
-
-    Given ----------- advance() ---------> Sampled, not reported ---- advance() ---> reported, the next one is pending
-      the last token of a prompt             |
-                                             | firsts(): a first token is reported before its pass begins
-                                             v
-                                           Sampled, reported -------- advance() ---> the next one is pending
 
 KV. A batch of one row uses that sequence's own caches. Several rows share batch caches, [rows, heads, tokens, size],
 padded on the left so that all rows end at the same position. Joining and leaving copy the KV of all rows.
@@ -24,17 +16,15 @@ padded on the left so that all rows end at the same position. Joining and leavin
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 
-from daemon.engine.execution.sampling import Sampled, Sampler, arrays, ids, sample
+from daemon.engine.execution.row import Row
+from daemon.engine.execution.sampling import Sampled, arrays, ids, sample
 from daemon.engine.execution.sequence import Sequence
-from daemon.engine.execution.speculation import Guesser
 from daemon.engine.execution.together import check, feed_again, forward, guess, worth
-from daemon.engine.memory.memory_budget import DECODE_ROOM
-from daemon.engine.scheduling.governor import Governor, Source
+from daemon.engine.scheduling.governor import Governor
 from daemon.engine.scheduling.padding import fits
 from daemon.kv.mlx.batch_cache import to_batch, to_single
 from daemon.shared.readings import about_to_wait
@@ -44,96 +34,6 @@ EVALUATE_STEPS = 256
 
 LEAST_COMPLETED = 16
 """Tokens of the shortest answer that is worth a pass for its last token alone; a next turn may go on behind that."""
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """
-    The last token of a prompt: it is fed like a sampled token, and never reported.
-
-    Attributes:
-        token: Its id, shape [1].
-    """
-
-    token: mx.array
-
-    @property
-    def id(self) -> int:
-        """Its id."""
-        return int(self.token.item())  # type: ignore[arg-type]
-
-
-@dataclass(slots=True, eq=False)
-class Row:
-    """
-    A running sequence.
-
-    Attributes:
-        sequence: The request.
-        sampler: The request's sampler.
-        pending: The token that is fed next; the device may still compute it.
-        reported: Whether `pending` was returned to the decoder.
-        guesser: Guesses its tokens; None if nothing does.
-    """
-
-    sequence: Sequence
-    sampler: Sampler
-    pending: Sampled | Given
-    reported: bool = False
-    guesser: Guesser | None = None
-
-    @property
-    def apart(self) -> bool:
-        """Whether it shares no pass with other rows."""
-        return self.guesser is not None and self.guesser.apart
-
-    @property
-    def unfed(self) -> list[int]:
-        """Tokens before the pending one that the model is to be fed again."""
-        return [] if self.guesser is None else self.guesser.unfed
-
-    @property
-    def length(self) -> int:
-        """Tokens of the sequence so far, without those of a shared prefix."""
-        return len(self.sequence.prompt) + len(self.sequence.generated) - self.sequence.kv.base
-
-    @property
-    def reach(self) -> int:
-        """Tokens that its KV shall have room for, as it is billed."""
-        done = len(self.sequence.generated)
-        return len(self.sequence.prompt) + done + min(self.sequence.request.max_tokens - done, DECODE_ROOM)
-
-    @property
-    def ends(self) -> bool:
-        """Whether the pending token is the last that the sequence may have."""
-        sampled = len(self.sequence.generated) + (self.unreported is not None)
-        return isinstance(self.pending, Sampled) and sampled >= self.sequence.request.max_tokens
-
-    def offer(self, most: int, longest: int = 0) -> tuple[Source, int] | None:
-        """Return what may guess the tokens after the pending one, and how many of at most so many; None if nothing."""
-        self.correct()
-        if self.guesser is None:
-            return None
-        left = self.sequence.request.max_tokens - len(self.sequence.generated) - (self.unreported is not None)
-        return self.guesser.offer(min(left, most + 1), longest)
-
-    def guess(self, offered: tuple[Source, int] | None) -> list[int]:
-        """Guess the tokens after the pending one, which may be waited for."""
-        if offered is None:
-            return []
-        assert self.guesser is not None
-        return self.guesser.guess(lambda: self.pending.id, offered[1], known=self.unreported is None)
-
-    def correct(self) -> None:
-        """Sample the pending token again, if the token before it, which is known now, demands a mask."""
-        again = self.sampler.again()
-        if again is not None:
-            self.pending = again
-
-    @property
-    def unreported(self) -> Sampled | None:
-        """The pending token, if it was sampled and not reported."""
-        return self.pending if isinstance(self.pending, Sampled) and not self.reported else None
 
 
 class Batch:

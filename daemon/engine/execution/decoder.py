@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from daemon.engine.execution.batch import Batch, Given, Row
+from daemon.engine.execution.batch import Batch
 from daemon.engine.execution.prompt_scores import scored_tokens
+from daemon.engine.execution.row import Given, Row
 from daemon.engine.execution.sampling import Sampled, Sampler, arrays
 from daemon.engine.execution.sequence import Sequence, nan_logits
 from daemon.engine.execution.speculation import guesser_of

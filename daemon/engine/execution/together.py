@@ -13,19 +13,17 @@ was right, whatever its neighbours guessed:
 from __future__ import annotations
 
 from collections.abc import Sequence as Rows
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
 
 from daemon.engine.execution.head_kv import View, compute
+from daemon.engine.execution.row import Row
 from daemon.engine.execution.sampling import Sampled, draw_likeliest, sample_ahead
 from daemon.engine.execution.speculation import MOST_FED
 from daemon.engine.scheduling.governor import Governor, Source
 from daemon.kv.mlx.ahead_rows import RowsUndo, padded
 from daemon.shared.readings import about_to_wait
-
-if TYPE_CHECKING:
-    from daemon.engine.execution.batch import Row
 
 
 def guess(rows: Rows[Row], governor: Governor) -> list[list[int]] | None:

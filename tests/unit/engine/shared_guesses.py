@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from daemon.engine.execution import batch, together
+from daemon.engine.execution.row import Row
 from daemon.engine.execution.sampling import Sampled
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine.harness import Answer, Harness
@@ -46,7 +47,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     counts: Counter[str] = Counter()
     plain = together.check
 
-    def check(rows: Sequence[batch.Row], guesses: list[list[int]], caches: list[Any]) -> list[list[Sampled]]:
+    def check(rows: Sequence[Row], guesses: list[list[int]], caches: list[Any]) -> list[list[Sampled]]:
         fed = [len(row.unfed) + 1 + len(own) for row, own in zip(rows, guesses, strict=True)]
         counts["fed again"] += sum(len(row.unfed) for row in rows)
         counts["largest"] = max(counts["largest"], len(rows) * max(fed))

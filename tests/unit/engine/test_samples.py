@@ -13,7 +13,8 @@ import pytest
 
 from daemon.cache.resolver import Resolver, Wanted
 from daemon.engine.calls.options import SEED_STEP
-from daemon.engine.execution.batch import Batch, Row
+from daemon.engine.execution.batch import Batch
+from daemon.engine.execution.row import Row
 from daemon.engine.memory.memory_budget import MemoryBudget
 from daemon.engine.structured_output.matcher import GrammarMatcher
 from daemon.shared.errors import invalid
