@@ -106,21 +106,31 @@ class EngineMemory:
         """
         Free cached prefixes, then idle models, until `need` bytes fit; tell whether they do.
 
+        Nothing is freed for a request that does not fit all the same: it waits until others end. What is in use already
+        is another matter: as much is freed as helps.
+
         Bytes on their way to or from the disk count beside running requests: what does not fit waits. Alone, it would
         be refused instead. So they do not count then, as for weights: they are free soon.
 
         Args:
-            need: Bytes beside those in use.
+            need: Bytes beside those in use; 0 for what is in use already.
             live: Bytes that running requests are billed now, if they are known.
         """
         live = self._runner.live_kv_bytes() if live is None else live  # what is freed below is no running request's
         self.limit_prefixes(live)
+        lacking = self._lacking_beside_requests(need, live)
+        if need and lacking > self._prefixes.evictable_bytes() + self._models.spare_bytes:
+            return False
         shortfall = self.budget.shortfall(need, self.use(live))
         if shortfall:
             shortfall -= self._prefixes.shed(shortfall)
         if shortfall > 0:
             self._models.shed(shortfall)
-        return not (self.budget.shortfall(need, self.use(live)) if live else self._lacking(need, live))
+        return not self._lacking_beside_requests(need, live)
+
+    def _lacking_beside_requests(self, need: int, live: int) -> int:
+        """Return what a request lacks: it waits for bytes on their way to or from the disk, unless it is alone."""
+        return self.budget.shortfall(need, self.use(live)) if live else self._lacking(need, live)
 
     def _lacking(self, need: int, live: int) -> int:
         """Return what weights or a request alone lack. Bytes on their way to or from the disk are free soon."""

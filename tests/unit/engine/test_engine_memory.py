@@ -77,14 +77,22 @@ class Parts:
 
 @pytest.mark.parametrize(
     ("need", "prefixes", "models", "fits"),
-    [(100, [], [], True), (150, [50], [], True), (450, [350], [150], True), (551, [451], [251], False)],
+    [(100, [], [], True), (150, [50], [], True), (450, [350], [150], True), (551, [], [], False)],
 )
 def test_a_request_gets_room_from_prefixes_first(need: int, prefixes: list[int], models: list[int], fits: bool) -> None:
-    """Nothing is freed that is not needed, and the caller is told if all of it is not enough."""
+    """Nothing is freed that is not needed, and nothing at all if it would be too little: the request waits then."""
     parts = Parts()
     assert parts.memory.use() == Use(400, 300, 200)
     assert parts.memory.make_room(need) is fits
     assert (parts.prefixes.asked, parts.models.asked) == (prefixes, models)
+
+
+def test_what_is_in_use_already_gets_as_much_room_as_there_is() -> None:
+    """Running requests have grown, and none of them waits: less beyond the limit is better than more."""
+    parts = Parts()
+    parts.runner.total_bytes = 900
+    assert not parts.memory.make_room(0)
+    assert (parts.prefixes.asked, parts.models.asked) == ([600], [400])
 
 
 def test_running_requests_are_billed_once_for_each_decision() -> None:

@@ -57,6 +57,9 @@ class Machine:
         """Bytes billed to requests."""
         return self.live
 
+    spare_bytes = 0
+    """Models stay."""
+
     def shed(self, nbytes: int) -> int:
         """Models stay."""
         return 0
