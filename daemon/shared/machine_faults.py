@@ -44,6 +44,8 @@ _TEXTS: Mapping[int, str] = {number: os.strerror(number) for number in (*_EXHAUS
 
 _NO_MEMORY = re.compile(r"^\[(metal::)?malloc|std::bad_alloc|Unable to allocate|^cuda.* failed: out of memory")
 """What the errors of MLX and CUDA have when memory runs out; the tests have whole texts."""
+_ONE_BUFFER = re.compile(r"^\[metal::malloc\] .* greater than the maximum allowed buffer size of (\d+) bytes")
+"""MLX's error for an array that one buffer of the GPU cannot hold, however much memory is free."""
 _OF_RUST = re.compile(r"\(os error (\d+)\)")
 _NO_COMPILER = re.compile(r"^\[Compile::eval_cpu\] Failed to (compile|load)")
 _NO_TEMPORARY = re.compile(r"temp_directory_path|No usable temporary directory")
@@ -98,6 +100,9 @@ def machine_fault(error: BaseException, what: str) -> SidecarError | None:
             return _fault(what, "there is no directory for temporary files", "set TMPDIR to one that can be written to")
         if isinstance(link, RuntimeError) and _NO_COMPILER.match(text):
             return _fault(what, "the C++ compiler failed", "check that it works and that TMPDIR has space")
+        if isinstance(link, RuntimeError) and (limit := _ONE_BUFFER.match(text)):
+            why = f"an array would be larger than a buffer of this GPU may be, {int(limit[1]) / 1e9:.1f} GB"
+            return _fault(what, why, "use a shorter prompt, or a model whose arrays are smaller")
         number = _number(link, text) or 0
         if number in _EXHAUSTED:
             return SidecarError(

@@ -25,6 +25,12 @@ def _of(error: BaseException) -> tuple[str, bool] | None:
     return fault.reason, fault.retry_after is not None
 
 
+ONE_BUFFER = (
+    "[metal::malloc] Attempting to allocate 23622320128 bytes which is greater than the maximum allowed buffer size of "
+    "22613000192 bytes."
+)
+
+
 @pytest.mark.parametrize("number", EXHAUSTED, ids=os.strerror)
 def test_exhausted_resources_are_worth_a_retry(number: int) -> None:
     assert _of(OSError(number, os.strerror(number))) == ("MACHINE_EXHAUSTED", True)
@@ -40,7 +46,9 @@ def test_permanent_machine_faults_are_not_retryable(number: int) -> None:
     [
         (MemoryError(), "MACHINE_EXHAUSTED"),
         (MemoryError("std::bad_alloc"), "MACHINE_EXHAUSTED"),
-        (RuntimeError("[metal::malloc] Attempting to allocate 99 bytes which is greater than"), "MACHINE_EXHAUSTED"),
+        (RuntimeError("[metal::malloc] Unable to allocate 99 bytes."), "MACHINE_EXHAUSTED"),
+        (RuntimeError("[metal::malloc] Resource limit (499000) exceeded."), "MACHINE_EXHAUSTED"),
+        (RuntimeError(ONE_BUFFER), "MACHINE_FAULT"),
         (RuntimeError("[malloc] Unable to allocate 99 bytes."), "MACHINE_EXHAUSTED"),
         (RuntimeError("cudaMallocAsync(&data, size, stream) failed: out of memory"), "MACHINE_EXHAUSTED"),
         (Exception("No space left on device (os error 28)"), "MACHINE_EXHAUSTED"),
@@ -56,6 +64,14 @@ def test_library_messages_map_to_machine_faults(error: BaseException, reason: st
     found = _of(error)
     assert found is not None
     assert found[0] == reason
+
+
+def test_array_beyond_one_buffer_of_the_gpu_is_not_worth_a_retry() -> None:
+    """No memory that becomes free would help; the limit is told."""
+    fault = machine_fault(RuntimeError(ONE_BUFFER), "the prompt")
+    assert fault is not None
+    assert fault.retry_after is None
+    assert "22.6 GB; use a shorter prompt" in str(fault)
 
 
 @pytest.mark.parametrize(
