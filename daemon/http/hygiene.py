@@ -73,6 +73,31 @@ RULES: Mapping[str, Rule] = {
         ),
         moved=True,
     ),
+    "kilo_date": Rule(
+        "Kilo Code",
+        "the day in the list of surroundings: `Today's date: …`",
+        _EACH_DAY,
+        re.compile(
+            r"You are Kilo(?: Code)?, .*?"
+            r"\nHere is some useful information about the environment you are running in:\n<env>\n"
+            r"  Is directory a git repo: (?:yes|no)\n  Platform: [^\n]*\n"
+            r"(?P<changing>  Today's date: [A-Z][a-z]{2} [A-Z][a-z]{2} \d\d \d{4}\n)  Project config: ",
+            re.DOTALL,
+        ),
+        moved=True,
+    ),
+    "copilot_session": Rule(
+        "Copilot CLI",
+        "the folder of the session, and what is in it: `<session_context>…</session_context>`",
+        "the folder's name is the session's id, before the tools and all turns; a model may need it",
+        re.compile(
+            r"(?>You are the GitHub Copilot CLI, .*?\n(?=<session_context>\n))"
+            r"(?P<changing><session_context>\nSession folder: [^\n]*/session-state/[0-9a-f-]{36}\n"
+            r".*?\n</session_context>\n)",
+            re.DOTALL,
+        ),
+        moved=True,
+    ),
     "crush_date": Rule(
         "Crush",
         "the day in the list of surroundings: `Today's date: …`",

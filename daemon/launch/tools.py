@@ -283,6 +283,28 @@ def _pi(place: Place) -> Settings:
     return Settings({TOKEN: place.token}, arguments, {"provider.js": code})
 
 
+def _copilot(place: Place) -> Settings:
+    return Settings(
+        {
+            "COPILOT_PROVIDER_BASE_URL": f"{place.url}/v1",
+            "COPILOT_PROVIDER_API_KEY": place.token,
+            "COPILOT_PROVIDER_TYPE": "openai",
+            "COPILOT_PROVIDER_WIRE_API": "responses",  # by the other APIs it asks for temperature 0
+            "COPILOT_PROVIDER_TRANSPORT": "http",
+            "COPILOT_MODEL": place.model,
+            "COPILOT_PROVIDER_MAX_PROMPT_TOKENS": str(max(1, place.context - place.output)),
+            "COPILOT_PROVIDER_MAX_OUTPUT_TOKENS": str(place.output),
+        },
+        unset=(
+            "COPILOT_PROVIDER_API_KEY_COMMAND",
+            "COPILOT_PROVIDER_BEARER_TOKEN",
+            "COPILOT_PROVIDER_HEADERS",
+            "COPILOT_PROVIDER_MODEL_ID",
+            "COPILOT_PROVIDER_WIRE_MODEL",
+        ),
+    )
+
+
 TOOLS: Mapping[str, Tool] = {
     "codex": Tool("Codex", "codex", "npm install -g @openai/codex", _codex),
     "claude": Tool("Claude Code", "claude", "npm install -g @anthropic-ai/claude-code", _claude),
@@ -292,6 +314,7 @@ TOOLS: Mapping[str, Tool] = {
     "cline": Tool("Cline", "cline", "npm install -g cline", _cline),
     "continue": Tool("Continue", "cn", "npm install -g @continuedev/cli", _continue),
     "pi": Tool("pi", "pi", "npm install -g @earendil-works/pi-coding-agent", _pi),
+    "copilot": Tool("Copilot CLI", "copilot", "npm install -g @github/copilot", _copilot),
     "aider": Tool("aider", "aider", "uv tool install aider-chat", _aider),
     "crush": Tool("Crush", "crush", "npm install -g @charmland/crush", _crush),
     "goose": Tool("goose", "goose", "brew install block-goose-cli", _goose, ("session",)),

@@ -164,6 +164,22 @@ AGENTS = {
         ],
         least=3_500,
     ),
+    "kilo": Agent(
+        ["run", "--auto"],
+        "edit",
+        lambda file: [
+            called("read", filePath=file),
+            called("edit", filePath=file, oldString=OLD.strip(), newString=NEW.strip()),
+        ],
+    ),
+    "copilot": Agent(
+        ["--no-auto-update", "--allow-all", "-p"],
+        "edit",
+        lambda file: [
+            called("view", path=file),
+            called("edit", path=file, old_str=OLD.strip(), new_str=NEW.strip()),
+        ],
+    ),
     "claude": Agent(
         ["--permission-mode", "acceptEdits", "-p"],
         "Edit",

@@ -22,6 +22,32 @@ Here is some useful information about the environment you are running in:
   Today's date: {day}
 </env>
 Skills provide specialized instructions."""
+KILO = """You are Kilo, a highly skilled software engineer with extensive knowledge in many programming languages.
+
+You are powered by the model named m. The exact model ID is mlx-sidecar/m
+Here is some useful information about the environment you are running in:
+<env>
+  Is directory a git repo: yes
+  Platform: darwin
+  Today's date: {day}
+  Project config: .kilo/command/*.md, .kilo/agent/*.md, kilo.json, AGENTS.md.
+</env>"""
+COPILOT = """You are the GitHub Copilot CLI, a terminal assistant built by GitHub.
+
+Never repeat notifications verbatim.
+
+{session}
+<git_commit_trailer>
+Co-authored-by: Copilot
+</git_commit_trailer>"""
+SESSION = """<session_context>
+Session folder: /me/.copilot/session-state/{session}
+
+Contents:
+- files/: Persistent storage for session artifacts
+</session_context>
+"""
+SESSIONS = ("69fcee3b-4b26-4e35-8b6c-f3e345d923c8", "8bbbbf9a-b56b-4c07-8282-cd4a00a628f8")
 CRUSH = """You are Crush, a powerful AI Assistant that runs in the CLI.
 
 <env>
@@ -108,6 +134,13 @@ def test_a_turn_of_the_line_alone_goes_away() -> None:
     ("system", "days", "rule", "name"),
     [
         (OPENCODE, ("Thu Nov 26 2026", "Fri Nov 27 2026"), "opencode_date", "Today's date"),
+        (KILO, ("Thu Nov 26 2026", "Fri Nov 27 2026"), "kilo_date", "Today's date"),
+        (
+            KILO.replace("Kilo,", "Kilo Code,"),
+            ("Thu Nov 26 2026", "Fri Nov 27 2026"),
+            "kilo_date",
+            "Today's date",
+        ),
         (CRUSH, ("11/26/2026", "1/2/2027"), "crush_date", "Today's date"),
         (
             CONTINUE.format(day="Today's date: {day}\n", status=""),
@@ -127,6 +160,17 @@ def test_a_day_moves_behind_the_system_prompt(system: str, days: tuple[str, str]
     assert days[0] not in first[0].content
     assert first[1].content == f"{name}: {days[0]}\n\nHello."
     assert first[2:] == second[2:] == chat("")[2:]
+
+
+def test_the_folder_of_a_session_moves_behind_the_system_prompt() -> None:
+    """It is named after the session; the model still reads it, and what is in it."""
+    (first, used), (second, _) = (
+        steadied(chat(COPILOT.format(session=SESSION.format(session=name)))) for name in SESSIONS
+    )
+    assert used == ["copilot_session"]
+    assert first[0] == second[0]
+    assert first[0].content == COPILOT.format(session="")
+    assert second[1].content == f"{SESSION.format(session=SESSIONS[1])}\nHello."
 
 
 def test_the_state_of_a_repository_moves_behind_the_system_prompt() -> None:
@@ -158,6 +202,10 @@ LOOKALIKES = [
     OPENCODE.format(day="the day before yesterday"),
     OPENCODE.format(day="Thu Nov 26 2026").replace("Here is some useful", "Here is other"),
     "You are opencode, as I like it.\n<env>\n  Today's date: Thu Nov 26 2026\n</env>\n",
+    KILO.format(day="2026-11-26"),
+    KILO.format(day="Thu Nov 26 2026").replace("Kilo,", "Kilometre,"),
+    COPILOT.format(session=SESSION.format(session="my own")),
+    COPILOT.format(session="My notes:\n" + SESSION.format(session=SESSIONS[0])).replace("\n<session", "\n <session"),
     CRUSH.format(day="Thu Nov 26 2026"),
     CONTINUE.format(day="Today's date: soon\n", status=STATUS.format(files="clean")),
     CONTINUE.format(day="", status="My notes:\n" + STATUS.format(files="clean")),
@@ -177,6 +225,8 @@ def test_text_that_looks_similar_stays(text: str) -> None:
     [
         *LINES,
         OPENCODE.format(day="Thu Nov 26 2026"),
+        KILO.format(day="Thu Nov 26 2026"),
+        COPILOT.format(session=SESSION.format(session=SESSIONS[0])),
         CRUSH.format(day="1/2/2027"),
         CONTINUE.format(day="Today's date: 2026-11-26\n", status=STATUS.format(files="clean")),
         CLINE.format(day="1/2/2027"),
@@ -196,11 +246,20 @@ def test_other_conversations_stay(turns: list[Message]) -> None:
     assert steadied(turns) == (turns, [])
 
 
-def test_a_text_that_repeats_a_beginning_takes_no_time() -> None:
-    """A pattern that went on from each of them would read megabytes for each."""
+def _repeated_continue() -> str:
     head, surroundings = CONTINUE.format(day="", status=STATUS.partition("{files}")[0]).split("<env>\n")
     open_ended = "<env>\n" + surroundings.partition('<context name="commitSignature')[0]
-    text = head + "<env>\n" + open_ended * 20_000
+    return head + "<env>\n" + open_ended * 20_000
+
+
+def _repeated_copilot() -> str:
+    head = COPILOT.partition("{session}")[0]
+    return head + SESSION.format(session=SESSIONS[0]).partition("</session_context>")[0] * 20_000
+
+
+@pytest.mark.parametrize("text", [_repeated_continue(), _repeated_copilot()], ids=["Continue", "Copilot"])
+def test_a_text_that_repeats_a_beginning_takes_no_time(text: str) -> None:
+    """A pattern that went on from each of them would read megabytes for each."""
     assert steadied(chat(text)) == (chat(text), [])
 
 

@@ -30,7 +30,7 @@ def test_each_tool_is_told_where_and_what(tool: str) -> None:
     assert "sesame" not in "\n".join([*settings.arguments, *settings.files.values()])
 
 
-@pytest.mark.parametrize("tool", [tool for tool in TOOLS if tool != "claude"])
+@pytest.mark.parametrize("tool", [tool for tool in TOOLS if tool not in ("claude", "copilot")])
 def test_each_tool_is_told_the_context(tool: str) -> None:
     """So that it shortens a conversation in time."""
     settings = told(tool)
@@ -54,6 +54,14 @@ def test_claude_summarises_before_a_small_context_is_full() -> None:
     assert variables["CLAUDE_CODE_AUTO_COMPACT_WINDOW"] == "100000"
     assert variables["CLAUDE_AUTOCOMPACT_PCT_OVERRIDE"] == "34"
     assert {"ANTHROPIC_API_KEY", "ANTHROPIC_SMALL_FAST_MODEL"} <= set(told("claude").unset)
+
+
+def test_copilot_is_told_both_parts_of_the_context() -> None:
+    """Prompt and answer fill it. What the user has set for another provider would win."""
+    settings = told("copilot")
+    parts = [settings.environment[f"COPILOT_PROVIDER_MAX_{part}_TOKENS"] for part in ("PROMPT", "OUTPUT")]
+    assert parts == ["30000", "10000"]
+    assert {"COPILOT_PROVIDER_BEARER_TOKEN", "COPILOT_PROVIDER_WIRE_MODEL"} <= set(settings.unset)
 
 
 def test_files_of_tools_can_be_read() -> None:
