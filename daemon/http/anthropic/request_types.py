@@ -78,9 +78,13 @@ class Thinking(Parameters):
     budget_tokens: int | None = Field(
         None, ge=1, le=MOST_TOKENS, description="most tokens of the thinking, with `enabled`; without effect on others"
     )
-    display: Literal["summarized", "omitted"] | None = Field(
-        None, description="`omitted`: the text comes in the signature alone; never summarised"
+    display: Literal["summarized", "omitted", "updates", "highlights"] | None = Field(
+        None, description="`omitted`: the text comes in the signature alone; with all others it is whole"
     )
+
+    harmless: ClassVar[Mapping[str, str]] = {
+        "block_binding": "thinking is bound to its own text, and to no conversation"
+    }
 
 
 class JsonFormat(Parameters):
@@ -134,7 +138,7 @@ class Conversation(Parameters):
     refused: ClassVar[Mapping[str, Refusal]] = {
         "container": Refusal("nothing is run here"),
         "mcp_servers": Refusal("the client calls them", ([],)),
-        "fallbacks": Refusal("ask the other model", ([],)),
+        "fallbacks": Refusal("ask the other model", ([], "default")),
         "thread": Refusal("send the whole conversation; what was read before is in the cache"),
         "compaction": Refusal("the client compacts"),
         "output_format": Refusal("use `output_config.format`"),

@@ -208,6 +208,14 @@ def test_thinking_and_effort_are_passed_on() -> None:
     }
 
 
+@pytest.mark.parametrize("display", ["summarized", "updates", "highlights"])
+def test_thinking_that_would_be_shortened_is_shown_whole(display: str) -> None:
+    """Claude Code asks for the short forms, and twice more after each refusal."""
+    binding = {"prefix_mismatch_behavior": "drop_block"}
+    assert options(thinking={"type": "adaptive", "display": display, "block_binding": binding}) == {}
+    assert refusal(thinking={"type": "adaptive", "display": "pictures"}).field == "thinking.display"
+
+
 def test_sampling_and_form_are_passed_on() -> None:
     """Greedy answers have no choice among tokens; what is unset is the model's own."""
     assert options(temperature=0.5, top_p=0.9, top_k=4, stop_sequences=["x"]) == {
@@ -232,6 +240,7 @@ def test_what_is_of_no_use_here_is_harmless() -> None:
             speed="fast",
             container=None,
             mcp_servers=[],
+            fallbacks="default",
         )
         == {}
     )
