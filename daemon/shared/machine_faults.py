@@ -102,7 +102,7 @@ def machine_fault(error: BaseException, what: str) -> SidecarError | None:
             return _fault(what, "the C++ compiler failed", "check that it works and that TMPDIR has space")
         if isinstance(link, RuntimeError) and (limit := _ONE_BUFFER.match(text)):
             why = f"an array would be larger than a buffer of this GPU may be, {int(limit[1]) / 1e9:.1f} GB"
-            return _fault(what, why, "use a shorter prompt, or a model whose arrays are smaller")
+            return _fault(what, why, "use a shorter prompt, or a model with smaller arrays")
         number = _number(link, text) or 0
         if number in _EXHAUSTED:
             return SidecarError(
