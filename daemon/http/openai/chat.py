@@ -88,14 +88,15 @@ def _turn(message: Message, place: str, notes: list[str]) -> Turn:
 
 def _reasoning(message: Message) -> str:
     """Return the reasoning of a turn, under whichever name it comes."""
-    named = (message.reasoning_content, message.reasoning, message.reasoning_text, message.cot_summary)
+    of_parts = (part.reasoning_content for part in message.content or ())
+    named = (message.reasoning_content, message.reasoning, message.reasoning_text, message.cot_summary, *of_parts)
     details = [one for one in message.reasoning_details or () if isinstance(one, dict)]
     texts = [one.get("text") or one.get("summary") for one in details]
     return next(filter(None, named), "") or "".join(text for text in texts if isinstance(text, str))
 
 
 def _text(parts: Sequence[Part]) -> str:
-    return "".join(part.text or part.refusal for part in parts)
+    return "".join(part.text or part.refusal or "" for part in parts)
 
 
 def _add_tools(options: GenerateOptions, request: ChatRequest) -> None:

@@ -22,12 +22,14 @@ class Part(Parameters):
 
     type: Literal["text", "refusal"] = Field(description="only `text`, and `refusal` in turns of the assistant")
     text: str = Field("", description="the text of a text part")
-    refusal: str = Field("", description="the text of a refusal")
+    refusal: str | None = Field(None, description="the text of a refusal")
+    reasoning_content: str | None = Field(None, description="read as the turn's, if that has none")
 
     harmless: ClassVar[Mapping[str, str]] = {
         "cache_control": _CACHE,
         "prompt_cache_breakpoint": "prefixes are cached at every place",
         "annotations": _TEXT,
+        **dict.fromkeys(("role", "tool_calls"), "the turn has its own; an SDK copies a whole turn into its part"),
     }
 
 
@@ -117,10 +119,9 @@ class Message(Parameters):
     harmless: ClassVar[Mapping[str, str]] = {
         "name": "chat templates have no place for it",
         "refusal": "a refusal is content",
-        "annotations": _TEXT,
         **dict.fromkeys(("cache_control", "copilot_cache_control"), _CACHE),
-        **dict.fromkeys(("copilot_references", "copilot_confirmations"), _TEXT),
-        **dict.fromkeys(("cot_id", "provider_specific_fields", "reasoning_opaque"), _MADE),
+        **dict.fromkeys(("annotations", "copilot_references", "copilot_confirmations"), _TEXT),
+        **dict.fromkeys(("cot_id", "index", "provider_specific_fields", "reasoning_opaque"), _MADE),
         "thinking_blocks": "`reasoning_content` has their text",
     }
     refused: ClassVar[Mapping[str, Refusal]] = {

@@ -92,6 +92,16 @@ def test_message_that_litellm_dumps_can_be_sent_back() -> None:
     assert chat(message) == [Message("assistant", "I look.", "Hm.", [ToolCall("a", "see", "{}")])]
 
 
+def test_turn_that_openais_agents_copy_into_its_part_is_one_turn() -> None:
+    """Their SDK for JavaScript does so with each whole answer that has text; the reasoning is there alone."""
+    call = {"index": 0, "id": "a", "type": "function", "function": FUNCTION}
+    message = {"role": "assistant", "reasoning_content": "Hm.", "tool_calls": [call], "refusal": None}
+    given = {"role": "assistant", "content": [{"type": "text", "text": "I look.", **message}], "tool_calls": [call]}
+    read = Message("assistant", "I look.", "Hm.", [ToolCall("a", "see", "{}")])
+    assert chat({**given, "index": 0}) == [read]
+    assert chat({**given, "reasoning": "Mine."})[0].reasoning_content == "Mine."
+
+
 @pytest.mark.parametrize("mark", ["extra_content", "thought_signature", "thoughtSignature"])
 def test_call_that_another_server_signed_is_a_call(mark: str) -> None:
     """A session that began with Gemini goes on: goose and opencode give its marks back."""
