@@ -1,4 +1,4 @@
-"""The SDKs of npm on the door, over a port and over the Unix socket: `openai`, and `ai` with its tool loops."""
+"""The SDKs of npm on the door, over a port and over the Unix socket: `openai`, `ollama`, `ai` with its tool loops."""
 
 from __future__ import annotations
 
@@ -31,15 +31,25 @@ def test_openai_puts_a_stream_together_and_goes_on(seen: dict[str, Any]) -> None
     assert seen["responses"]["ends"] == ["response.created", "response.completed"]
 
 
-@pytest.mark.parametrize("provider", ["ai_compatible", "ai_chat", "ai_responses", "ai_own_history"])
+@pytest.mark.parametrize("provider", ["ai_compatible", "ai_chat", "ai_responses", "ai_own_history", "ai_anthropic"])
 def test_ai_runs_its_tool_loop(seen: dict[str, Any], provider: str) -> None:
-    """By chat completions, and by responses with references to kept items or with items of the client's own."""
+    """
+    By each API of OpenAI and by Anthropic's.
+
+    Of responses, with references to kept items and with items of the client's own.
+    """
     loop = seen[provider]
     assert loop["errors"] == []
     assert (loop["calls"], loop["steps"], loop["text"]) == ([{"city": "Bergen"}], 2, "It rains.")
     assert {"tool-input-delta", "tool-call", "tool-result", "finish"} <= set(loop["types"])
     if provider != "ai_chat":  # the provider for OpenAI alone reads no reasoning of chat completions
         assert loop["reasoning"] == "Where? In Bergen."
+
+
+def test_ollama_goes_on_with_a_tool(seen: dict[str, Any]) -> None:
+    """A stream with its thinking, given back with the result."""
+    read = {"content": "I look.\n", "thinking": "Where? In Bergen.", "calls": [{"city": "Bergen"}], "text": "It rains."}
+    assert seen["ollama"] == read
 
 
 def test_ai_reads_objects_of_a_schema(seen: dict[str, Any]) -> None:

@@ -1,12 +1,15 @@
 // Drives the door with npm's SDKs: `node program.mjs BASE_URL TOKEN UNIX_PATH MODEL`; prints what they saw.
 
+import { createAnthropic } from "@ai-sdk/anthropic";
 import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { generateText, Output, stepCountIs, streamText, tool } from "ai";
+import { Ollama } from "ollama";
 import OpenAI from "openai";
 import { Agent, fetch as undiciFetch } from "undici";
 import { z } from "zod";
 
+globalThis.AI_SDK_LOG_WARNINGS = false; // they would come before the results
 const [baseURL, apiKey, socketPath, model] = process.argv.slice(2);
 const dispatcher = new Agent(socketPath ? { connect: { socketPath } } : {});
 const fetch = (url, init) => undiciFetch(url, { ...init, dispatcher });
@@ -97,6 +100,28 @@ async function loop(languageModel, providerOptions) {
   };
 }
 
+// A tool loop by Ollama's API, its first answer as a stream.
+async function ollama() {
+  const headers = { authorization: `Bearer ${apiKey}` };
+  const host = new Ollama({ host: baseURL.replace("/v1", ""), headers, fetch });
+  const tools = [{ type: "function", function: weather }];
+  const messages = [{ role: "user", content: question }];
+  const first = { role: "assistant", content: "", thinking: "", tool_calls: [] };
+  for await (const { message } of await host.chat({ model, messages, tools, stream: true })) {
+    first.content += message.content;
+    first.thinking += message.thinking ?? "";
+    first.tool_calls.push(...(message.tool_calls ?? []));
+  }
+  messages.push(first, { role: "tool", tool_name: "weather", content: "wet" });
+  const second = await host.chat({ model, messages, tools });
+  return {
+    content: first.content,
+    thinking: first.thinking,
+    calls: first.tool_calls.map((call) => call.function.arguments),
+    text: second.message.content,
+  };
+}
+
 async function object(languageModel) {
   const form = Output.object({ schema: z.object({ a: z.boolean() }) });
   const { output } = await generateText({ model: languageModel, prompt: "Hello", output: form, maxOutputTokens: 40, maxRetries: 0 });
@@ -114,6 +139,7 @@ async function refused(call) {
 
 const compatible = createOpenAICompatible({ name: "sidecar", baseURL, apiKey, fetch, includeUsage: true, supportsStructuredOutputs: true });
 const openai = createOpenAI({ baseURL, apiKey, fetch });
+const anthropic = createAnthropic({ baseURL, apiKey, fetch });
 const summary = { openai: { reasoningSummary: "auto", forceReasoning: true } };
 const own = { openai: { ...summary.openai, store: false, include: ["reasoning.encrypted_content"] } };
 
@@ -125,7 +151,9 @@ console.log(JSON.stringify({
   ai_chat: await loop(openai.chat(model)),
   ai_responses: await loop(openai.responses(model), summary),
   ai_own_history: await loop(openai.responses(model), own),
+  ai_anthropic: await loop(anthropic(model)),
   ai_object: [await object(compatible("embedded")), await object(openai.responses("embedded"))],
+  ollama: await ollama(),
   refused: await refused(() => client.responses.create({ model: "embedded", input: "Hi", background: true })),
 }));
 await dispatcher.close();
