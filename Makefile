@@ -14,10 +14,11 @@ demo: $(VENV)/.installed ## Start a daemon on the embedded model and show cold a
 	@$(BIN)/python -m tools.demo
 
 test: lint types $(VENV)/.developed ## Lint, types, generated code, all tests but the slow ones
-	@# Tests start hundreds of processes. Where the environment forbids .pyc files, each would compile the project anew.
+	@# Three processes start hundreds of others. Where the environment forbids .pyc files, each would compile anew what it
+	@# imports, and pytest would rewrite the assertions of all tests three times in each run.
 	$(BIN)/python -m compileall -q daemon clients/python
 	@# Three of them keep two cores busy: many tests wait for a process or a timer.
-	$(BIN)/python -m pytest -m "not slow" -n 3 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "not slow" -n 3 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.developed ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow
