@@ -16,7 +16,7 @@ from hypothesis import settings
 
 from daemon.shared.process_setup import limits_kept
 from mlx_sidecar import Client
-from tests.support.daemons import RunningDaemon
+from tests.support.daemons import SERVE, RunningDaemon
 
 with limits_kept():  # processes that tests start inherit the limit of open files, and mlx-lm lowers it for good
     import mlx_lm.utils  # noqa: F401
@@ -77,7 +77,7 @@ def _folder() -> Iterator[Path]:
 def _daemon() -> Iterator[RunningDaemon]:
     """Return a daemon with the real engine, shared by all tests. Use a salt of your own where reuse matters."""
     path = Path(tempfile.mkdtemp(prefix="mlxs-", dir=os.path.realpath("/tmp")))
-    daemon = RunningDaemon.start(path)
+    daemon = RunningDaemon.start(path, SERVE)
     yield daemon
     assert daemon.stop() == 0
     shutil.rmtree(path)

@@ -25,7 +25,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
 from tests.faults.raw import SERVICE, Refusal
-from tests.support.daemons import RunningDaemon, wait_until
+from tests.support.daemons import SERVE, RunningDaemon, wait_until
 from tests.support.models import copy_of_embedded
 
 CANARY = "zyxkanarienvogelxyz"
@@ -252,7 +252,7 @@ def test_no_request_text_is_logged_traced_or_kept(
     level: str,
 ) -> None:
     """Every field of every request, in requests that succeed, are refused, are cut off, or are there at a crash."""
-    daemon = start_daemon(log_level=level, tracing="true")
+    daemon = start_daemon(SERVE, log_level=level, tracing="true")
     models = folder / "models"
     models.mkdir()
     with daemon.client() as client:

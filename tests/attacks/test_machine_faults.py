@@ -25,7 +25,7 @@ from daemon.engine.prompt.chat_templates import Templates
 from daemon.shared.errors import Reason, SidecarError
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.attacks.failing_calls import LOADS, PROMPTS, os_error, worker
-from tests.support.daemons import RunningDaemon
+from tests.support.daemons import SERVE, RunningDaemon
 from tests.support.models import copy_of_embedded
 from tests.unit.engine.harness import Harness
 
@@ -73,7 +73,7 @@ def test_prefill_refused_by_machine_is_a_machine_fault(
     engine: Harness, tmp_path: Path, place: str, number: int
 ) -> None:
     """The tokenizer is not damaged and the conversation is valid: the next call is answered."""
-    model = str(copy_of_embedded(tmp_path))
+    model = str(copy_of_embedded(tmp_path, tested=True))
     chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="The")])
 
     with PROMPTS[place](Path(model), number):
@@ -86,7 +86,7 @@ def test_prefill_refused_by_machine_is_a_machine_fault(
 def test_template_worker_start_is_retried_next_call(engine: Harness, tmp_path: Path) -> None:
     """A fault of the machine is no strike against the template."""
     chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="The")])
-    request = pb.GenerateRequest(model=str(copy_of_embedded(tmp_path)), chat=chat, max_tokens=2)
+    request = pb.GenerateRequest(model=str(copy_of_embedded(tmp_path, tested=True)), chat=chat, max_tokens=2)
     with worker(tmp_path, errno.EAGAIN):
         for _ in range(4):
             assert engine.run(request).failure.reason == "MACHINE_EXHAUSTED"
@@ -159,7 +159,7 @@ def test_daemon_with_deleted_tmpdir_names_it(folder: Path, monkeypatch: pytest.M
     temporary = folder / "tmp"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
-    daemon = RunningDaemon.start(folder).serving()
+    daemon = RunningDaemon.start(folder, SERVE).serving()
     try:
         shutil.rmtree(temporary)
         with daemon.client() as client, pytest.raises(mlx_sidecar.MachineFault, match="TMPDIR"):

@@ -30,7 +30,7 @@ CHAT = [Message(role="user", content="once upon a time")]
 
 def model(folder: Path, name: str, template: str = "") -> str:
     """Return a new model with its own template."""
-    path = copy_of_embedded(folder, name)
+    path = copy_of_embedded(folder, name, tested=True)
     if template:
         (path / "chat_template.jinja").write_text(template)
     return str(path)

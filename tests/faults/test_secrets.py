@@ -14,7 +14,7 @@ import mlx_sidecar
 from mlx_sidecar import Client, Delta, Message
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.faults.nth import Injected
-from tests.support.daemons import RunningDaemon, wait_until
+from tests.support.daemons import SERVE, RunningDaemon, wait_until
 from tests.support.models import copy_of_embedded
 from tests.unit.engine.harness import Harness, generate
 
@@ -57,7 +57,7 @@ def test_prompt_canary_is_in_no_log_error_or_file(
     start_daemon: Callable[..., RunningDaemon], folder: Path, level: str
 ) -> None:
     """At every level; in requests that succeed, fail, are cancelled, and are running when the engine dies."""
-    daemon = start_daemon(log_level=level)
+    daemon = start_daemon(SERVE, log_level=level)
     models = folder / "models"
     models.mkdir()
     with daemon.client() as client:

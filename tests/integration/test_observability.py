@@ -94,3 +94,18 @@ def test_each_call_logs_one_line_without_its_prompt(start_daemon: Callable[..., 
     assert (ok["miss"], ok["miss_token"]) == ("never_seen", 0)
     assert lines[1]["reason"] == "INVALID_ARGUMENT"
     assert CANARY not in (daemon.folder / "daemon.log").read_text()
+
+
+def test_second_run_of_a_daemon_tests_no_model_again(
+    daemon: RunningDaemon, start_daemon: Callable[..., RunningDaemon]
+) -> None:
+    """It finds the notes of a load. A daemon of a test has those of the embedded model, unless it asks for none."""
+    second = start_daemon()
+    for running in (daemon, second):
+        with running.client() as client:
+            client.load("embedded")
+    tested = [
+        next(line for line in running.log() if line["event"] == "model_tested" and line["model"] == "embedded")
+        for running in (daemon, second)
+    ]
+    assert [line["known"] for line in tested] == [False, True]

@@ -21,6 +21,9 @@ from mlx_sidecar import Client
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
 
+SERVE = [sys.executable, "-m", "daemon", "serve"]
+"""The daemon itself."""
+
 END_SECONDS = 60
 """Longest wait for an event that must happen; only a broken daemon reaches it."""
 
@@ -62,10 +65,21 @@ class RunningDaemon:
 
     @classmethod
     def start(cls, folder: Path, command: list[str] | None = None, **settings: str) -> RunningDaemon:
-        """Start a daemon; `settings` are configuration keys."""
+        """
+        Start a daemon.
+
+        Args:
+            folder: Its own directory.
+            command: A program that runs a daemon, such as `SERVE`. None for a daemon that begins with notes of a load
+                of the embedded model: it tests and measures the model no more, which takes most of that load.
+            settings: Configuration keys.
+        """
         environ = environment(folder, **settings)
-        command = command or [sys.executable, "-m", "daemon", "serve"]
-        return cls(folder, environ, subprocess.Popen(command, env=environ))
+        if command is None:
+            from tests.support.known_models import note_down  # only now: light programs of tests import this module
+
+            note_down(folder)
+        return cls(folder, environ, subprocess.Popen(command or SERVE, env=environ))
 
     @property
     def socket(self) -> Path:

@@ -15,12 +15,23 @@ from mlx_lm.utils import _get_classes
 from daemon.cache.resolver import EMBEDDED_PATH
 
 
-def copy_of_embedded(folder: Path, name: str = "model", **config: Any) -> Path:
-    """Copy the embedded model, with changes to its config.json, and return the directory. Each copy is a new model."""
+def copy_of_embedded(folder: Path, name: str = "model", *, tested: bool = False, **config: Any) -> Path:
+    """
+    Copy the embedded model, with changes to its config.json, and return the directory.
+
+    Args:
+        folder: Where to put it.
+        name: The directory's name.
+        tested: Whether the copy is the same model in each test, so that engines of one process test it once. Only for
+            an engine of the test's own. Else each copy is a new model.
+        config: Changes to its configuration.
+    """
     path = folder / name
     shutil.copytree(EMBEDDED_PATH, path)
     file = path / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "copy": uuid.uuid4().hex, **config}))
+    file.write_text(
+        json.dumps({**json.loads(file.read_text()), "copy": name if tested else uuid.uuid4().hex, **config})
+    )
     return path
 
 

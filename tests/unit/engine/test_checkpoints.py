@@ -23,7 +23,7 @@ def load(model: str, *, estimate_only: bool = False) -> pb.GetOrLoadRequest:
 
 def test_appledouble(harness: Harness, tmp_path: Path) -> None:
     """Such a file may lie beside each other file of the model."""
-    model = copy_of_embedded(tmp_path)
+    model = copy_of_embedded(tmp_path, tested=True)
     (model / "additional_chat_templates").mkdir()
     (model / "additional_chat_templates" / "._tools.jinja").write_bytes(APPLE_DOUBLE)
     for file in [file for file in model.iterdir() if file.is_file()]:
@@ -36,7 +36,7 @@ def test_appledouble(harness: Harness, tmp_path: Path) -> None:
 
 def test_consolidated(tmp_path: Path) -> None:
     """The same weights in another format count for nothing against the budget."""
-    model = copy_of_embedded(tmp_path)
+    model = copy_of_embedded(tmp_path, tested=True)
     (model / "original").mkdir()
     for name in ("consolidated.safetensors", "original/model.safetensors"):
         shutil.copy(model / "model.safetensors", model / name)

@@ -40,7 +40,7 @@ def shown(harness: Harness) -> list[int]:
 
 @pytest.fixture(name="model")
 def _model(tmp_path: Path) -> str:
-    return str(copy_of_embedded(tmp_path, max_position_embeddings=OWN))
+    return str(copy_of_embedded(tmp_path, tested=True, max_position_embeddings=OWN))
 
 
 def test_chosen_context_length_bounds_requests(harness: Harness, model: str) -> None:
@@ -55,7 +55,7 @@ def test_chosen_context_length_bounds_requests(harness: Harness, model: str) -> 
 
 def test_context_length_may_exceed_the_configuration(harness: Harness, tmp_path: Path) -> None:
     """A configuration may be wrong."""
-    model = str(copy_of_embedded(tmp_path, max_position_embeddings=16))
+    model = str(copy_of_embedded(tmp_path, tested=True, max_position_embeddings=16))
     assert refused(harness, model, 30) == "16"
     assert load(harness, model, context_length=64).context_length == 64
     assert refused(harness, model, 30) == ""
@@ -63,7 +63,7 @@ def test_context_length_may_exceed_the_configuration(harness: Harness, tmp_path:
 
 def test_context_length_ends_with_learned_positions(harness: Harness, tmp_path: Path) -> None:
     """There is nothing to read for later ones; the error comes before the weights."""
-    model = str(copy_of_embedded(tmp_path, model_type="gpt2", n_positions=16))
+    model = str(copy_of_embedded(tmp_path, tested=True, model_type="gpt2", n_positions=16))
     answer = harness.run(pb.GetOrLoadRequest(model=model, context_length=17))
     failure = answer.events[-1].failure
     assert failure.field == "context_length", failure
@@ -104,7 +104,7 @@ def test_recalled_context_length_bounds_requests(harness: Harness, model: str) -
 def test_yarn_context_holds_a_long_prompt(harness: Harness, tmp_path: Path) -> None:
     """452 tokens, with a configuration of 128 positions times 4."""
     scaling = {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 128}
-    model = str(copy_of_embedded(tmp_path, max_position_embeddings=128, rope_scaling=scaling))
+    model = str(copy_of_embedded(tmp_path, tested=True, max_position_embeddings=128, rope_scaling=scaling))
     assert load(harness, model, estimate_only=True).context_length == 512
     request = pb.GenerateRequest(model=model, tokens=pb.TokenIds(ids=[40] * 452), max_tokens=2)
     assert harness.run(request).finished.usage.prompt_tokens == 452
@@ -112,8 +112,8 @@ def test_yarn_context_holds_a_long_prompt(harness: Harness, tmp_path: Path) -> N
 
 def test_learned_positions_bound_a_length_that_was_chosen_for_other_content(harness: Harness, tmp_path: Path) -> None:
     """A choice is kept by name. So it may meet a model that has fewer positions, as may `max_position_embeddings`."""
-    model = str(copy_of_embedded(tmp_path, max_position_embeddings=64))
+    model = str(copy_of_embedded(tmp_path, tested=True, max_position_embeddings=64))
     assert load(harness, model, context_length=64).context_length == 64
     shutil.rmtree(model)
-    copy_of_embedded(tmp_path, model_type="gpt2", n_positions=16, max_position_embeddings=64)
+    copy_of_embedded(tmp_path, tested=True, model_type="gpt2", n_positions=16, max_position_embeddings=64)
     assert load(harness, model, estimate_only=True).context_length == 16

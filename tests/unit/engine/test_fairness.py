@@ -33,7 +33,7 @@ def chunks(harness: Harness, call: int) -> int:
 @pytest.fixture(name="long_context")
 def _long_context(tmp_path: Path) -> str:
     """Return the embedded model with room for prompts of 8,000 tokens."""
-    return str(copy_of_embedded(tmp_path, "long", max_position_embeddings=16384))
+    return str(copy_of_embedded(tmp_path, "long", tested=True, max_position_embeddings=16384))
 
 
 @pytest.mark.parametrize("length", [2000, pytest.param(8000, marks=pytest.mark.slow)])

@@ -17,7 +17,7 @@ RECOMMENDED: dict[str, Any] = {"temperature": 3.0, "top_p": 0.95, "top_k": 50, "
 
 def recommending(folder: Path, **config: Any) -> str:
     """Return a model that recommends a sampling."""
-    path = copy_of_embedded(folder)
+    path = copy_of_embedded(folder, tested=True)
     (path / "generation_config.json").write_text(json.dumps(config))
     return str(path)
 

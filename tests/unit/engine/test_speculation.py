@@ -40,7 +40,7 @@ def _text() -> str:
 def _drafts(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Return a draft model: one that is nearly always right, or one that nearly never is."""
     same = request.param == "the same weights"
-    return str(copy_of_embedded(tmp_path) if same else random_model(tmp_path, "qwen3"))
+    return str(copy_of_embedded(tmp_path, tested=True) if same else random_model(tmp_path, "qwen3"))
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SEEDED, PENALISED, HOT], ids=["greedy", "seeded", "penalised", "hot"])
@@ -58,7 +58,7 @@ def test_speculative_answer_equals_the_plain_answer(
 
 
 def test_accepted_draft_tokens_are_counted_and_batched(harness: Harness, tmp_path: Path, text: str) -> None:
-    draft = str(copy_of_embedded(tmp_path))
+    draft = str(copy_of_embedded(tmp_path, tested=True))
 
     answer = harness.run(request(text, draft_model=draft))
 
@@ -88,7 +88,7 @@ def test_draft_and_main_model_reuse_generated_tokens(harness: Harness, drafts: s
 
 
 def test_stop_within_accepted_draft_tokens_ends_there(harness: Harness, tmp_path: Path, text: str) -> None:
-    draft = str(copy_of_embedded(tmp_path))
+    draft = str(copy_of_embedded(tmp_path, tested=True))
     plain = request(text, stop=pb.Stop())
     guessed = request(text, stop=pb.Stop(), draft_model=draft, draft_tokens=16)
 
@@ -164,7 +164,7 @@ FORM = pb.ResponseFormat(regex="(The (man|dog) is (old|new)\\. ){4}")
 
 
 def test_form_holds_for_tokens_of_a_draft(harness: Harness, tmp_path: Path, text: str) -> None:
-    draft = str(copy_of_embedded(tmp_path))
+    draft = str(copy_of_embedded(tmp_path, tested=True))
     plain = harness.run(request(text, stop=pb.Stop(), response_format=FORM))
     answer = harness.run(request(text, stop=pb.Stop(), response_format=FORM, draft_model=draft))
     assert answer.content == plain.content
@@ -173,7 +173,7 @@ def test_form_holds_for_tokens_of_a_draft(harness: Harness, tmp_path: Path, text
 
 def test_draft_model_pin_survives_an_engine_restart(harness: Harness, tmp_path: Path, text: str) -> None:
     """As any other model that comes back because somebody asks for it."""
-    draft = str(copy_of_embedded(tmp_path))
+    draft = str(copy_of_embedded(tmp_path, tested=True))
     harness.engine.handle(ipc.Command(recall=pb.GetOrLoadRequest(model=draft, pin=True)))
 
     harness.run(request(text, draft_model=draft))
