@@ -7,6 +7,8 @@ module that has it is executed; where a release of transformers has none, nothin
 
 Two thirds of these files, and nine tenths of their text, are of models, images and sounds. The engine takes tokenizers
 and configurations of transformers, and no more. So the others are read as if they were empty.
+
+The process that renders chat templates takes one module of it, and none of what the package itself imports.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -88,3 +91,36 @@ def short_imports() -> Iterator[None]:
         gc.freeze()  # the first collection would go through all of it
         if collecting:
             gc.enable()
+
+
+@contextmanager
+def bare(package: str, *folders: str) -> Iterator[None]:
+    """
+    Import modules of a package within this block without the code of the package itself.
+
+    Nothing changes where the package is imported already. After an error, nothing of the package is.
+
+    Args:
+        package: Its name.
+        folders: Names of packages in it whose code is left out too.
+
+    Raises:
+        ImportError: A module takes something from the package itself, or there is no such package.
+    """
+    if package in sys.modules:
+        yield
+        return
+    found = find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise ModuleNotFoundError(f"no package named {package}", name=package)
+    root = found.submodule_search_locations[0]
+    for name in ("", *folders):
+        module = ModuleType(f"{package}.{name}".rstrip("."))
+        module.__path__ = [f"{root}/{name}".rstrip("/")]
+        sys.modules[module.__name__] = module
+    try:
+        yield
+    except BaseException:
+        for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+            del sys.modules[name]
+        raise

@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from daemon.engine.import_speed import short_imports
+from daemon.engine.import_speed import bare, short_imports
 from daemon.engine.prompt.template_probe import Probe, variables_read
 from daemon.shared.descriptors import close_others
 
@@ -63,7 +63,11 @@ def _prepare() -> dict[str, str]:
 
 def import_renderer() -> Any:
     """Return the renderer of transformers: templates are written for its extensions and filters."""
-    from transformers.utils.chat_template_utils import render_jinja_template
+    try:
+        with bare("transformers", "utils"):  # the whole package takes three times as long
+            from transformers.utils.chat_template_utils import render_jinja_template
+    except ImportError:  # another release, whose renderer takes something from the package itself
+        from transformers.utils.chat_template_utils import render_jinja_template
 
     return render_jinja_template
 
