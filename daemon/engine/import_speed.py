@@ -102,7 +102,7 @@ def bare(package: str, *folders: str) -> Iterator[None]:
 
     Args:
         package: Its name.
-        folders: Names of packages in it whose code is left out too.
+        folders: Names of packages in it that go without their code too.
 
     Raises:
         ImportError: A module takes something from the package itself, or there is no such package.

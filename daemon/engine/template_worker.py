@@ -66,7 +66,7 @@ def import_renderer() -> Any:
     try:
         with bare("transformers", "utils"):  # the whole package takes three times as long
             from transformers.utils.chat_template_utils import render_jinja_template
-    except ImportError:  # another release, whose renderer takes something from the package itself
+    except ImportError:  # in another release, the renderer may take something from the package itself
         from transformers.utils.chat_template_utils import render_jinja_template
 
     return render_jinja_template
