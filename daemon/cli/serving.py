@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import socket as sockets
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from daemon.launchd.readiness import Serving
+if TYPE_CHECKING:
+    from daemon.launchd.readiness import Serving
 
 _ANSWER_SECONDS = 1.0
 
@@ -26,6 +28,7 @@ def listens(path: Path) -> bool:
 
 def look(socket: Path) -> Serving | None:
     """Return the daemon that serves on a socket; None if none answers within a second."""
+    from daemon.launchd.readiness import Serving  # only now: a start needs nothing of launchd
     from mlx_sidecar import Client, SidecarError
 
     if not os.path.exists(socket):  # False, too, of a path that is too long, or in a directory of another user
