@@ -22,6 +22,7 @@ from tests.agents.install import programs
 from tests.conftest import short_folder
 from tests.support.daemons import RunningDaemon, wait_until
 from tests.support.scripted_model import scripted_model
+from tests.support.tool_conversation import CALLS_OF_A_TURN
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +38,8 @@ NOTES_SERVER = Path(__file__).with_name("notes_server.py")
 LONG = {"max_position_embeddings": 131072, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
 """A model of one small layer: tens of thousands of tokens are computed in no time."""
 
-TEMPLATE = """\
+TEMPLATE = (
+    """\
 {%- set given = namespace(lost=false) %}
 {%- for message in messages %}
 {{- '<|im_start|>' ~ message.role ~ '\\n' }}
@@ -45,10 +47,9 @@ TEMPLATE = """\
 {%- elif message.tool_calls %}{% set given.lost = true %}{% endif %}
 {{- message.content }}
 {%- if loop.first %}{% for tool in tools or [] %}{{- tool | tojson ~ '\\n' }}{% endfor %}{% endif %}
-{%- for tool_call in message.tool_calls or [] %}
-{%- set tool_call = tool_call.function %}
-{{- '<tool_call>' ~ {'name': tool_call.name, 'arguments': tool_call.arguments} | tojson ~ '</tool_call>' }}
-{%- endfor %}
+"""
+    + CALLS_OF_A_TURN
+    + """\
 {{- '<|im_end|>\\n' }}
 {%- endfor %}
 {{- '<|im_start|>assistant\\n' }}
@@ -61,6 +62,7 @@ TEMPLATE = """\
 {{- 'the main job, step ' ~ [results, STEPS] | min }}
 {%- endif %}
 """
+)
 """
 Of a model that thinks, and calls tools as Hermes does. A side job, such as a title, is one without the tool that edits.
 

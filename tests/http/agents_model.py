@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.scripted_model import scripted_model
+from tests.support.tool_conversation import CALLS_OF_A_TURN
 
-TEMPLATE = """\
+TEMPLATE = (
+    """\
 {%- set seen = namespace(results=0, lost='') %}
 {%- for tool in tools or [] %}
 {{- '<|im_start|>tool ' ~ tool | tojson ~ '<|im_end|>\\n' }}
@@ -20,10 +22,9 @@ TEMPLATE = """\
 {%- endif %}
 {{- message.content }}
 {%- if message.role == 'tool' %}{% set seen.results = seen.results + 1 %}{% endif %}
-{%- for tool_call in message.tool_calls or [] %}
-{%- set tool_call = tool_call.function %}
-{{- '<tool_call>' ~ {'name': tool_call.name, 'arguments': tool_call.arguments} | tojson ~ '</tool_call>' }}
-{%- endfor %}
+"""
+    + CALLS_OF_A_TURN
+    + """\
 {{- '<|im_end|>\\n' }}
 {%- endfor %}
 {{- '<|im_start|>assistant\\n' }}
@@ -37,6 +38,7 @@ TEMPLATE = """\
 {%- for words in WORDS if words in last.content %}{{- words if loop.first }}{% endfor %}
 {%- endif %}
 """
+)
 """
 What a prompt ends with is the script's next line: the number of results, or what the user asks for.
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from tests.support.tool_conversation import ANSWERS as CALLS
+from tests.support.tool_conversation import CALLS_OF_A_TURN
 
-TEMPLATE = """\
+TEMPLATE = (
+    """\
 {%- for tool in tools or [] %}
 {{- '<|im_start|>tool ' ~ tool.function.name ~ '<|im_end|>\n' }}
 {%- endfor %}
@@ -14,10 +16,9 @@ TEMPLATE = """\
 {{- '<think>' ~ message.reasoning_content ~ '</think>' }}
 {%- endif %}
 {{- message.content }}
-{%- for tool_call in message.tool_calls or [] %}
-{%- set tool_call = tool_call.function %}
-{{- '<tool_call>' ~ {'name': tool_call.name, 'arguments': tool_call.arguments} | tojson ~ '</tool_call>' }}
-{%- endfor %}
+"""
+    + CALLS_OF_A_TURN
+    + """\
 {{- '<|im_end|>\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}
@@ -29,6 +30,7 @@ TEMPLATE = """\
 {{- last.content }}
 {%- endif %}
 """
+)
 """Of a model that thinks and calls tools. The end of a prompt tells what the template was given."""
 
 ANSWERS = {

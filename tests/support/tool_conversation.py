@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-TEMPLATE = """\
+CALLS_OF_A_TURN = """\
+{%- for tool_call in message.tool_calls or [] %}
+{%- set tool_call = tool_call.function %}
+{{- '<tool_call>' ~ {'name': tool_call.name, 'arguments': tool_call.arguments} | tojson ~ '</tool_call>' }}
+{%- endfor %}
+"""
+"""The part of a chat template that writes the calls of `message` as Hermes does."""
+
+TEMPLATE = (
+    """\
 {%- for tool in tools or [] %}
 {{- '<|im_start|>tool ' ~ tool.function.name ~ ' of ' ~ tool.function.parameters.required[0] ~ '<|im_end|>\n' }}
 {%- endfor %}
 {%- for message in messages %}
 {{- '<|im_start|>' ~ message.role ~ '\n' ~ message.content }}
-{%- for tool_call in message.tool_calls or [] %}
-{%- set tool_call = tool_call.function %}
-{{- '<tool_call>' ~ {'name': tool_call.name, 'arguments': tool_call.arguments} | tojson ~ '</tool_call>' }}
-{%- endfor %}
+"""
+    + CALLS_OF_A_TURN
+    + """\
 {{- '<|im_end|>\n' }}
 {%- endfor %}
 {%- set last = messages[-1] %}
@@ -24,6 +32,7 @@ TEMPLATE = """\
 {%- endfor %}
 {%- endif %}
 """
+)
 """Of a model that calls tools as Hermes does. The end of a prompt tells what the template was given."""
 
 ANSWERS = {
