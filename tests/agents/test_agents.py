@@ -75,6 +75,14 @@ def called(name: str, **arguments: Any) -> str:
     return "<tool_call>\n" + json.dumps({"name": name, "arguments": arguments}) + "\n</tool_call>"
 
 
+def calls_of_opencode(file: str) -> list[str]:
+    """Return the calls that change a file in opencode, and in what is made of it."""
+    return [
+        called("read", filePath=file),
+        called("edit", filePath=file, oldString=OLD.strip(), newString=NEW.strip()),
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Agent:
     """
@@ -101,10 +109,7 @@ AGENTS = {
     "opencode": Agent(
         ["run"],
         "edit",
-        lambda file: [
-            called("read", filePath=file),
-            called("edit", filePath=file, oldString=OLD.strip(), newString=NEW.strip()),
-        ],
+        calls_of_opencode,
     ),
     "qwen": Agent(
         ["--approval-mode", "yolo", "-p"],
@@ -169,10 +174,7 @@ AGENTS = {
     "kilo": Agent(
         ["run", "--auto"],
         "edit",
-        lambda file: [
-            called("read", filePath=file),
-            called("edit", filePath=file, oldString=OLD.strip(), newString=NEW.strip()),
-        ],
+        calls_of_opencode,
     ),
     "copilot": Agent(
         ["--no-auto-update", "--allow-all", "-p"],
