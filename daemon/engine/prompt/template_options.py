@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from daemon.engine.output.argument_types import changed
 from daemon.engine.output.tool_calls import Tool
 from daemon.engine.prompt.conversation import Turn, json_value
 from daemon.engine.prompt.template_shape import FLAGS, SWITCHES, TemplateShape
@@ -103,10 +104,6 @@ def cut(text: str, content: str) -> str:
     return before
 
 
-_DATA = ("const", "default", "enum", "examples")
-"""Keywords with values, and not with schemas."""
-
-
 def declarations(tools: Sequence[Tool], shape: TemplateShape) -> list[dict[str, Any]]:
     """Return tools as a template takes them. A schema that it would fail at is spelled in another way."""
     return [replace(tool, parameters=_spelled(tool.parameters, shape)).declaration() for tool in tools]
@@ -114,21 +111,16 @@ def declarations(tools: Sequence[Tool], shape: TemplateShape) -> list[dict[str, 
 
 def _spelled(schema: dict[str, Any], shape: TemplateShape) -> dict[str, Any]:
     if not shape.type_lists:
-        schema = _without_type_lists(schema)
+        schema = changed(schema, _without_type_list)
     if not shape.bare_schemas and "properties" not in schema:
         schema = {"type": "object", **schema, "properties": {}}
     return schema
 
 
-def _without_type_lists(schema: Any) -> Any:
-    """Return a schema with alternatives of one type each in place of lists of types."""
-    if isinstance(schema, list):
-        return [_without_type_lists(part) for part in schema]
-    if not isinstance(schema, dict):
+def _without_type_list(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema with alternatives of one type each in place of a list of types."""
+    kinds = schema.get("type")
+    if not isinstance(kinds, list) or "anyOf" in schema:
         return schema
-    made = {word: part if word in _DATA else _without_type_lists(part) for word, part in schema.items()}
-    kinds = made.get("type")
-    if isinstance(kinds, list) and "anyOf" not in made:
-        del made["type"]
-        made["anyOf"] = [{"type": kind} for kind in kinds]
-    return made
+    rest = {word: part for word, part in schema.items() if word != "type"}
+    return {**rest, "anyOf": [{"type": kind} for kind in kinds]}

@@ -72,6 +72,8 @@ class CallGrammar:
                 calls.append(rules.rule(notation.call(tool), f"{field}.parameters_json"))
             except syntax.Unenforceable as error:
                 raise invalid(f"{field}.parameters_json", str(error)) from error
+            except RecursionError as error:
+                raise invalid(f"{field}.parameters_json", "has too many parts within or behind each other") from error
         call = rules.add(" | ".join(calls))
         one = notation.between is None or once
         more = "" if one or notation.between is None else f" ({rules.text(notation.between)} {call})*"

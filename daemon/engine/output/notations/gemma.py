@@ -16,10 +16,7 @@ from daemon.engine.output.notations.notation import Notation, read_end
 from daemon.engine.output.notations.structured import Style, Values, optional
 from daemon.engine.output.notations.syntax import (
     CallSyntax,
-    Choice,
     Free,
-    Json,
-    Later,
     Maybe,
     Part,
     Pattern,
@@ -155,14 +152,11 @@ def _style(quote: str) -> Style:
         pairs = {name: Sequence((Text(f"{name}:"), part)) for name, part in parts.items()}
         return Sequence((Text("{"), listed(optional(pairs, required), ","), Text("}")))
 
-    def anything() -> Part:
-        value = Later()
+    def mapping(value: Part) -> Part:
         pair = Sequence((Pattern("[A-Za-z_][A-Za-z0-9_ ]{0,63}:"), value))
-        members = Sequence((Text("{"), Maybe(Several(pair, ",")), Text("}")))
-        value.part = Choice((string, Json({"type": ["number", "boolean", "null"]}), items(value), members))
-        return members
+        return Sequence((Text("{"), Maybe(Several(pair, ",")), Text("}")))
 
-    return Style(text, items, of_members, anything)
+    return Style(text, items, of_members, mapping)
 
 
 GEMMA_4 = _notation("Gemma 4", "<|tool_call>", "<tool_call|>", '<|"|>', bare=True)

@@ -8,12 +8,11 @@ have other names.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from daemon.engine.output.notations.notation import Notation, read_name
 from daemon.engine.output.notations.syntax import (
     CallSyntax,
-    Free,
     Part,
     Pattern,
     Sequence,
@@ -60,14 +59,15 @@ def _in_tags(name: str, start: str, tags: Tags) -> Notation:
         yield from read_pairs(reader, NamedArguments(tool, calls), tags)
         calls.end()
 
-    def pair(key: Part, value: Part) -> Part:
-        return Sequence((_LINE, Text(tags.key), key, Text(tags.key_end), _LINE, Text(tags.value), value))
-
     def call(tool: Tool) -> Part:
         root = arguments(tool)
-        unknown = pair(Pattern(r"[^<>\s]{1,100}"), Free(tags.value_end))
-        known = members(root, lambda key, one: pair(Text(key), raw_value(one, root, tags.value_end)), unknown)
-        return Sequence((Text(tool.name), *known, _LINE))
+
+        def pair(key: str | None, schema: Any) -> Part:
+            name = Pattern(r"[^<>\s]{1,100}") if key is None else Text(key)
+            value = raw_value(schema, root, tags.value_end)
+            return Sequence((_LINE, Text(tags.key), name, Text(tags.key_end), _LINE, Text(tags.value), value))
+
+        return Sequence((Text(tool.name), *members(root, pair), _LINE))
 
     return Notation(name, (start,), read, CallSyntax(call, start, tags.call_end, apart="\n"))
 

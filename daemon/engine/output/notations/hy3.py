@@ -14,7 +14,6 @@ from daemon.engine.output.notations.glm import Tags, read_pairs
 from daemon.engine.output.notations.notation import Notation, read_end
 from daemon.engine.output.notations.syntax import (
     CallSyntax,
-    Free,
     Part,
     Pattern,
     Sequence,
@@ -50,15 +49,14 @@ def _read(reader: Reader, calls: CallWriter) -> Steps[None]:
 
 def _call(tool: Tool) -> Part:
     root = arguments(tool)
-    pattern = Pattern(r"[^<>\s]{1,100}")
-    unknown = Sequence((Text(_KEY), pattern, Text(f"{_KEY_END}\n{_VALUE}"), Free(f"{_VALUE_END}\n")))
-    parts = members(root, lambda name, schema: _pair(name, schema, root), unknown)
+    parts = members(root, lambda name, schema: _pair(name, schema, root))
     return Sequence((Text(f"{_CALL}{tool.name}{_SEPARATOR}\n"), *parts, Text(f"{_CALL_END}\n")))
 
 
-def _pair(name: str, schema: Any, root: Mapping[str, Any]) -> Part:
+def _pair(name: str | None, schema: Any, root: Mapping[str, Any]) -> Part:
+    key = Pattern(r"[^<>\s]{1,100}") if name is None else Text(name)
     value = raw_value(schema, root, f"{_VALUE_END}\n")
-    return Sequence((Text(f"{_KEY}{name}{_KEY_END}\n{_VALUE}"), value))
+    return Sequence((Text(_KEY), key, Text(f"{_KEY_END}\n{_VALUE}"), value))
 
 
 HY3 = Notation("Hy3", (_BLOCK,), _read, CallSyntax(_call, f"{_BLOCK}\n", _BLOCK_END, between=""))

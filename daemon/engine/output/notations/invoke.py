@@ -90,8 +90,7 @@ def _invocations(name: str, blocks: dict[str, str], tags: _Tags) -> Notation:
 
     def call(tool: Tool) -> Part:
         root = arguments(tool)
-        unknown = _parameter(None, {}, root, tags)
-        parts = members(root, lambda key, schema: _parameter(key, schema, root, tags), unknown)
+        parts = members(root, lambda key, schema: _parameter(key, schema, root, tags))
         return Sequence((Text(f'{tags.invoke} name="{tool.name}">\n'), *parts, Text(f"{tags.invoke_end}\n")))
 
     start = next(iter(blocks))

@@ -66,15 +66,15 @@ def _read_name(reader: Reader) -> Steps[str]:
 
 def _call(tool: Tool) -> Part:
     root = arguments(tool)
-    unknown = Sequence((Text(f'{_PARAM}"'), Pattern(r'[^<>"\s]{1,100}'), Text('">'), _ANY_TEXT))
-    parts = members(root, lambda key, schema: _param(key, schema, root), unknown)
+    parts = members(root, lambda key, schema: _param(key, schema, root))
     return Sequence((Text(f'"{tool.name}">'), *parts, Text(_FUNCTION_END)))
 
 
-def _param(key: str, schema: Any, root: Mapping[str, Any]) -> Part:
-    if re.search('[<>"\n]', key):
+def _param(key: str | None, schema: Any, root: Mapping[str, Any]) -> Part:
+    if key is not None and re.search('[<>"\n]', key):
         raise Unenforceable(f"has the property {key!r}, a name that this model's notation of calls cannot hold")
-    return Sequence((Text(f'{_PARAM}"{key}">'), _value(schema, root)))
+    name = Pattern(r'[^<>"\s]{1,100}') if key is None else Text(key)
+    return Sequence((Text(f'{_PARAM}"'), name, Text('">'), _value(schema, root)))
 
 
 def _value(schema: Any, root: Mapping[str, Any]) -> Part:

@@ -129,17 +129,17 @@ def _read_key(reader: Reader) -> Steps[str]:
 def _call(tool: Tool) -> Part:
     """Return the syntax of a call. Values are written as JSON, which the parser reads as well."""
     root = arguments(tool)
-    unknown = Sequence((Pattern("[A-Za-z_][A-Za-z0-9_]{0,63}="), Json({})))
-    parts = members(root, lambda key, schema: _pair(key, schema, root), unknown)
+    parts = members(root, lambda key, schema: _pair(key, schema, root))
     if parts and isinstance(parts[0], Maybe) and isinstance(parts[0].part, Several):
-        parts = [Maybe(Several(unknown, ", "))]
+        parts = [Maybe(Several(parts[0].part.part, ", "))]
     return Sequence((Text(f"{tool.name}("), listed(parts, ", "), Text(")")))
 
 
-def _pair(key: str, schema: Any, root: Mapping[str, Any]) -> Part:
-    if not _KEY.fullmatch(key):
+def _pair(key: str | None, schema: Any, root: Mapping[str, Any]) -> Part:
+    if key is not None and not _KEY.fullmatch(key):
         raise Unenforceable(f"has the property {key!r}, a name that this model's notation of calls cannot hold")
-    return Sequence((Text(f"{key}="), Json(within(schema, root))))
+    name = Pattern("[A-Za-z_][A-Za-z0-9_]{0,63}") if key is None else Text(key)
+    return Sequence((name, Text("="), Json(within(schema, root))))
 
 
 LFM2 = Notation("LFM2", (_START,), _read_marked, CallSyntax(_call, f"{_START}[", f"]{_END}", between=", "))

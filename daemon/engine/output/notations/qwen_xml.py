@@ -24,7 +24,6 @@ from typing import Any
 from daemon.engine.output.notations.notation import Notation, read_end
 from daemon.engine.output.notations.syntax import (
     CallSyntax,
-    Free,
     Part,
     Pattern,
     Sequence,
@@ -63,25 +62,20 @@ def in_tags(name: str, start: str, end: str, line: str, *, bare: bool = False) -
 
     def call(tool: Tool) -> Part:
         root = arguments(tool)
-        parts = members(root, lambda key, schema: _parameter(key, schema, root, line), _unknown(line))
+        parts = members(root, lambda key, schema: _parameter(key, schema, root, line))
         return Sequence((Text(f"{_FUNCTION}{tool.name}>\n"), *parts, Text(_FUNCTION_END)))
 
     syntax = CallSyntax(call, f"{start}\n", f"\n{end}", between="\n", apart="\n")
     return Notation(name, (start, _FUNCTION) if bare else (start,), read, syntax)
 
 
-def _parameter(key: str, schema: Any, root: Mapping[str, Any], line: str) -> Part:
-    """Return the syntax of a parameter, with `line` on either side of its value."""
-    if re.search("[<>\n]", key):
+def _parameter(key: str | None, schema: Any, root: Mapping[str, Any], line: str) -> Part:
+    """Return the syntax of a parameter, with `line` on either side of its value; of any name for None."""
+    if key is not None and re.search("[<>\n]", key):
         raise Unenforceable(f"has the property {key!r}, a name that this model's notation of calls cannot hold")
     value = raw_value(schema, root, f"{line}{_PARAMETER_END}\n")
-    return Sequence((Text(f"{_PARAMETER}{key}>{line}"), value))
-
-
-def _unknown(line: str) -> Part:
-    """Return the syntax of a parameter of any name and any value."""
-    key = Pattern(r"[^<>\s]{1,100}")
-    return Sequence((Text(_PARAMETER), key, Text(f">{line}"), Free(f"{line}{_PARAMETER_END}\n")))
+    name = Pattern(r"[^<>\s]{1,100}") if key is None else Text(key)
+    return Sequence((Text(_PARAMETER), name, Text(f">{line}"), value))
 
 
 def _read_function(reader: Reader, calls: CallWriter, line: str) -> Steps[None]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from daemon.engine.output.argument_types import ArgumentType, listed_values, type_names, type_of
+from daemon.engine.output.argument_types import ArgumentType, listed_values, referred, type_names, type_of
 from daemon.engine.output.notations.syntax import (
     Choice,
     Json,
@@ -16,12 +16,23 @@ from daemon.engine.output.notations.syntax import (
     Part,
     Text,
     Unenforceable,
+    described,
     refuse_limits,
+    refuse_words,
     within,
 )
 
-_SIZES = ("minItems", "maxItems", "uniqueItems", "contains", "prefixItems")
-_MEMBERS = ("patternProperties", "minProperties", "maxProperties", "propertyNames", "dependentRequired")
+_SIZES = ("minItems", "maxItems", "uniqueItems", "contains", "prefixItems", "additionalItems", "unevaluatedItems")
+_MEMBERS = (
+    "patternProperties", "minProperties", "maxProperties", "propertyNames", "dependentRequired", "dependentSchemas",
+    "dependencies",
+)  # fmt: skip
+_MADE_OF = ("$ref", "anyOf", "oneOf", "allOf")
+_LIMITS = frozenset({
+    "properties", "required", "additionalProperties", "items", "enum", "const", "pattern", "minLength", "maxLength",
+    "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
+})  # fmt: skip
+"""Keywords that limit a value further, where they stand beside one of `_MADE_OF`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +44,14 @@ class Style:
         text: Returns the syntax of any string, for None, or of one string.
         items: Returns the syntax of a list of any length, given that of an item.
         members: Returns the syntax of an object, given its members and which of them it must have.
-        anything: Returns the syntax of an object of any members; None if the notation cannot have one.
+        mapping: Returns the syntax of an object with members of any names, given that of their values; None if the
+            notation cannot have one.
     """
 
     text: Callable[[str | None], Part]
     items: Callable[[Part], Part]
     members: Callable[[Mapping[str, Part], frozenset[str]], Part]
-    anything: Callable[[], Part] | None = None
+    mapping: Callable[[Part], Part] | None = None
 
 
 class Values:
@@ -63,12 +75,28 @@ class Values:
         Raises:
             Unenforceable: If the notation cannot keep to the schema.
         """
+        self._refuse_both(schema)
         return self._value(type_of([schema], self._root))
+
+    def _refuse_both(self, schema: Any) -> None:
+        """Check that a value need not fit several schemas at a time: its type is what fits any of them."""
+        left, seen = [schema], set[int]()
+        while left:
+            part = left.pop()
+            if not isinstance(part, dict) or id(part) in seen:
+                continue
+            seen.add(id(part))
+            words = [word for word in _MADE_OF if isinstance(part.get(word), str | list)]
+            if words[1:] or (words and part.keys() & _LIMITS) or (words == ["allOf"] and len(part["allOf"]) > 1):
+                raise Unenforceable(f"has `{words[0]}` with more limits, which this model's notation cannot keep to")
+            for word in words:
+                left += part[word] if isinstance(part[word], list) else [referred(part[word], self._root)]
 
     def _value(self, kind: ArgumentType) -> Part:
         key = tuple(map(id, kind.parts))
         if key in self._known:
             return self._known[key]
+        refuse_words(kind, "not", "if")
         if any(isinstance(value, list | dict) for part in kind.parts for value in listed_values(part) or ()):
             raise Unenforceable(
                 "lists an object or a list among its values, which this notation of calls cannot keep to"
@@ -109,32 +137,33 @@ class Values:
     def _lists(self, kind: ArgumentType) -> list[Part]:
         if "array" not in kind.kinds:
             return []
-        for word in _SIZES:
-            if any(word in part for part in kind.parts):
-                raise Unenforceable(f"has `{word}`, which this model's notation of calls cannot keep to")
+        refuse_words(kind, *_SIZES)
+        for part in kind.parts:
+            if isinstance(part.get("items"), list):
+                raise Unenforceable("has a list of `items`, which this model's notation of calls cannot keep to")
+            self._refuse_both(part.get("items"))
         return [self._style.items(self._value(kind.item()))]
 
     def _objects(self, kind: ArgumentType) -> list[Part]:
         if "object" not in kind.kinds:
             return []
-        described = [part for part in kind.parts if isinstance(part.get("properties"), dict) and part["properties"]]
-        for word in _MEMBERS:
-            if any(word in part for part in kind.parts):
-                raise Unenforceable(f"has `{word}`, which this model's notation of calls cannot keep to")
-        if not described:
-            if any(part.get("additionalProperties") is False for part in kind.parts):
-                return [self._style.members({}, frozenset())]
-            if self._style.anything is None or any(part.get("required") for part in kind.parts):
-                raise Unenforceable("has an object without properties, which this model's notation cannot keep to")
-            return [self._style.anything()]
-        return [self._object(part) for part in described]
+        refuse_words(kind, *_MEMBERS)
+        parts = [part for part in kind.parts if part.get("properties")]
+        return [self._object(part) for part in parts] if parts else [self._mapping(kind)]
 
     def _object(self, part: Mapping[str, Any]) -> Part:
-        properties = part["properties"]
-        required = frozenset(part.get("required") or ())
-        if not required <= set(properties):
-            raise Unenforceable("requires a property that it does not describe")
+        properties, required = described(part)
         return self._style.members({name: self.of(schema) for name, schema in properties.items()}, required)
+
+    def _mapping(self, kind: ArgumentType) -> Part:
+        """Return the syntax of an object without properties."""
+        others = [part.get("additionalProperties", part.get("unevaluatedProperties")) for part in kind.parts]
+        if any(schema is False for schema in others):
+            return self._style.members({}, frozenset())
+        typed = [schema for schema in others if isinstance(schema, dict) and schema]
+        if self._style.mapping is None or len(typed) > 1 or any(part.get("required") for part in kind.parts):
+            raise Unenforceable("has an object without properties, which this model's notation cannot keep to")
+        return self._style.mapping(self.of(typed[0]) if typed else self._value(type_of([], self._root)))
 
 
 def optional(parts: Mapping[str, Part], required: frozenset[str]) -> list[Part]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from daemon.engine.output.argument_types import ArgumentType, listed_values, type_names, type_of
+from daemon.engine.output.argument_types import ArgumentType, changed, listed_values, type_names, type_of
 from daemon.engine.output.tool_calls import Tool
 
 
@@ -130,28 +131,49 @@ def json_call(before: str, named: str, after: str) -> Callable[[Tool], Part]:
     return call
 
 
-def members(schema: Mapping[str, Any], of: Callable[[str, Any], Part], unknown: Part) -> list[Part]:
+_OF_A_ROOT = (
+    "$ref", "anyOf", "oneOf", "allOf", "not", "if", "const", "enum", "patternProperties", "minProperties",
+    "maxProperties", "propertyNames", "dependentRequired", "dependentSchemas", "dependencies",
+)  # fmt: skip
+"""Keywords of a schema whose members are not one list, or depend on each other."""
+
+
+def members(schema: Mapping[str, Any], of: Callable[[str | None, Any], Part]) -> list[Part]:
     """
     Return the syntax of each member of an object, in the order of its schema; those that may be missing are Maybe.
 
     Args:
         schema: The schema of the object, which is its own root.
-        of: Returns the syntax of a member, given its name and its schema.
-        unknown: The syntax of a member that a schema without properties allows.
+        of: Returns the syntax of a member, given its name and its schema. Without a name it has any.
 
     Raises:
         Unenforceable: If the schema is made of others, so that its members are not one list.
     """
-    for word in ("$ref", "anyOf", "oneOf", "allOf", "not", "if", "patternProperties", "minProperties", "maxProperties"):
+    for word in _OF_A_ROOT:
         if word in schema:
             raise Unenforceable(f"has `{word}` at its root, which this model's notation of calls cannot keep to")
-    properties = schema.get("properties") or {}
-    required = schema.get("required") or []
-    if any(name not in properties for name in required):
-        raise Unenforceable("requires a property that it does not describe")
-    if not properties and schema.get("additionalProperties") is not False:
-        return [Maybe(Several(unknown, ""))]
+    properties, required = described(schema)
+    others = schema.get("additionalProperties", schema.get("unevaluatedProperties"))
+    if not properties and others is not False:
+        return [Maybe(Several(of(None, others if isinstance(others, dict) else {}), ""))]
     return [of(name, part) if name in required else Maybe(of(name, part)) for name, part in properties.items()]
+
+
+def described(schema: Mapping[str, Any]) -> tuple[Mapping[str, Any], frozenset[str]]:
+    """
+    Return the members that the schema of an object describes, and the names of those that it requires.
+
+    Raises:
+        Unenforceable: If one of both is malformed, or if a member is required and not described.
+    """
+    properties, required = schema.get("properties") or {}, schema.get("required") or []
+    if not isinstance(properties, dict):
+        raise Unenforceable("has `properties` that are no object")
+    if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+        raise Unenforceable("has `required` that is no list of names")
+    if not properties.keys() >= set(required):
+        raise Unenforceable("requires a property that it does not describe")
+    return properties, frozenset(required)
 
 
 def raw_value(schema: Any, root: Mapping[str, Any], end: str) -> Part:
@@ -199,15 +221,43 @@ def refuse_limits(kind: ArgumentType) -> None:
     Raises:
         Unenforceable: If it is.
     """
-    for word in ("pattern", "minLength", "maxLength", "format"):
+    refuse_words(kind, "pattern", "minLength", "maxLength", "format", "not", "if")
+
+
+def refuse_words(kind: ArgumentType, *words: str) -> None:
+    """
+    Check that a schema has none of some keywords.
+
+    Raises:
+        Unenforceable: If it has one.
+    """
+    for word in words:
         if any(word in part for part in kind.parts):
             raise Unenforceable(f"has `{word}`, which this model's notation of calls cannot keep to")
 
 
+_ELSEWHERE = re.compile(r'"\$ref": "#(?!/(?:\$defs|definitions)/)')
+"""A reference, in JSON, to a part of the schema that is no definition."""
+_WHOLE = "whole"
+
+
 def within(schema: Any, root: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a part of a schema as a schema of its own, with the definitions that it may refer to."""
-    named = {word: root[word] for word in ("$defs", "definitions") if word in root}
-    return {**named, **(schema if isinstance(schema, dict) else {})}
+    """Return a part of a schema as a schema of its own, with what it may refer to: definitions, or else all of it."""
+    part = schema if isinstance(schema, dict) else {}
+    made = {**{word: root[word] for word in ("$defs", "definitions") if word in root}, **part}
+    if not _ELSEWHERE.search(json.dumps(made)):
+        return made
+    # Without their own names, which would be the base of the references in them.
+    unnamed = {word: value for word, value in root.items() if word not in ("$id", "$schema")}
+    return {**changed(part, _moved), "$defs": {_WHOLE: changed(unnamed, _moved)}}
+
+
+def _moved(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema that refers to the same part where the whole is one of the definitions."""
+    reference = schema.get("$ref")
+    if not isinstance(reference, str) or not reference.startswith("#"):
+        return schema
+    return {**schema, "$ref": f"#/$defs/{_WHOLE}{reference.removeprefix('#')}"}
 
 
 def listed(parts: list[Part], between: str) -> Part:
