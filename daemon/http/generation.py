@@ -37,6 +37,8 @@ NOTE = "x-mlx-sidecar-note"
 """Header with what a request has that has no effect."""
 ANSWER_TOKENS = 32_768
 """Most tokens of an answer without a limit of its request. Agents set none, and write whole files in an answer."""
+UNLIKELY = -9999.0
+"""Log-probability of a token that is as good as impossible, as OpenAI has it; JSON has no infinity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,11 @@ def _placed(error: InvalidArgument, client: AsyncClient, ask: Ask) -> InvalidArg
         field=found or None,
         error_id=error.error_id,
     )
+
+
+def finite(logprob: float) -> float:
+    """Return a log-probability as answers have it."""
+    return max(logprob, UNLIKELY)
 
 
 def _too_long(error: InvalidArgument) -> str | None:

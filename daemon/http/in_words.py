@@ -12,6 +12,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+_SPACE = " \t\r\n"
+"""White space of JSON. Python knows more of it, which the daemon refuses."""
+
 
 def left_out(kind: str) -> str:
     """Return what the model is told instead of a thing that a tool brought; `kind` says what it was, as "image"."""
@@ -37,7 +40,7 @@ def arguments(text: str) -> tuple[str, bool]:
     A call that was cut short has a part of an object. Agents send it back with the error that came of it.
     """
     try:
-        given = json.loads(text.strip() or "null")
+        given = json.loads(text.strip(_SPACE) or "null")
         json.dumps(given, ensure_ascii=False, allow_nan=False).encode()  # NaN, or half a character, is no JSON
     except (ValueError, RecursionError):
         given = text

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from time import time
 from typing import Any
 
+from daemon.http.generation import finite
 from daemon.http.ollama.shared_types import Score, TokenScore
 from daemon.shared.wording import date
 from mlx_sidecar import Finished, TokenLogprob
@@ -77,4 +78,4 @@ def _top(token: TokenLogprob) -> list[TokenScore]:
 
 
 def _score(text: str, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+    return {"token": text, "logprob": finite(logprob), "bytes": list(text.encode())}

@@ -14,6 +14,8 @@ from daemon.http.parameters import Items, Parameters, Refusal
 
 MOST_PROMPTS = 128
 """Most prompts of one request."""
+DEFAULT_TOKENS = 16
+"""Most tokens of an answer without a limit, as OpenAI's."""
 
 
 def _prompts(value: Any) -> Any:
@@ -50,7 +52,7 @@ class CompletionRequest(Sampled):
         description=f"text, token ids, or a list of up to {MOST_PROMPTS} of either, without `stream`",
     )
     max_tokens: int | None = Field(
-        16,
+        DEFAULT_TOKENS,
         ge=0,
         description="default 16, as OpenAI's; lowered to what the context holds; 0 only with `echo` and `logprobs`",
     )

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 
 from daemon.http.errors import invalid
 from daemon.http.generation import Answer, Ask
-from daemon.http.openai.completion_types import CompletionChoice, CompletionRequest, PlainPrompt, TextCompletion
+from daemon.http.openai.completion_types import (
+    DEFAULT_TOKENS,
+    CompletionChoice,
+    CompletionRequest,
+    PlainPrompt,
+    TextCompletion,
+)
 from daemon.http.openai.logprobs import Offsets, PlainScores, plain_scores
 from daemon.http.openai.sampling import sampling, total, usage
 from mlx_sidecar import Delta, Finished, GenerateEvent, GenerateOptions, Started, TokenLogprob, Usage
@@ -40,6 +46,8 @@ def _options(request: CompletionRequest) -> GenerateOptions:
             raise invalid("n", "is for answers, and `max_tokens` 0 leaves none; leave it out")
         return GenerateOptions(max_tokens=0, prompt_logprobs=request.logprobs, salt=request.cache_salt or "")
     options = sampling(request)
+    if request.max_tokens is None:  # null, which asks for nothing
+        options["max_tokens"] = DEFAULT_TOKENS
     if request.logprobs is not None:
         options["top_logprobs"] = request.logprobs
     if scores_prompt:

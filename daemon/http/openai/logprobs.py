@@ -6,10 +6,8 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel
 
+from daemon.http.generation import finite
 from mlx_sidecar import TokenLogprob, TopLogprob
-
-UNLIKELY = -9999.0
-"""OpenAI's log-probability of a token that is as good as impossible; JSON has no infinity."""
 
 
 class TopScore(BaseModel):
@@ -52,11 +50,7 @@ def _score(token: TokenLogprob) -> Score:
 
 
 def _top(token: TokenLogprob | TopLogprob) -> TopScore:
-    return TopScore(token=token.text, logprob=_finite(token.logprob), bytes=list(token.text.encode()))
-
-
-def _finite(logprob: float) -> float:
-    return max(logprob, UNLIKELY)
+    return TopScore(token=token.text, logprob=finite(token.logprob), bytes=list(token.text.encode()))
 
 
 class Offsets:
@@ -105,7 +99,7 @@ def plain_scores(scored: Sequence[TokenLogprob], offsets: Offsets, *, first: str
     tokens = [first or ""] * echo + [token.text for token in scored]
     return PlainScores(
         tokens=tokens,
-        token_logprobs=[None] * echo + [_finite(token.logprob) for token in scored],
+        token_logprobs=[None] * echo + [finite(token.logprob) for token in scored],
         top_logprobs=[None] * echo + [_likely(token) for token in scored] if top else None,
         text_offset=[offsets.next(token) for token in tokens],
     )
@@ -115,5 +109,5 @@ def _likely(token: TokenLogprob) -> dict[str, float]:
     """Return the likeliest tokens by their text. Of several with one text, as parts of characters, the first counts."""
     found: dict[str, float] = {}
     for other in token.top:
-        found.setdefault(other.text, _finite(other.logprob))
+        found.setdefault(other.text, finite(other.logprob))
     return found

@@ -253,7 +253,7 @@ class ClientOutputItem(Parameters):
 class ReferenceItem(Parameters):
     """An item of an answer that is kept."""
 
-    type: Literal["item_reference"] = Field("item_reference", description="`item_reference`, or left out")
+    type: Literal["item_reference"] | None = Field("item_reference", description="`item_reference`, or left out")
     id: str = Field(description="the item's id")
 
 

@@ -96,6 +96,15 @@ def test_schemas_are_spelled_as_a_template_takes_them(model: Model) -> None:
     assert json.loads(text.removesuffix("<user>Hi</>")) == given
 
 
+
+def test_argument_with_the_name_of_a_keyword_is_spelled_as_others(model: Model) -> None:
+    """`default` is a value in a schema, and an argument in a list of arguments."""
+    parts = {name: {"type": ["string", "null"], "default": {"type": []}} for name in ("default", "enum", "x")}
+    tool = pb.Tool(name="f", parameters_json=json.dumps({"type": "object", "properties": parts}))
+    text = model.has(SIGNATURES + habits.ECHO).text(HI, tools=[tool])
+    assert text == "f(default: string | null, enum: string | null, x: string | null, )<user>Hi</>"
+
+
 STRIPS = [
     {"type": "Replace", "pattern": {"String": "Ġ"}, "content": " "},
     {"type": "ByteFallback"},

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Callable
 from types import FunctionType
+from urllib.parse import quote
 
 import pytest
 import regex
@@ -49,3 +51,11 @@ def test_reference_into_a_list_may_name_any_place(place: str, kinds: set[str]) -
     """A client writes it: a place of thousands of digits ended the engine, as Python reads no such number."""
     root = {"x": [{"type": "integer"}]}
     assert type_of([{"$ref": f"#/x/{place}"}], root).kinds == kinds
+
+
+@pytest.mark.parametrize("name", ["Id<string>", "a b", "100%"])
+@pytest.mark.parametrize("write", [str, quote], ids=["as it is", "as in a URI"])
+def test_reference_to_a_name_with_signs_is_followed(name: str, write: Callable[[str], str]) -> None:
+    """Generators for TypeScript write it as a part of a URI. Unknown, a text such as `5` would become a number."""
+    root = {"definitions": {name: {"type": "string"}}}
+    assert type_of([{"$ref": f"#/definitions/{write(name)}"}], root).kinds == {"string"}

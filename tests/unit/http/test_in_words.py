@@ -118,7 +118,8 @@ def test_ollama_tells_of_what_a_tool_brought() -> None:
         ('{"a": "\\ud83d"}', {"INVALID_JSON": '{"a": "\\ud83d"}'}),
         ("null", {}),
         (" ", {}),
-        ('{"city": "Oslo"}', {"city": "Oslo"}),
+        (' {"city": "Oslo"}\n', {"city": "Oslo"}),
+        ('\xa0{"city": "Oslo"}', {"INVALID_JSON": '\xa0{"city": "Oslo"}'}),
     ],
 )
 def test_call_that_was_cut_short_can_be_sent_back(ask: Any, given: str, read: dict[str, Any]) -> None:

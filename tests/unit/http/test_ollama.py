@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from daemon.http.generation import collect
 from daemon.http.ollama import chat, generate
 from daemon.http.ollama.chat import ChatAnswer
 from daemon.http.ollama.chat_types import ChatRequest
-from daemon.http.ollama.figures import Figures
+from daemon.http.ollama.figures import Figures, scores
 from daemon.http.ollama.generate import GenerateAnswer
 from daemon.http.ollama.generate_types import GenerateRequest
 from daemon.http.ollama.names import daemon_name
@@ -272,6 +273,13 @@ def test_chat_pieces_have_all_parts() -> None:
         **LAST,
         "logprobs": SCORES,
     }
+
+
+def test_score_of_an_impossible_token_is_a_number() -> None:
+    """JSON has no infinity, and clients refuse null."""
+    (score,) = scores([TokenLogprob(1, -math.inf, (TopLogprob(7, -math.inf, "a"),), "b")])["logprobs"]
+    written = json.loads(score.model_dump_json())
+    assert (written["logprob"], written["top_logprobs"][0]["logprob"]) == (-9999.0, -9999.0)
 
 
 def test_generate_pieces_have_text_and_thinking() -> None:

@@ -113,6 +113,13 @@ def test_plain_parameters_without_effect_are_refused(fields: dict[str, Any], fie
     assert caught.value.field == field
 
 
+def test_limit_that_is_null_is_that_of_none() -> None:
+    """It is OpenAI's default, and not as much as the context holds."""
+    for fields in ({}, {"max_tokens": None}):
+        assert asks(request("a", **fields))[0].options["max_tokens"] == 16
+    assert asks(request("a", max_tokens=5))[0].options["max_tokens"] == 5
+
+
 def test_scores_of_an_echoed_prompt_come_first() -> None:
     """As lm-eval reads them: an entry for each token, without a score for the prompt's first one."""
     asked = request([1, 2, 3], echo=True, logprobs=1)

@@ -59,14 +59,15 @@ def test_conversation_goes_on_from_any_of_its_answers() -> None:
     assert len(answered(store, "4", input="Three?", previous_response_id="resp_2")) == 5
 
 
-def test_references_are_the_items_of_answers() -> None:
+@pytest.mark.parametrize("kind", [{}, {"type": None}, {"type": "item_reference"}], ids=str)
+def test_references_are_the_items_of_answers(kind: dict[str, Any]) -> None:
     """Also without their type."""
     store = Store()
     answered(store, "1", input="One?")
     items = [
         {"role": "user", "content": "One?"},
         {"type": "item_reference", "id": "rs_1_0"},
-        {"id": "msg_1_1"},
+        {"id": "msg_1_1", **kind},
         {"role": "user", "content": "Two?"},
     ]
     turns = answered(store, "2", input=items)
