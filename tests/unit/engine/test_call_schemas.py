@@ -99,7 +99,7 @@ FIRST = {
 
 
 @pytest.mark.parametrize("name", APART)
-def test_reference_to_the_whole_schema_is_that_of_the_tool(name: str) -> None:
+def test_reference_to_the_root_is_followed(name: str) -> None:
     """A tree of objects. Taken as a reference to the schema of the argument, it would be lists of lists."""
     allowed = kept(name, TREE)
     assert allowed('[{"a": [{"a": []}]}]')
@@ -108,7 +108,7 @@ def test_reference_to_the_whole_schema_is_that_of_the_tool(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", APART)
-def test_reference_to_any_part_of_a_schema_is_followed(name: str) -> None:
+def test_reference_to_any_part_is_followed(name: str) -> None:
     """Not only to a definition: some programs write a schema once, and refer to that place."""
     allowed = kept(name, {**FIRST, "$id": "https://example.test/first"})
     assert allowed("7")
@@ -117,7 +117,7 @@ def test_reference_to_any_part_of_a_schema_is_followed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_arguments_of_free_names_keep_to_the_schema_of_their_values(name: str) -> None:
+def test_free_names_have_values_of_their_schema(name: str) -> None:
     """A tool that takes a mapping."""
     allowed = kept(name, {"type": "object", "additionalProperties": {"type": "integer", "maximum": 9}})
     assert allowed("7")
@@ -129,7 +129,7 @@ def test_arguments_of_free_names_keep_to_the_schema_of_their_values(name: str) -
 
 
 @pytest.mark.parametrize("name", NESTED)
-def test_objects_of_free_names_keep_to_the_schema_of_their_values(name: str) -> None:
+def test_nested_free_names_have_typed_values(name: str) -> None:
     """At any depth; without a schema, values are of any kind."""
     inner = {"type": "object", "additionalProperties": {"type": "array", "items": {"type": "boolean"}}}
     allowed = kept(name, {"type": "object", "properties": {"a": inner}})
@@ -190,14 +190,14 @@ def test_what_a_value_cannot_be_kept_to_is_told(name: str, why: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*NESTED, *REST])
-def test_definition_that_no_argument_has_is_not_looked_at(name: str) -> None:
+def test_unused_definition_is_not_looked_at(name: str) -> None:
     """Some programs give each tool all of their definitions."""
     schema = {"type": "object", "properties": {"a": INTEGER}, "$defs": {"both": {"allOf": [INTEGER, STRING]}}}
     assert guarded({**ALL, **REST}[name][0], schema)[1] == []
 
 
 @pytest.mark.parametrize("name", [*ALL, *REST])
-def test_tool_with_very_many_arguments_can_be_called(name: str) -> None:
+def test_tool_of_very_many_arguments_is_called(name: str) -> None:
     """Its schema may take too much work; then any arguments are allowed, and the caller is told."""
     many = {"type": "object", "properties": {"a": INTEGER} | {f"p{number}": STRING for number in range(400)}}
     known_by, begun, ended = {**ALL, **REST}[name]

@@ -97,7 +97,7 @@ def test_schemas_are_spelled_as_a_template_takes_them(model: Model) -> None:
 
 
 
-def test_argument_with_the_name_of_a_keyword_is_spelled_as_others(model: Model) -> None:
+def test_argument_named_as_a_keyword_is_spelled(model: Model) -> None:
     """`default` is a value in a schema, and an argument in a list of arguments."""
     parts = {name: {"type": ["string", "null"], "default": {"type": []}} for name in ("default", "enum", "x")}
     tool = pb.Tool(name="f", parameters_json=json.dumps({"type": "object", "properties": parts}))

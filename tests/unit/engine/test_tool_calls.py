@@ -55,7 +55,7 @@ def test_reference_into_a_list_may_name_any_place(place: str, kinds: set[str]) -
 
 @pytest.mark.parametrize("name", ["Id<string>", "a b", "100%"])
 @pytest.mark.parametrize("write", [str, quote], ids=["as it is", "as in a URI"])
-def test_reference_to_a_name_with_signs_is_followed(name: str, write: Callable[[str], str]) -> None:
+def test_encoded_reference_is_followed(name: str, write: Callable[[str], str]) -> None:
     """Generators for TypeScript write it as a part of a URI. Unknown, a text such as `5` would become a number."""
     root = {"definitions": {name: {"type": "string"}}}
     assert type_of([{"$ref": f"#/definitions/{write(name)}"}], root).kinds == {"string"}

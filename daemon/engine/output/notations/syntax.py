@@ -135,7 +135,7 @@ _OF_A_ROOT = (
     "$ref", "anyOf", "oneOf", "allOf", "not", "if", "const", "enum", "patternProperties", "minProperties",
     "maxProperties", "propertyNames", "dependentRequired", "dependentSchemas", "dependencies",
 )  # fmt: skip
-"""Keywords of a schema whose members are not one list, or depend on each other."""
+"""Keywords of an object with members that are not one list, or that depend on each other."""
 
 
 def members(schema: Mapping[str, Any], of: Callable[[str | None, Any], Part]) -> list[Part]:
