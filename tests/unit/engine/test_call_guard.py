@@ -198,6 +198,17 @@ def test_block_with_an_unusual_mark_is_not_masked(name: str) -> None:
     assert not any(_masked(*OTHERWISE[name]))
 
 
+@pytest.mark.parametrize("id_", ["", "[CALL_ID]abc123XYZ"])
+def test_call_of_mistral_may_have_an_id(id_: str) -> None:
+    """Some of its models were trained with one: their template writes it, and a prompt with it is in the cache."""
+    markup = ChatMarkup(TokenizerWrapper(FakeTokenizer(("[ARGS]",), "[TOOL_CALLS]")))
+    guard, warnings = call_guard({"chat.tools[0]": Tool("run", "", {})}, markup, lambda field: Vocabulary(LLTokenizer("byte"), {}))
+    assert guard is not None, warnings
+    matcher = guard.entered(f"[TOOL_CALLS]run{id_}[ARGS]{{}}")
+    assert matcher is not None
+    assert matcher.complete
+
+
 def test_call_that_was_read_is_masked_no_more() -> None:
     """For a grammar, a value without the line end before its mark goes on: the answer could never end."""
     schema = {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]}

@@ -161,6 +161,17 @@ UNKEPT: dict[str, tuple[str, dict[str, Any]]] = {
 """What notations without JSON arguments cannot keep to, and a word of the error."""
 
 
+@pytest.mark.parametrize("name", NESTED)
+def test_arguments_have_the_order_of_the_template(name: str) -> None:
+    """It sorts them, whatever their order in the schema. In another order a model would leave optional ones out."""
+    inner = {"type": "object", "properties": {"y": INTEGER, "x": INTEGER}}
+    schema = {"type": "object", "properties": {"b": INTEGER, "C": INTEGER, "a": inner}, "required": ["b"]}
+    allowed = kept(name, schema)
+    assert allowed("{x:1,y:2},b:3,C:4")
+    assert allowed("{y:2},b:3")
+    assert not allowed("{y:2,x:1},b:3")
+
+
 @pytest.mark.parametrize("why", UNKEPT)
 @pytest.mark.parametrize("name", ALL)
 def test_what_a_notation_cannot_keep_to_is_told(name: str, why: str) -> None:

@@ -1,8 +1,8 @@
 """
 Tool calls of Gemma 4 and FunctionGemma: `call:NAME{KEY:VALUE,…}` between two marks, with quotes of their own.
 
-A string stands between two marks that are its quotes, and has no escapes. Keys are bare, and may hold spaces. Gemma 4
-sometimes leaves out the first mark of a call that begins its answer.
+A string stands between two marks that are its quotes, and has no escapes. Keys are bare, and may hold spaces; templates
+sort them. Gemma 4 sometimes leaves out the first mark of a call that begins its answer.
 """
 
 from __future__ import annotations
@@ -149,7 +149,9 @@ def _style(quote: str) -> Style:
                 raise Unenforceable(
                     f"has the property {name!r}, a name that this model's notation of calls cannot hold"
                 )
-        pairs = {name: Sequence((Text(f"{name}:"), part)) for name, part in parts.items()}
+        # As the template has them, in what a model reads of its tools, and in its calls.
+        ordered = sorted(parts.items(), key=lambda pair: pair[0].lower())
+        pairs = {name: Sequence((Text(f"{name}:"), part)) for name, part in ordered}
         return Sequence((Text("{"), listed(optional(pairs, required), ","), Text("}")))
 
     def mapping(value: Part) -> Part:

@@ -8,9 +8,19 @@ Before, one mark begins a list: `[TOOL_CALLS][{"name": …, "arguments": {…}, 
 from __future__ import annotations
 
 from daemon.engine.output.notations.notation import JsonKeys, Notation, read_arguments, read_json_calls
-from daemon.engine.output.notations.syntax import CallSyntax, json_call
+from daemon.engine.output.notations.syntax import (
+    CallSyntax,
+    Json,
+    Maybe,
+    Part,
+    Pattern,
+    Sequence,
+    Text,
+    arguments,
+    json_call,
+)
 from daemon.engine.output.reader import Malformed, Reader, Steps
-from daemon.engine.output.tool_calls import CallWriter
+from daemon.engine.output.tool_calls import CallWriter, Tool
 
 START, ARGUMENTS = "[TOOL_CALLS]", "[ARGS]"
 _ID = "[CALL_ID]"
@@ -39,7 +49,12 @@ def _read(reader: Reader, calls: CallWriter) -> Steps[None]:
     calls.end()
 
 
-MISTRAL = Notation("Mistral", (START,), _read, CallSyntax(json_call("", ARGUMENTS, ""), START, apart=""))
+def _call(tool: Tool) -> Part:
+    id_ = Sequence((Text(_ID), Pattern("[A-Za-z0-9]{9}")))
+    return Sequence((Text(tool.name), Maybe(id_), Text(ARGUMENTS), Json(arguments(tool))))
+
+
+MISTRAL = Notation("Mistral", (START,), _read, CallSyntax(_call, START, apart=""))
 MISTRAL_LIST = Notation(
     "Mistral, older",
     (START,),
