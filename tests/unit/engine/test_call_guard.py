@@ -202,7 +202,8 @@ def test_block_with_an_unusual_mark_is_not_masked(name: str) -> None:
 def test_call_of_mistral_may_have_an_id(id_: str) -> None:
     """Some of its models were trained with one: their template writes it, and a prompt with it is in the cache."""
     markup = ChatMarkup(TokenizerWrapper(FakeTokenizer(("[ARGS]",), "[TOOL_CALLS]")))
-    guard, warnings = call_guard({"chat.tools[0]": Tool("run", "", {})}, markup, lambda field: Vocabulary(LLTokenizer("byte"), {}))
+    tokens = Vocabulary(LLTokenizer("byte"), {})
+    guard, warnings = call_guard({"chat.tools[0]": Tool("run", "", {})}, markup, lambda field: tokens)
     assert guard is not None, warnings
     matcher = guard.entered(f"[TOOL_CALLS]run{id_}[ARGS]{{}}")
     assert matcher is not None
