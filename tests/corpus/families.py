@@ -213,6 +213,8 @@ NO_NULL = {
 """Templates that recurse without end where the schema of an argument has a type that they do not know, as null."""
 SORTED = {"google-gemma-4-31B-it", "google-gemma-4-31B-it-interleaved"}
 """Templates that sort the arguments of a call, as their models write them."""
+OTHER_GRAMMAR: dict[str, str] = {}
+"""Templates with calls that are in no grammar, or in another one, and why."""
 
 
 def refuses(name: str) -> set[str]:

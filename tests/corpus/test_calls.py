@@ -13,12 +13,13 @@ import pytest
 
 from daemon.engine.output.answer_parser import Parts
 from daemon.engine.output.tool_calls import ToolCall
+from daemon.engine.prompt.answer_constraints import FreeConstraint
 from daemon.engine.prompt.preparation import prepare_request, render
 from daemon.engine.prompt.tokenizer import Tokenizer
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.corpus import families
 from tests.corpus.checkpoints import SOURCE, with_template
-from tests.corpus.conversations import ASKED, CALLED, TOOL, TWICE
+from tests.corpus.conversations import ASKED, CALLED, FIRST, SCHEMA, TOOL, TWICE
 from tests.corpus.packages import LLAMA_CPP, members
 from tests.corpus.rendering import RecordedTemplates
 
@@ -30,6 +31,8 @@ ENDS = re.compile(
 """Where a model's turn ends: the tokens that end a sequence, or the beginning of the next turn."""
 HEADER = 48
 """Characters in which a turn's header ends; it may hold tokens that end a sequence elsewhere."""
+ORDER = ("tags", "city", "days")
+"""An order of arguments, which some templates do not keep to."""
 
 
 @pytest.mark.parametrize("file", families.SMALL, ids=lambda file: file.stem)
@@ -57,6 +60,37 @@ def test_templates_reasoning_is_read_back(folder: Path, templates: RecordedTempl
     assert named(parts.calls) == arguments(CALLED)
 
 
+@pytest.mark.parametrize("file", families.SMALL, ids=lambda file: file.stem)
+def test_small_templates_calls_have_their_grammar(folder: Path, templates: RecordedTemplates, file: Path) -> None:
+    """What a template writes for a call is what a mask of calls allows."""
+    check_grammar(with_template(folder, file.read_text(), templates), templates, file.stem)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in families.TEMPLATES if name not in families.NO_CALLS])
+def test_templates_calls_have_their_grammar(folder: Path, templates: RecordedTemplates, name: str) -> None:
+    """Else a model would be kept from what it was trained to write, and its next prompt would be computed anew."""
+    template = (members(LLAMA_CPP, "models/templates") / f"{name}.jinja").read_text()
+    check_grammar(with_template(folder, template, templates), templates, name)
+
+
+def check_grammar(tokenizer: Tokenizer, templates: RecordedTemplates, name: str) -> None:
+    """Check that a call of a tool, with its arguments in the order of its schema, is in the grammar of calls."""
+    parts: Any = SCHEMA["properties"]
+    properties = {key: parts[key] for key in ORDER}
+    tool = pb.Tool(name="get_weather", parameters_json=json.dumps({**SCHEMA, "properties": properties}))
+    turn = pb.ChatMessage(role="assistant", tool_calls=CALLED.tool_calls)
+    turn.tool_calls[0].arguments_json = json.dumps({key: FIRST[key] for key in ORDER}, ensure_ascii=False)
+    request = pb.GenerateRequest(chat=pb.Chat(messages=[ASKED], tools=[tool]))
+    constraint = prepare_request(request, SOURCE, tokenizer).constraint
+    answer = answer_of(turn, tokenizer, templates, tool)
+    guard = constraint.guard if isinstance(constraint, FreeConstraint) else None
+    begun = [at for mark in (() if guard is None else guard.starts) if (at := answer.find(mark)) >= 0]
+    matcher = guard.entered(answer[min(begun) :].rstrip()) if guard is not None and begun else None
+    allowed = matcher is not None and matcher.complete
+    assert allowed != (name in families.OTHER_GRAMMAR), answer
+
+
 def check_calls(tokenizer: Tokenizer, templates: RecordedTemplates, name: str) -> None:
     """Check that the calls of a turn are read from what the template writes for it."""
     assert named(parts_of(answer_of(CALLED, tokenizer, templates), tokenizer).calls) == arguments(CALLED)
@@ -65,9 +99,11 @@ def check_calls(tokenizer: Tokenizer, templates: RecordedTemplates, name: str) -
         assert named(parts_of(answer_of(twice, tokenizer, templates), tokenizer).calls) == arguments(TWICE)
 
 
-def answer_of(turn: pb.ChatMessage, tokenizer: Tokenizer, templates: RecordedTemplates) -> str:
+def answer_of(
+    turn: pb.ChatMessage, tokenizer: Tokenizer, templates: RecordedTemplates, tool: pb.Tool = TOOL
+) -> str:
     """Return a template's own text of a turn, as a model would write it as its answer."""
-    asked = pb.Chat(messages=[ASKED], tools=[TOOL])
+    asked = pb.Chat(messages=[ASKED], tools=[tool])
     prompt = text_of(asked, tokenizer, templates)
     asked.add_generation_prompt = False
     before = text_of(asked, tokenizer, templates)

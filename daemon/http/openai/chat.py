@@ -73,7 +73,7 @@ def _turn(message: Message, place: str, notes: list[str]) -> Turn:
     """Return a message as a turn; a call with arguments that are no JSON object adds a note."""
     calls = []
     for number, call in enumerate(message.tool_calls or ()):
-        given, unread = arguments(call.function.arguments)
+        given, unread = arguments(call.function.arguments or "")
         if unread:
             notes.append(f"{place}.tool_calls[{number}].function.arguments is no JSON object: the model is told so")
         calls.append(Called(call.id, call.function.name, given))

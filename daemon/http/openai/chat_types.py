@@ -21,7 +21,7 @@ class Part(Parameters):
     """A part of a turn's content."""
 
     type: Literal["text", "refusal"] = Field(description="only `text`, and `refusal` in turns of the assistant")
-    text: str = Field("", description="the text of a text part")
+    text: str | None = Field(None, description="the text of a text part")
     refusal: str | None = Field(None, description="the text of a refusal")
     reasoning_content: str | None = Field(None, description="read as the turn's, if that has none")
 
@@ -76,8 +76,8 @@ class CalledFunction(Parameters):
     """The function of a call."""
 
     name: str = Field(description="name of the tool")
-    arguments: str = Field(
-        "", description="arguments, a JSON object as text; other text is told to the model as `INVALID_JSON`"
+    arguments: str | None = Field(
+        None, description="arguments, a JSON object as text; other text is told to the model as `INVALID_JSON`"
     )
 
 

@@ -59,6 +59,14 @@ def test_turns_keep_roles_text_and_calls() -> None:
     ]
 
 
+def test_null_in_a_turn_is_as_if_it_were_missing() -> None:
+    """Clients that write all fields of their own types send it."""
+    call = {"id": "a1", "function": {"name": "weather", "arguments": None}}
+    parts = [{"type": "text", "text": None}, {"type": "refusal", "refusal": "No.", "text": None}]
+    (turn,) = ask(request(messages=[{"role": "assistant", "content": parts, "tool_calls": [call]}])).prompt
+    assert turn == Message("assistant", "No.", tool_calls=[ToolCall("a1", "weather", "{}")])
+
+
 def test_sampling_parameters_are_passed_on() -> None:
     """Under the daemon's names."""
     given = {
