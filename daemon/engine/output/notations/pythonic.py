@@ -12,10 +12,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from daemon.engine.output.argument_types import type_of
 from daemon.engine.output.json_reader import quoted
 from daemon.engine.output.notations.notation import Notation, read_end, read_name
 from daemon.engine.output.notations.syntax import (
     CallSyntax,
+    Choice,
     Json,
     Maybe,
     Part,
@@ -27,6 +29,7 @@ from daemon.engine.output.notations.syntax import (
     arguments,
     listed,
     members,
+    python_words,
     within,
 )
 from daemon.engine.output.python_reader import read_python
@@ -127,7 +130,7 @@ def _read_key(reader: Reader) -> Steps[str]:
 
 
 def _call(tool: Tool) -> Part:
-    """Return the syntax of a call. Values are written as JSON, which the parser reads as well."""
+    """Return the syntax of a call. Values are JSON, which the parser reads as well, or words of Python."""
     root = arguments(tool)
     parts = members(root, lambda key, schema: _pair(key, schema, root))
     if parts and isinstance(parts[0], Maybe) and isinstance(parts[0].part, Several):
@@ -139,7 +142,8 @@ def _pair(key: str | None, schema: Any, root: Mapping[str, Any]) -> Part:
     if key is not None and not _KEY.fullmatch(key):
         raise Unenforceable(f"has the property {key!r}, a name that this model's notation of calls cannot hold")
     name = Pattern("[A-Za-z_][A-Za-z0-9_]{0,63}") if key is None else Text(key)
-    return Sequence((name, Text("="), Json(within(schema, root))))
+    value = Choice((Json(within(schema, root)), *python_words(type_of([schema], root))))
+    return Sequence((name, Text("="), value))
 
 
 LFM2 = Notation("LFM2", (_START,), _read_marked, CallSyntax(_call, f"{_START}[", f"]{_END}", between=", "))

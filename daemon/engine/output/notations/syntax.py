@@ -185,12 +185,30 @@ def raw_value(schema: Any, root: Mapping[str, Any], end: str) -> Part:
     """
     kind = type_of([schema], root)
     if "string" not in kind.kinds:
-        return Sequence((Json(within(schema, root)), Text(end)))
+        return Sequence((Choice((Json(within(schema, root)), *python_words(kind))), Text(end)))
     if kind.strings is None:
         refuse_limits(kind)
         return Free(end)  # the text of any other value is a text as well
     listed = [Text(text + end) for text in sorted(kind.strings)]
-    return Choice((*listed, *(Sequence((value, Text(end))) for value in no_strings(kind))))
+    others = [*no_strings(kind), *python_words(kind)]
+    return Choice((*listed, *(Sequence((value, Text(end))) for value in others)))
+
+
+def python_words(kind: ArgumentType) -> list[Part]:
+    """Return the syntax of booleans and of null as Python writes them: many templates do."""
+    words = ((True, "True"), (False, "False"), (None, "None"))
+    free = kind.kinds.issuperset(_NO_STRINGS)
+    return [Text(word) for value, word in words if free or any(_may_be(part, value) for part in kind.parts)]
+
+
+def _may_be(part: Mapping[str, Any], value: bool | None) -> bool:
+    """Return whether a part of a schema names a boolean, or null, among its values or by its type."""
+    if value is None and part.get("nullable") is True:
+        return True
+    listed = listed_values(part)
+    if listed is not None:
+        return any(one is value for one in listed)
+    return ("null" if value is None else "boolean") in type_names(part)
 
 
 _NO_STRINGS = ("number", "boolean", "null", "object", "array")
