@@ -31,8 +31,8 @@ ENDS = re.compile(
 """Where a model's turn ends: the tokens that end a sequence, or the beginning of the next turn."""
 HEADER = 48
 """Characters in which a turn's header ends; it may hold tokens that end a sequence elsewhere."""
-ORDER = ("tags", "city", "days")
-"""An order of arguments, which some templates do not keep to."""
+GIVEN = {"tags": FIRST["tags"], "dry": True, "city": FIRST["city"], "days": 3}
+"""Arguments in an order that some templates do not keep to, with a value that some write as Python does."""
 
 
 @pytest.mark.parametrize("file", families.SMALL, ids=lambda file: file.stem)
@@ -76,11 +76,11 @@ def test_templates_calls_have_their_grammar(folder: Path, templates: RecordedTem
 
 def check_grammar(tokenizer: Tokenizer, templates: RecordedTemplates, name: str) -> None:
     """Check that a call of a tool, with its arguments in the order of its schema, is in the grammar of calls."""
-    parts: Any = SCHEMA["properties"]
-    properties = {key: parts[key] for key in ORDER}
-    tool = pb.Tool(name="get_weather", parameters_json=json.dumps({**SCHEMA, "properties": properties}))
+    known: Any = SCHEMA["properties"]
+    schema = {"type": "object", "properties": {key: known.get(key, {"type": "boolean"}) for key in GIVEN}}
+    tool = pb.Tool(name="get_weather", description="Tells the weather.", parameters_json=json.dumps(schema))
     turn = pb.ChatMessage(role="assistant", tool_calls=CALLED.tool_calls)
-    turn.tool_calls[0].arguments_json = json.dumps({key: FIRST[key] for key in ORDER}, ensure_ascii=False)
+    turn.tool_calls[0].arguments_json = json.dumps(GIVEN, ensure_ascii=False)
     request = pb.GenerateRequest(chat=pb.Chat(messages=[ASKED], tools=[tool]))
     constraint = prepare_request(request, SOURCE, tokenizer).constraint
     answer = answer_of(turn, tokenizer, templates, tool)
