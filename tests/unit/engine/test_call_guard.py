@@ -15,12 +15,15 @@ from structlog.testing import capture_logs
 
 from daemon.engine.output.answer_parser import AnswerParser
 from daemon.engine.output.chat_markup import ChatMarkup
+from daemon.engine.output.harmony import understood
+from daemon.engine.output.notations.detection import HARMONY_MARKS
 from daemon.engine.output.tool_calls import Tool
 from daemon.engine.prompt import answer_constraints
 from daemon.engine.structured_output import free_mask
 from daemon.engine.structured_output.call_guard import call_guard
 from daemon.engine.structured_output.free_mask import FreeMask
 from daemon.engine.structured_output.matcher import Vocabulary
+from daemon.engine.structured_output.required_calls import required_calls
 from daemon.shared.errors import Reason, SidecarError
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine.fake_tokenizer import FakeTokenizer
@@ -208,6 +211,20 @@ def test_call_of_mistral_may_have_an_id(id_: str) -> None:
     matcher = guard.entered(f"[TOOL_CALLS]run{id_}[ARGS]{{}}")
     assert matcher is not None
     assert matcher.complete
+
+
+@pytest.mark.parametrize(("words", "known_by", "name"), [(HARMONY_MARKS, "", "go home"), ((), ">>>all", "all")])
+def test_name_that_is_read_as_another_is_told(words: tuple[str, ...], known_by: str, name: str) -> None:
+    """A header of gpt-oss ends a name at a space, and a message of Functionary to `all` is text."""
+    markup = ChatMarkup(understood(TokenizerWrapper(FakeTokenizer(words, known_by))))
+    tokens = Vocabulary(LLTokenizer("byte"), {})
+    tools = {"chat.tools[0]": Tool(name, "", {}), "chat.tools[1]": Tool("go", "", {})}
+    guard, warnings = call_guard(tools, markup, lambda field: tokens)
+    assert guard is not None
+    assert warnings == ["chat.tools[0].name is a name that this model's notation of calls cannot hold"]
+    with pytest.raises(SidecarError) as caught:
+        required_calls(tools, markup, lambda field: tokens)
+    assert caught.value.field == "chat.tools[0].name"
 
 
 def test_call_that_was_read_is_masked_no_more() -> None:

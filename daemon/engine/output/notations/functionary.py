@@ -50,4 +50,5 @@ FUNCTIONARY_32 = Notation(
     opens_answer=True,
     sure=re.compile(r">>>[^\n]+\n"),
     addressed=True,
+    other_names=re.compile(rf"^{_TEXT}$"),
 )

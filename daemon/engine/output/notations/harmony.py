@@ -31,4 +31,5 @@ HARMONY = Notation(
     (CALLEE,),
     _read,
     CallSyntax(json_call("", " <|constrain|>json<|message|>", ""), f"<|channel|>commentary {CALLEE}", opening=True),
+    other_names=re.compile(r"\s"),
 )

@@ -25,6 +25,7 @@ class Notation:
         opens_answer: Whether a block may begin the answer without a mark.
         sure: How a block begins that can be no text, for marks that are words; None if the mark is enough.
         addressed: Whether a text has a header of the notation too, so that it is read without tools as well.
+        other_names: Names that a call cannot have, besides those that `can_hold` tells.
     """
 
     name: str
@@ -34,10 +35,13 @@ class Notation:
     opens_answer: bool = False
     sure: re.Pattern[str] | None = None
     addressed: bool = False
+    other_names: re.Pattern[str] | None = None
 
     def can_hold(self, name: str) -> bool:
         """Whether a call can name this tool: its name has no line end, bracket, quote or backslash."""
-        return bool(name) and name == name.strip() and _NAME.fullmatch(name) is not None
+        if not name or name != name.strip() or _NAME.fullmatch(name) is None:
+            return False
+        return self.other_names is None or self.other_names.search(name) is None
 
 
 def read_end(reader: Reader, *marks: str, before: tuple[str, ...] = ()) -> Steps[None]:
