@@ -213,8 +213,27 @@ NO_NULL = {
 """Templates that recurse without end where the schema of an argument has a type that they do not know, as null."""
 SORTED = {"google-gemma-4-31B-it", "google-gemma-4-31B-it-interleaved"}
 """Templates that sort the arguments of a call, as their models write them."""
-OTHER_GRAMMAR: dict[str, str] = {}
-"""Templates with calls that are in no grammar, or in another one, and why."""
+_IDS = "an id comes behind the arguments, of which the model was told nothing"
+_LISTS = "lists are written as Python writes them"
+_NO_MARK = "a call that begins the answer has no mark"
+OTHER_GRAMMAR = {
+    "Apriel-1.6-15b-Thinker-fixed": _IDS,
+    "ByteDance-Seed-OSS": _LISTS,
+    "CohereForAI-c4ai-command-r-plus-tool_use": "each key of a call is on a line of its own",
+    "Kimi-K3": "no grammar is known",
+    "LFM2.5-8B-A1B": "texts are in single quotes",
+    "MiniMax-M1": "calls are lines, and no list",
+    "Reka-Edge": "characters above ASCII are escaped",
+    "deepseek-ai-DeepSeek-R1-Distill-Llama-8B": "the mark behind the last call is left out",
+    "meetkai-functionary-medium-v3.2": _NO_MARK,
+    "meta-llama-Llama-3.1-8B-Instruct": _NO_MARK,
+    "meta-llama-Llama-3.2-3B-Instruct": _NO_MARK,
+    "meta-llama-Llama-3.3-70B-Instruct": _NO_MARK,
+    "muse-glimmer": "a header with the name comes before",
+    "openbmb-MiniCPM5-1B": _LISTS,
+    "unsloth-Apriel-1.5": _IDS,
+}
+"""Templates with calls that are not in the grammar of their notation, and why."""
 
 
 def refuses(name: str) -> set[str]:

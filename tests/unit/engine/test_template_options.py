@@ -96,7 +96,6 @@ def test_schemas_are_spelled_as_a_template_takes_them(model: Model) -> None:
     assert json.loads(text.removesuffix("<user>Hi</>")) == given
 
 
-
 def test_argument_named_as_a_keyword_is_spelled(model: Model) -> None:
     """`default` is a value in a schema, and an argument in a list of arguments."""
     parts = {name: {"type": ["string", "null"], "default": {"type": []}} for name in ("default", "enum", "x")}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from daemon.engine.output.notations.notation import Notation, read_arguments
-from daemon.engine.output.notations.syntax import CallSyntax, json_call
+from daemon.engine.output.notations.syntax import CallSyntax, Choice, Json, Part, Sequence, Text, arguments
 from daemon.engine.output.reader import Malformed, Reader, Steps, read_until
-from daemon.engine.output.tool_calls import CallWriter
+from daemon.engine.output.tool_calls import CallWriter, Tool
 
 CALLEE = "to=functions."
 _MESSAGE = "<|message|>"
@@ -26,10 +26,21 @@ def _read(reader: Reader, calls: CallWriter) -> Steps[None]:
     calls.end()
 
 
+_HEADERS = tuple(
+    Text(f"{rest}{_MESSAGE}")
+    for rest in (" <|constrain|>json", "<|channel|>commentary json", "<|channel|>commentary <|constrain|>json")
+)
+"""What follows the name. The template has it in the header's first part, and the channel behind it."""
+
+
+def _call(tool: Tool) -> Part:
+    return Sequence((Text(tool.name), Choice(_HEADERS), Json(arguments(tool))))
+
+
 HARMONY = Notation(
     "gpt-oss",
     (CALLEE,),
     _read,
-    CallSyntax(json_call("", " <|constrain|>json<|message|>", ""), f"<|channel|>commentary {CALLEE}", opening=True),
+    CallSyntax(_call, f"<|channel|>commentary {CALLEE}", opening=True),
     other_names=re.compile(r"\s"),
 )

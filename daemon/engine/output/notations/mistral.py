@@ -49,9 +49,18 @@ def _read(reader: Reader, calls: CallWriter) -> Steps[None]:
     calls.end()
 
 
+_MADE = Pattern("[A-Za-z0-9]{9}")
+"""An id. Most models leave it out."""
+
+
 def _call(tool: Tool) -> Part:
-    id_ = Sequence((Text(_ID), Pattern("[A-Za-z0-9]{9}")))
+    id_ = Sequence((Text(_ID), _MADE))
     return Sequence((Text(tool.name), Maybe(id_), Text(ARGUMENTS), Json(arguments(tool))))
+
+
+def _listed_call(tool: Tool) -> Part:
+    call = json_call('{"name": "', '", "arguments": ', "")(tool)
+    return Sequence((call, Maybe(Sequence((Text(', "id": "'), _MADE, Text('"')))), Text("}")))
 
 
 MISTRAL = Notation("Mistral", (START,), _read, CallSyntax(_call, START, apart=""))
@@ -59,6 +68,6 @@ MISTRAL_LIST = Notation(
     "Mistral, older",
     (START,),
     _read,
-    CallSyntax(json_call('{"name": "', '", "arguments": ', "}"), f"{START}[", "]", between=", "),
+    CallSyntax(_listed_call, f"{START}[", "]", between=", "),
 )
 """The same for models without the token `[ARGS]`."""
