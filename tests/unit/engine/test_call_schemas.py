@@ -34,8 +34,10 @@ APART: dict[str, tuple[str, str, str]] = {
     "GLM": ("<arg_key>", "<tool_call>run\n<arg_key>a</arg_key>\n<arg_value>", "</arg_value>\n</tool_call>"),
     "Hy3": (
         "<tool_calls{}> :opensource",
-        "<tool_calls:opensource>\n<tool_call:opensource>run<tool_sep:opensource>\n"
-        + "<arg_key:opensource>a</arg_key:opensource>\n<arg_value:opensource>",
+        (
+            "<tool_calls:opensource>\n<tool_call:opensource>run<tool_sep:opensource>\n"
+            "<arg_key:opensource>a</arg_key:opensource>\n<arg_value:opensource>"
+        ),
         "</arg_value:opensource>\n</tool_call:opensource>\n</tool_calls:opensource>",
     ),
     "MiniMax M2": (
