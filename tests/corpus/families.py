@@ -224,8 +224,6 @@ OTHER_GRAMMAR = {
     "LFM2.5-8B-A1B": "texts are in single quotes",
     "MiniMax-M1": "calls are lines, and no list",
     "Reka-Edge": "characters above ASCII are escaped",
-    "deepseek-ai-DeepSeek-R1-Distill-Llama-8B": "the mark behind the last call is left out",
-    "meetkai-functionary-medium-v3.2": _NO_MARK,
     "meta-llama-Llama-3.1-8B-Instruct": _NO_MARK,
     "meta-llama-Llama-3.2-3B-Instruct": _NO_MARK,
     "meta-llama-Llama-3.3-70B-Instruct": _NO_MARK,

@@ -16,6 +16,7 @@ from daemon.engine.output.tool_calls import ToolCall
 from daemon.engine.prompt.answer_constraints import FreeConstraint
 from daemon.engine.prompt.preparation import prepare_request, render
 from daemon.engine.prompt.tokenizer import Tokenizer
+from daemon.engine.structured_output.call_guard import CallGuard
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.corpus import families
 from tests.corpus.checkpoints import SOURCE, with_template
@@ -77,20 +78,33 @@ def test_templates_calls_have_their_grammar(folder: Path, templates: RecordedTem
 
 
 def check_grammar(tokenizer: Tokenizer, templates: RecordedTemplates, name: str) -> None:
-    """Check that a call of a tool, with its arguments in the order of its schema, is in the grammar of calls."""
+    """Check that calls of a tool, with arguments in the order of its schema, are in the grammar of calls."""
     known: Any = SCHEMA["properties"]
     schema = {"type": "object", "properties": {key: known.get(key, DRY) for key in GIVEN}}
     tool = pb.Tool(name="get_weather", description="Tells the weather.", parameters_json=json.dumps(schema))
-    turn = pb.ChatMessage(role="assistant", tool_calls=CALLED.tool_calls)
+    turn = pb.ChatMessage(role="assistant", tool_calls=TWICE.tool_calls[: 1 if name in families.ONE_CALL else 2])
     turn.tool_calls[0].arguments_json = json.dumps(GIVEN, ensure_ascii=False)
     request = pb.GenerateRequest(chat=pb.Chat(messages=[ASKED], tools=[tool]))
     constraint = prepare_request(request, SOURCE, tokenizer).constraint
     answer = TURN_ENDS.split(answer_of(turn, tokenizer, templates, tool))[0]
     guard = constraint.guard if isinstance(constraint, FreeConstraint) else None
-    begun = [at for mark in (() if guard is None else guard.starts) if (at := answer.find(mark)) >= 0]
-    matcher = guard.entered(answer[min(begun) :].rstrip()) if guard is not None and begun else None
-    allowed = matcher is not None and matcher.complete
+    allowed = guard is not None and in_grammar(guard, answer)
     assert allowed != (name in families.OTHER_GRAMMAR), f"in the grammar: {allowed}: {answer}"
+
+
+def in_grammar(guard: CallGuard, answer: str) -> bool:
+    """Return whether an answer has blocks of calls, and each of them is in its grammar."""
+    begun = sorted({at.start() for mark in guard.starts for at in re.finditer(re.escape(mark), answer)})
+    found = bool(begun)
+    while begun:
+        for end in (*begun[1:], len(answer)):
+            matcher = guard.entered(answer[begun[0] : end].rstrip())
+            if matcher is not None and matcher.complete:
+                break
+        else:
+            return False
+        begun = [at for at in begun if at >= end]
+    return found
 
 
 def check_calls(tokenizer: Tokenizer, templates: RecordedTemplates, name: str) -> None:
