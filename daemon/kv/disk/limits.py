@@ -58,7 +58,7 @@ def budget(wanted: int | None, used: int, space: Space) -> int:
 
     Args:
         wanted: The configured number; None for `auto`.
-        used: What it takes.
+        used: What it took when the disk was looked at.
         space: The disk.
     """
     reach = used + space.free
