@@ -125,11 +125,21 @@ def root_folders(root: Path) -> list[Path]:
             break
         folder, depth = pending.pop()
         moved()
-        if (folder / "config.json").is_file():
+        if _has_config(folder, root):
             found.append(folder)
         elif depth < DEPTH:
             pending += [(path, depth + 1) for path in _folders(folder)]
     return sorted(found)
+
+
+def _has_config(folder: Path, root: Path) -> bool:
+    """Return whether a directory has a config.json; not if it cannot be entered, like a disk's `lost+found`."""
+    try:
+        return (folder / "config.json").is_file()
+    except PermissionError:
+        if folder == root:
+            raise
+        return False
 
 
 def embedded_model() -> list[DiskModel]:
