@@ -70,3 +70,20 @@ def leave_out_of_backups(folder: Path, platform: str = sys.platform, libc: Any =
     if platform == "darwin":
         library, size = libc or ctypes.CDLL(None), ctypes.c_size_t(len(_BY_TIME_MACHINE))
         library.setxattr(os.fsencode(folder), _LEFT_OUT, _BY_TIME_MACHINE, size, 0, 0)
+
+
+def is_there(file: int, path: Path) -> bool:
+    """Tell whether a path leads to an open file still: it may have been removed, or replaced with its directory."""
+    try:
+        return os.path.samestat(os.fstat(file), path.lstat())
+    except OSError:
+        return False
+
+
+def is_away(file: int, path: Path) -> bool:
+    """Tell whether a path does not lead to an open file because its disk is not mounted, and neither is another."""
+    folder = path.parent if path.parent.exists() else path.parent.parent
+    try:
+        return not path.exists() and os.fstat(file).st_dev != folder.stat().st_dev
+    except OSError:
+        return True
