@@ -29,7 +29,7 @@ from daemon.kv.disk.format import (
     header_length,
 )
 from daemon.kv.disk.found import Found
-from daemon.kv.disk.limits import RESERVE, Space
+from daemon.kv.disk.limits import HOUR, RESERVE, Space, WriteLimit
 from daemon.kv.disk.note import sync
 from daemon.kv.disk.piece import SUFFIX, Part, Piece
 from daemon.kv.disk.space import is_away, is_there, leave_out_of_backups, space_of
@@ -137,7 +137,7 @@ class Files:
                     found.removed += self._discard(item.name)
                 elif item.name.endswith(SUFFIX):
                     self._look(item, known, found, now)
-        found.left, found.space = list(self.left), self.space()
+        found.left, found.space, found.hours = list(self.left), self.space(), WriteLimit.of(found.hours).pairs
         return found
 
     def look(self) -> Iterator[tuple[str, Piece | None, float]]:
@@ -290,7 +290,10 @@ class Files:
             self.left[item.name] = size
             found.trouble = found.trouble or error
             return
-        found.pieces.append((piece, min(about.st_mtime, now)))
+        used = min(about.st_mtime, now)
+        if piece is not known.get(item.name):  # newer than the index, which has the bytes that were written before it
+            found.hours.append([int(used // HOUR), size])
+        found.pieces.append((piece, used))
 
     def _own(self, piece: Piece) -> Piece:
         return replace(piece, part=self._part) if self._part else piece

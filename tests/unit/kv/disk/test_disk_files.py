@@ -277,16 +277,19 @@ def test_lasting_removal_reaches_the_platter_of_a_mac(
 
 
 def test_index_spares_reading_the_headers(files: Files) -> None:
-    """A piece that is newer than the index is read; a damaged index only costs time."""
+    """A piece that is newer than the index is read, and its bytes count as written; a damaged index only costs time."""
     pieces = [replace(PIECE, start=0, hashes=tuple(HASHES[:4])), Piece(NAMESPACE, "m", 4, HASHES[3], tuple(HASHES[4:]))]
     pieces = [replace(piece, nbytes=files.write(piece, PARTS)) for piece in pieces]
+    for piece in pieces:
+        os.utime(files.folder / piece.name, (7201, 7201))
     files.write_index(pieces[:1], [[5, 100]])
     found = files.scan(2e9)
-    assert (len(found.pieces), found.read, found.hours) == (2, 1, [[5, 100]])
+    assert (len(found.pieces), found.read, found.hours) == (2, 1, [[5, 100], [2, pieces[1].nbytes]])
     index = files.folder / INDEX
     index.write_bytes(index.read_bytes()[:-1])
     found = files.scan(2e9)
-    assert (len(found.pieces), found.read, found.hours) == (2, 2, [])
+    assert (len(found.pieces), found.read) == (2, 2)
+    assert found.hours == [[2, sum(piece.nbytes for piece in pieces)]]
 
 
 def test_use_in_the_future_counts_as_now(files: Files) -> None:
