@@ -31,8 +31,9 @@ from huggingface_hub.file_download import repo_folder_name
 from tqdm import tqdm
 
 from daemon.cache.callbacks import Report
+from daemon.cache.digests import Stamp
 from daemon.cache.model_files import check, read
-from daemon.cache.unchanged import Findings
+from daemon.cache.unchanged import Findings, State
 from daemon.cache.weight_files import is_weight_file, weight_files
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.machine_faults import machine_fault
@@ -47,7 +48,7 @@ _IGNORED = ["*/*.safetensors"]
 _LISTS = "trees"
 """Directory beside the snapshots, in which huggingface_hub keeps a list of the files of each commit."""
 _NUMBERED = re.compile(r"(.*)-\d+-of-(\d+)\.safetensors")
-_COMPLETE = Findings[Path, bool]()
+_COMPLETE = Findings[tuple[Path, State], bool]()
 """Whether snapshots are complete: each call for a Hub id asks."""
 
 
@@ -90,9 +91,15 @@ def is_complete(path: Path) -> bool:
     After an interrupted download, huggingface_hub returns an incomplete snapshot, unless it has a list of its files.
     An index may list files that mlx-lm does not load: they are never downloaded.
     """
-    lists = path.parent.parent / _LISTS
-    folders = [path, lists] if path.parent.name == "snapshots" and lists.is_dir() else [path]
-    return _COMPLETE.get(path, folders, lambda: _is_complete(path))
+    return _COMPLETE.get((path, list_state(path)), [path], lambda: _is_complete(path))
+
+
+def list_state(path: Path) -> State:
+    """Return the state of huggingface_hub's list of the files of a snapshot, by which it may be complete."""
+    try:
+        return (("list", Stamp.of(_list(path))),)
+    except OSError:
+        return ()
 
 
 def _is_complete(path: Path) -> bool:
@@ -116,10 +123,14 @@ def _is_complete(path: Path) -> bool:
 def _listed(path: Path) -> set[str] | None:
     """Return the weight files of huggingface_hub's list of all files of a snapshot; None if it has none."""
     try:
-        files = json.loads(read(path.parent.parent / _LISTS / f"{path.name}.json"))["files"]
+        files = json.loads(read(_list(path)))["files"]
         return {name for name in files if is_weight_file(name)}
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SidecarError):
         return None
+
+
+def _list(path: Path) -> Path:
+    return path.parent.parent / _LISTS / f"{path.name}.json"
 
 
 def _has_all_numbers(names: Iterable[str]) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 from daemon.cache.context_length import context_length
 from daemon.cache.digests import Stamp
 from daemon.cache.embedding_config import MODULES, embedding_config
-from daemon.cache.hub import is_complete
+from daemon.cache.hub import is_complete, list_state
 from daemon.cache.hub_folders import HubFolder, hub_folders, hub_ids
 from daemon.cache.model_config import MAX_CONFIG_BYTES, Config, checked_config
 from daemon.cache.model_files import Roots, read
@@ -45,7 +45,7 @@ _MOST_NEAR = 3
 """Names that are suggested for a mistyped one."""
 _READ = (".json", ".jinja", ".safetensors")
 """How names of files end that tell what a model can do, or that its weights are there."""
-_TOLD = Findings[tuple[Path, Roots], dict[str, Any]](most=2 * MOST_MODELS)
+_TOLD = Findings[tuple[Path, Roots, State], dict[str, Any]](most=2 * MOST_MODELS)
 """What files of models told, see `_told`: programs list models every few seconds, and few of them change."""
 _TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 _TOOLS = re.compile(r"\btools\b")
@@ -168,7 +168,7 @@ def described(model: DiskModel, roots: Roots = ()) -> DiskModel:
     )
     try:
         states = (_state(stats), _pooling_state(model.path) if MODULES in stats else ())
-        told = _TOLD.of((model.path, roots), states, lambda: _told(model, roots))
+        told = _TOLD.of((model.path, roots, list_state(model.path)), states, lambda: _told(model, roots))
         return replace(model, **told)
     except SidecarError as error:
         problem = error.message
