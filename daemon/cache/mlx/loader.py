@@ -204,6 +204,7 @@ def load(source: ModelSource, warmup_tokens: int, setup: LoadSetup) -> Generator
         digests = yield from setup.sliced(reading.digests(setup.seconds), progress)
         _refuse_misnamed(source, digests, setup.learn)
         verdicts.keep(source, layout, verdict, shard)
+        setup.measured.keep(source.key, layout, work)
         return Loaded(loaded, loaded.nbytes)
 
 
@@ -293,7 +294,6 @@ def _measured(
     work = setup.measured.find(source.key, layout)
     if work is None:
         work = yield from setup.sliced(measuring(model, layout), progress)
-        setup.measured.keep(source.key, layout, work)
     return work
 
 
