@@ -73,7 +73,7 @@ def leave_out_of_backups(folder: Path, platform: str = sys.platform, libc: Any =
 
 
 def is_there(file: int, path: Path) -> bool:
-    """Tell whether a path leads to an open file still: it may have been removed, or replaced with its directory."""
+    """Tell whether a path still leads to an open file, which may have been removed, or replaced with its directory."""
     try:
         return os.path.samestat(os.fstat(file), path.lstat())
     except OSError:
@@ -81,7 +81,7 @@ def is_there(file: int, path: Path) -> bool:
 
 
 def is_away(file: int, path: Path) -> bool:
-    """Tell whether a path does not lead to an open file because its disk is not mounted, and neither is another."""
+    """Tell whether a path no longer leads to an open file because the disk is away, and not because it was removed."""
     folder = path.parent if path.parent.exists() else path.parent.parent
     try:
         return not path.exists() and os.fstat(file).st_dev != folder.stat().st_dev
