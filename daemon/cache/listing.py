@@ -29,6 +29,7 @@ from daemon.cache.unchanged import Findings, State
 from daemon.cache.weight_files import is_weight_file
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.liveness import moved
+from daemon.shared.machine_faults import machine_fault
 
 HUB_CACHE, ROOT, IS_EMBEDDED, ELSEWHERE = "hub_cache", "root", "embedded", ""
 """Places where a model is found; the last one is for models that are in memory alone."""
@@ -110,14 +111,24 @@ def root_models(root: Path) -> list[DiskModel]:
 
     Raises:
         SidecarError: MODEL_NOT_FOUND if there is no such directory: its disk is away, or its name is misspelled.
+            MACHINE_FAULT if it cannot be entered.
     """
     if not root.is_dir():
         raise SidecarError(Reason.MODEL_NOT_FOUND, "model_roots names it, and there is no such directory")
-    return [described(DiskModel(str(path), path, ROOT), (root.resolve(),)) for path in root_folders(root)]
+    try:
+        folders = root_folders(root)
+    except PermissionError as error:
+        raise machine_fault(error, "model_roots names it") or error from error
+    return [described(DiskModel(str(path), path, ROOT), (root.resolve(),)) for path in folders]
 
 
 def root_folders(root: Path) -> list[Path]:
-    """Return the directories below a directory, itself included, that have a config.json; at most MOST_MODELS."""
+    """
+    Return the directories below a directory, itself included, that have a config.json; at most MOST_MODELS.
+
+    Raises:
+        PermissionError: If it cannot be entered. Such a directory below it is passed over.
+    """
     found: list[Path] = []
     pending = [(root, 0)]
     for _ in range(MOST_FOLDERS):

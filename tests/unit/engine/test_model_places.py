@@ -17,6 +17,7 @@ from daemon.cache.listing import close_names
 from daemon.cache.resolver import EMBEDDED_PATH
 from daemon.engine.background import background
 from daemon.engine.calls import model_places
+from daemon.shared.errors import SidecarError
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import copy_of_embedded
 from tests.unit.engine.harness import Harness
@@ -146,8 +147,8 @@ def test_directory_that_cannot_be_entered_hides_no_other_model(tmp_path: Path, m
 
     monkeypatch.setattr(os, "stat", refusing)
     assert [path.name for path in listing.root_folders(tmp_path)] == ["a", "z"]
-    with pytest.raises(PermissionError):
-        listing.root_folders(locked)
+    with pytest.raises(SidecarError, match="let the daemon's user read it"):
+        listing.root_models(locked)
 
 
 def test_damaged_models_are_listed_with_their_problem(tmp_path: Path) -> None:
