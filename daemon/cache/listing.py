@@ -113,9 +113,9 @@ def root_models(root: Path) -> list[DiskModel]:
         SidecarError: MODEL_NOT_FOUND if there is no such directory: its disk is away, or its name is misspelled.
             MACHINE_FAULT if it cannot be entered.
     """
-    if not root.is_dir():
-        raise SidecarError(Reason.MODEL_NOT_FOUND, "model_roots names it, and there is no such directory")
     try:
+        if not root.is_dir():
+            raise SidecarError(Reason.MODEL_NOT_FOUND, "model_roots names it, and there is no such directory")
         folders = root_folders(root)
     except PermissionError as error:
         raise machine_fault(error, "model_roots names it") or error from error
