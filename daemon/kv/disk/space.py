@@ -1,4 +1,4 @@
-"""The disk of a tier as its system has it: the space there is, what its backups leave out, and whether it is mounted."""
+"""The disk of a tier as its system has it: the space, what its backups leave out, and whether it is mounted."""
 
 from __future__ import annotations
 
