@@ -194,10 +194,11 @@ class Services:
 
     def _move_pin(self, source: ModelSource, adapter: str, pin: bool | None) -> None:
         """Let a pin follow a directory whose files changed: nothing leads to what it held before."""
-        for entry in self.models.entries():
+        pinned = [entry for entry in self.models.entries() if entry.pinned and not entry.draining]
+        for entry in pinned:
             before = entry.model.source
             is_there = (before.path, before.adapter_path) == (source.path, source.adapter_path)
-            if entry.pinned and is_there and entry.key != source.key and entry.names == [source.name]:
+            if is_there and entry.key != source.key and entry.names == [source.name]:
                 self.models.unpin(entry.key)
                 if pin is None:
                     self.overrides.choose_pin(source.name, adapter)
