@@ -202,7 +202,7 @@ class DiskTier:
 
     def idle(self, namespace: str, path: Sequence[Node], seconds: float) -> bool:
         """Take a path that goes soon, as it was not used for so long; False if it should be offered again later."""
-        return not self.open or self.work.paused or self.writer.idle(namespace, path, seconds)
+        return not (self.opening or self.work.paused) and (not self.open or self.writer.idle(namespace, path, seconds))
 
     def reused(self, tokens: int) -> None:
         """Count tokens of a request that came from the disk."""
