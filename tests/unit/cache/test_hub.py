@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from huggingface_hub import constants, errors
 from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
 
 from daemon.cache import hub
-from daemon.cache.hub import is_complete, planned_bytes, snapshot
+from daemon.cache.hub import planned_bytes, snapshot
 from daemon.engine.background.background import as_sidecar_error
 from daemon.shared.errors import Reason, SidecarError
 from tests.support.builders import write_model
@@ -110,52 +109,6 @@ def test_interrupted_download_is_not_a_cached_model(repo: Path, index: str | Non
         assert snapshot("org/name", "", allow_download=False, report=_ignore) == repo
     else:
         assert _refusal().reason is Reason.MODEL_NOT_CACHED
-
-
-@pytest.mark.parametrize(
-    ("there", "complete"),
-    [
-        (["model-00001-of-00002"], False),
-        (["model-00001-of-00002", "model-00002-of-00002"], True),
-        (["model-00000-of-00002", "model-00001-of-00002"], True),
-        (["model", "model-00001-of-000163"], False),
-        (["model-2"], True),
-    ],
-)
-def test_numbers_of_shards_tell_what_is_missing_before_their_index(
-    repo: Path, there: list[str], *, complete: bool
-) -> None:
-    """An interrupted download of an older library leaves shards alone: the index comes after them."""
-    content = (repo / "model.safetensors").read_bytes()
-    (repo / "model.safetensors").unlink()
-    for name in there:
-        (repo / f"{name}.safetensors").write_bytes(content)
-
-    if complete:
-        assert snapshot("org/name", "", allow_download=False, report=_ignore) == repo
-    else:
-        assert _refusal().reason is Reason.MODEL_NOT_CACHED
-
-
-@pytest.mark.parametrize(
-    ("listed", "complete"),
-    [
-        (["config.json", "model.safetensors", "original/model-2.safetensors"], True),
-        (["config.json", "model.safetensors", "model-2.safetensors"], False),
-        (None, False),
-    ],
-)
-def test_index_that_is_left_over_hides_no_model(repo: Path, listed: list[str] | None, *, complete: bool) -> None:
-    """The Hub's own list of the files counts, where there is one; mlx-lm reads no index."""
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
-    (repo / "model.safetensors.index.json").write_text(json.dumps(index))
-    lists = repo.parent.parent / "trees"
-    lists.mkdir()
-    if listed is not None:
-        files = {name: {"size": 1, "blob_id": "0" * 40} for name in listed}
-        (lists / f"{COMMIT}.json").write_text(json.dumps({"format_version": 1, "files": files}))
-
-    assert is_complete(repo) is complete
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])

@@ -246,27 +246,6 @@ def test_last_tenth_of_the_disk_stays_free() -> None:
     assert disk.files.content == {}
 
 
-def test_room_that_the_tier_made_is_not_made_again() -> None:
-    """Between two looks at a disk that others fill, a piece pushes out another one and no more."""
-    disk = written(*(prompt(letter, 2) for letter in range(10, 20)))
-    taken = disk.tier.catalog.nbytes
-    disk.files.disk = Space(10**9, 10**8 + taken - 10)
-    disk.now += INDEX_SECONDS
-    disk.tier.tick()
-    disk.settle()
-    assert len(disk.tier.catalog) == 9
-    assert disk.tier.budget == taken - 10
-
-    left = set()
-    for letter in range(20, 25):
-        disk.prefixes.store(NAME, prompt(letter, 2))
-        disk.prefixes.reuse(NAME, [*prompt(letter, 2), 9])
-        disk.settle()
-        disk.check()
-        left.add(len(disk.tier.catalog))
-    assert len(left) == 1
-
-
 def test_idle_tier_gives_back_what_others_need() -> None:
     """It looks every five minutes, and writes no index for that."""
     disk = written(TOKENS)
