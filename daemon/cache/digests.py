@@ -102,6 +102,7 @@ class Digests:
     Args:
         notes: Keeps digests of large files for the next process; None keeps them in memory only.
         now_ns: Returns the time by the file system's clock, in nanoseconds.
+        monotonic_ns: Returns the time by a clock that never jumps, in nanoseconds.
         aside: A context entered while a large file is read, so that running streams notice little of it. Its value is
             called after each mebibyte.
 
@@ -113,16 +114,20 @@ class Digests:
         self,
         notes: Notes | None = None,
         now_ns: Callable[[], int] = time.time_ns,
+        monotonic_ns: Callable[[], int] = time.monotonic_ns,
         aside: Callable[[], AbstractContextManager[Rest]] = lambda: nullcontext(ignore),
     ) -> None:
         self.corrected = 0
         self._now_ns = now_ns
+        self._monotonic_ns = monotonic_ns
         self._aside = aside
         # Apart, so that a folder with thousands of small files does not push out digests that take minutes to compute.
         self._large = LruDict[str, tuple[Stamp, str]](MOST_FILES, notes.read().items() if notes else ())
         self._small = LruDict[str, tuple[Stamp, str]](MOST_FILES)
         self._misnamed = LruDict[str, None](MOST_FILES)
         """Paths of which a load found that the file is not what its name says."""
+        self._sightings = LruDict[str, tuple[Stamp, int]](MOST_FILES)
+        """Stamps of files that were written lately or lie ahead of the clock, and when they were first seen."""
         self._lock = threading.Lock()
         self._readers = KeyedLock[Path]()
         self._save = BackgroundSave(lambda: notes.write(self._noted())).request if notes else ignore
@@ -187,12 +192,22 @@ class Digests:
     def _read(self, path: Path, report: Report | None) -> str:
         started = self._now_ns()
         stamp = Stamp.of(path)
+        is_old = self._was_seen(path, stamp)
         with self._aside() if stamp.size > QUICK_BYTES else nullcontext(ignore) as rest:
             digest = _sha256(path, stamp.size, report, rest)
-        is_settled = stamp.ctime_ns + SETTLED_NS < started
+        is_settled = stamp.ctime_ns + SETTLED_NS < started or is_old
         if is_settled and Stamp.of(path) == stamp:
             self._remember(path, stamp, digest)
         return digest
+
+    def _was_seen(self, path: Path, stamp: Stamp) -> bool:
+        """Whether a file has had a stamp for so long that it is settled, whatever its time: a clock may be wrong."""
+        now = self._monotonic_ns()
+        with self._lock:
+            seen = self._sightings.get(str(path))
+            since = seen[1] if seen is not None and seen[0] == stamp else now
+            self._sightings.put(str(path), (stamp, since))
+        return since + SETTLED_NS < now
 
     def _remember(self, path: Path, stamp: Stamp, digest: str) -> None:
         is_large = stamp.size > QUICK_BYTES

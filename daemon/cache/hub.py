@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,9 @@ from huggingface_hub.file_download import repo_folder_name
 from tqdm import tqdm
 
 from daemon.cache.callbacks import Report
+from daemon.cache.digests import Stamp
 from daemon.cache.model_files import check, read
-from daemon.cache.unchanged import Findings
+from daemon.cache.unchanged import Findings, State
 from daemon.cache.weight_files import is_weight_file, weight_files
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.machine_faults import machine_fault
@@ -42,7 +45,10 @@ PATTERNS = [
 """Files that mlx-lm reads of a model. Python files are left out: they are never run."""
 _IGNORED = ["*/*.safetensors"]
 """Files that the patterns match as well: their asterisk stands for slashes too."""
-_COMPLETE = Findings[Path, bool]()
+_LISTS = "trees"
+"""Directory beside the snapshots, in which huggingface_hub keeps a list of the files of each commit."""
+_NUMBERED = re.compile(r"(.*)-\d+-of-(\d+)\.safetensors")
+_COMPLETE = Findings[tuple[Path, State], bool]()
 """Whether snapshots are complete: each call for a Hub id asks."""
 
 
@@ -85,20 +91,52 @@ def is_complete(path: Path) -> bool:
     After an interrupted download, huggingface_hub returns an incomplete snapshot, unless it has a list of its files.
     An index may list files that mlx-lm does not load: they are never downloaded.
     """
-    return _COMPLETE.get(path, [path], lambda: _is_complete(path))
+    return _COMPLETE.get((path, list_state(path)), [path], lambda: _is_complete(path))
+
+
+def list_state(path: Path) -> State:
+    """Return the state of huggingface_hub's list of the files of a snapshot, by which it may be complete."""
+    try:
+        return (("list", Stamp.of(_list(path))),)
+    except OSError:
+        return ()
 
 
 def _is_complete(path: Path) -> bool:
-    index = path / "model.safetensors.index.json"
-    if not (path / "config.json").is_file() or not any(file.is_file() for file in weight_files(path)):
+    names = {file.name for file in weight_files(path) if file.is_file()}
+    if not (path / "config.json").is_file() or not names:
         return False
+    # An index may be left over from other files, and it may come after them: the Hub's own list is right.
+    listed = _listed(path)
+    if listed is not None:
+        return listed <= names
+    index = path / "model.safetensors.index.json"
     if not index.is_file():
-        return True
+        return _has_all_numbers(names)
     try:
         shards = set(json.loads(read(index))["weight_map"].values())
-        return all((path / shard).is_file() for shard in shards if is_weight_file(shard))
+        return {shard for shard in shards if is_weight_file(shard)} <= names
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
+
+
+def _listed(path: Path) -> set[str] | None:
+    """Return the weight files of huggingface_hub's list of all files of a snapshot; None if it has none."""
+    try:
+        files = json.loads(read(_list(path)))["files"]
+        return {name for name in files if is_weight_file(name)}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SidecarError):
+        return None
+
+
+def _list(path: Path) -> Path:
+    return path.parent.parent / _LISTS / f"{path.name}.json"
+
+
+def _has_all_numbers(names: Iterable[str]) -> bool:
+    """Return whether as many files are there as their names say: `model-00001-of-00004.safetensors` is one of four."""
+    series = Counter(match.groups() for match in map(_NUMBERED.fullmatch, names) if match)
+    return all(there >= int(number) for (_, number), there in series.items())
 
 
 def planned_bytes(repo: str, revision: str) -> int:
@@ -169,7 +207,7 @@ def _fetch(repo: str, revision: str, **options: Any) -> Path:
 def _refuse_irregular(repo: str, revision: str) -> None:
     """Refuse FIFOs among the references and file lists of the cache: huggingface_hub opens them, and would wait."""
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
-    for file in (folder / "refs" / (revision or constants.DEFAULT_REVISION), *folder.glob("trees/*.json")):
+    for file in (folder / "refs" / (revision or constants.DEFAULT_REVISION), *folder.glob(f"{_LISTS}/*.json")):
         with suppress(FileNotFoundError, NotADirectoryError):
             check(file)
 

@@ -20,7 +20,7 @@ from typing import Any
 from daemon.cache.context_length import context_length
 from daemon.cache.digests import Stamp
 from daemon.cache.embedding_config import MODULES, embedding_config
-from daemon.cache.hub import is_complete
+from daemon.cache.hub import is_complete, list_state
 from daemon.cache.hub_folders import HubFolder, hub_folders, hub_ids
 from daemon.cache.model_config import MAX_CONFIG_BYTES, Config, checked_config
 from daemon.cache.model_files import Roots, read
@@ -29,6 +29,7 @@ from daemon.cache.unchanged import Findings, State
 from daemon.cache.weight_files import is_weight_file
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.liveness import moved
+from daemon.shared.machine_faults import machine_fault
 
 HUB_CACHE, ROOT, IS_EMBEDDED, ELSEWHERE = "hub_cache", "root", "embedded", ""
 """Places where a model is found; the last one is for models that are in memory alone."""
@@ -45,7 +46,7 @@ _MOST_NEAR = 3
 """Names that are suggested for a mistyped one."""
 _READ = (".json", ".jinja", ".safetensors")
 """How names of files end that tell what a model can do, or that its weights are there."""
-_TOLD = Findings[tuple[Path, Roots], dict[str, Any]](most=2 * MOST_MODELS)
+_TOLD = Findings[tuple[Path, Roots, State], dict[str, Any]](most=2 * MOST_MODELS)
 """What files of models told, see `_told`: programs list models every few seconds, and few of them change."""
 _TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 _TOOLS = re.compile(r"\btools\b")
@@ -110,14 +111,24 @@ def root_models(root: Path) -> list[DiskModel]:
 
     Raises:
         SidecarError: MODEL_NOT_FOUND if there is no such directory: its disk is away, or its name is misspelled.
+            MACHINE_FAULT if it cannot be entered.
     """
-    if not root.is_dir():
-        raise SidecarError(Reason.MODEL_NOT_FOUND, "model_roots names it, and there is no such directory")
-    return [described(DiskModel(str(path), path, ROOT), (root.resolve(),)) for path in root_folders(root)]
+    try:
+        if not root.is_dir():
+            raise SidecarError(Reason.MODEL_NOT_FOUND, "model_roots names it, and there is no such directory")
+        folders = root_folders(root)
+    except PermissionError as error:
+        raise machine_fault(error, "model_roots names it") or error from error
+    return [described(DiskModel(str(path), path, ROOT), (root.resolve(),)) for path in folders]
 
 
 def root_folders(root: Path) -> list[Path]:
-    """Return the directories below a directory, itself included, that have a config.json; at most MOST_MODELS."""
+    """
+    Return the directories below a directory, itself included, that have a config.json; at most MOST_MODELS.
+
+    Raises:
+        PermissionError: If it cannot be entered. Such a directory below it is passed over.
+    """
     found: list[Path] = []
     pending = [(root, 0)]
     for _ in range(MOST_FOLDERS):
@@ -125,11 +136,21 @@ def root_folders(root: Path) -> list[Path]:
             break
         folder, depth = pending.pop()
         moved()
-        if (folder / "config.json").is_file():
+        if _has_config(folder, root):
             found.append(folder)
         elif depth < DEPTH:
             pending += [(path, depth + 1) for path in _folders(folder)]
     return sorted(found)
+
+
+def _has_config(folder: Path, root: Path) -> bool:
+    """Return whether a directory has a config.json; not if it cannot be entered, like a disk's `lost+found`."""
+    try:
+        return (folder / "config.json").is_file()
+    except PermissionError:
+        if folder == root:
+            raise
+        return False
 
 
 def embedded_model() -> list[DiskModel]:
@@ -158,7 +179,7 @@ def described(model: DiskModel, roots: Roots = ()) -> DiskModel:
     )
     try:
         states = (_state(stats), _pooling_state(model.path) if MODULES in stats else ())
-        told = _TOLD.of((model.path, roots), states, lambda: _told(model, roots))
+        told = _TOLD.of((model.path, roots, list_state(model.path)), states, lambda: _told(model, roots))
         return replace(model, **told)
     except SidecarError as error:
         problem = error.message

@@ -122,6 +122,13 @@ class ModelCache(Generic[S, M]):
         self._drop(entry)
         return True
 
+    def unpin(self, key: Hashable) -> None:
+        """Let a model be evicted that was pinned; one that is not in memory is no error."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            entry.pinned = False
+            self._trim()
+
     def clear(self) -> None:
         """Drop every model. Leases stay usable."""
         for entry in list(self._entries.values()):

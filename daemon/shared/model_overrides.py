@@ -64,6 +64,10 @@ class ModelOverrides:
         chosen = self._chosen.get((model, adapter))
         return chosen.context_length if chosen is not None and chosen.HasField("context_length") else None
 
+    def choose_pin(self, model: str, adapter: str) -> None:
+        """Pin a model at its next load."""
+        self._choose(pb.GetOrLoadRequest(model=model, adapter=adapter, pin=True))
+
     def choose_context_length(self, model: str, adapter: str, tokens: int) -> None:
         """Set the context length of a model, in tokens."""
         self._choose(pb.GetOrLoadRequest(model=model, adapter=adapter, context_length=tokens))

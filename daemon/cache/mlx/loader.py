@@ -195,8 +195,7 @@ def load(source: ModelSource, warmup_tokens: int, setup: LoadSetup) -> Generator
         with load_errors(source):
             layout, verdict = yield from setup.sliced(verdicts.reach(source, model, shard), progress)
             work = yield from _measured(source, model, layout, progress, setup)
-        loaded = _loaded(source, model, layout, needed, verdict, work)
-        loaded = replace(loaded, mtp=(yield from setup.sliced(tried_head(source, head, model), progress)))
+        loaded = yield from _with_head(_loaded(source, model, layout, needed, verdict, work), head, progress, setup)
         if warmup_tokens:
             progress = Progress(Stage.WARMING_UP)
             yield progress
@@ -205,7 +204,8 @@ def load(source: ModelSource, warmup_tokens: int, setup: LoadSetup) -> Generator
         digests = yield from setup.sliced(reading.digests(setup.seconds), progress)
         _refuse_misnamed(source, digests, setup.learn)
         verdicts.keep(source, layout, verdict, shard)
-        return Loaded(loaded, needed)
+        setup.measured.keep(source.key, layout, work)
+        return Loaded(loaded, loaded.nbytes)
 
 
 def _weighed(
@@ -294,7 +294,6 @@ def _measured(
     work = setup.measured.find(source.key, layout)
     if work is None:
         work = yield from setup.sliced(measuring(model, layout), progress)
-        setup.measured.keep(source.key, layout, work)
     return work
 
 
@@ -314,6 +313,13 @@ def _loaded(
         shares=verdict.joinable and verdict.shares and layout.bills_own,
         last=verdict.view(model),
     )
+
+
+def _with_head(loaded: LoadedModel, head: Head | str, progress: Progress, setup: LoadSetup) -> _Slices[LoadedModel]:
+    """Return a model with its MTP head, or with why it has none. A head that its trial refuses takes no bytes."""
+    mtp = yield from setup.sliced(tried_head(loaded.source, head, loaded.model), progress)
+    refused = [] if isinstance(head, str) or isinstance(mtp, MtpHead) else arrays(head)
+    return replace(loaded, mtp=mtp, nbytes=loaded.nbytes - nbytes(refused))
 
 
 def _warmed_up(loaded: LoadedModel, tokens: int, progress: Progress, setup: LoadSetup) -> _Slices[LoadedModel]:

@@ -184,12 +184,24 @@ class Services:
         self.names.seen(source)
         if loaded_only and not self.models.contains(source.key):
             raise not_loaded(source.name, kept=self.models.limits.budget_bytes > 0)
+        self._move_pin(source, adapter, pin)
         return self.models.get_or_load(
             source,
             pin=self.overrides.pin(source.name, adapter) if pin is None else pin,
             ttl=self.overrides.ttl(source.name, adapter) if ttl is None else ttl,
             skip_warmup=skip_warmup,
         )
+
+    def _move_pin(self, source: ModelSource, adapter: str, pin: bool | None) -> None:
+        """Let a pin follow a directory whose files changed: nothing leads to what it held before."""
+        pinned = [entry for entry in self.models.entries() if entry.pinned and not entry.draining]
+        for entry in pinned:
+            before = entry.model.source
+            is_there = (before.path, before.adapter_path) == (source.path, source.adapter_path)
+            if is_there and entry.key != source.key and entry.names == [source.name]:
+                self.models.unpin(entry.key)
+                if pin is None:
+                    self.overrides.choose_pin(source.name, adapter)
 
     def limited(self, source: ModelSource, adapter: str) -> ModelSource:
         """Return a model with the context length that callers chose for its name; any thread."""

@@ -83,6 +83,8 @@ class Catalog:
         self._resumes: dict[bytes, Entry] = {}
         """Resume pieces, by the hash of the last block or the tail before their position."""
         self._roots: dict[str, set[Entry]] = {}
+        self._now = 0.0
+        """When a piece was used last, by the same clock."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -121,6 +123,7 @@ class Catalog:
             return None
         entry = Entry(piece, now, ready, above)
         self._entries[piece.name] = entry
+        self._now = max(self._now, now)
         self._blocks.update(dict.fromkeys(piece.hashes, entry))
         if piece.resume:
             self._resumes[end] = entry
@@ -189,22 +192,26 @@ class Catalog:
         entry.ready = True
 
     def touch(self, entries: Iterable[Entry], now: float) -> list[Entry]:
-        """Note a use of pieces and of all before them, and return all of these."""
-        used: dict[Entry, None] = {}
-        for each in entries:
-            entry: Entry | None = each
-            while entry is not None and entry not in used:
-                entry.used = max(entry.used, now)
-                used[entry] = None
-                entry = entry.above
-        return list(used)
+        """
+        Note a use of pieces and of all before them, and return all of these.
+
+        If the clock went back, no piece counts as used later than now: else it would stay longer than those used since.
+        """
+        if now < self._now:
+            for entry in self:
+                entry.used = min(entry.used, now)
+        self._now = now
+        used = _with_all_before(entries)
+        for entry in used:
+            entry.used = max(entry.used, now)
+        return used
 
     def shrink(self, most: int, spared: Iterable[Entry] = ()) -> list[str]:
         """Drop the least recently used until at most so many bytes are left, and return the names of the files."""
         names: list[str] = []
         if self.nbytes <= most:
             return names
-        kept = set(self.touch(spared, 0.0))
+        kept = set(_with_all_before(spared))
         leaves = [(entry.used, -entry.depth, index, entry) for index, entry in enumerate(self) if not entry.below]
         heapify(leaves)
         while self.nbytes > most and leaves:
@@ -322,3 +329,14 @@ class Catalog:
 def _continued(entry: Entry) -> int:
     """Return how many pieces with blocks follow a piece."""
     return sum(not below.piece.resume for below in entry.below)
+
+
+def _with_all_before(entries: Iterable[Entry]) -> list[Entry]:
+    """Return pieces and all that they need, each once."""
+    line: dict[Entry, None] = {}
+    for each in entries:
+        entry: Entry | None = each
+        while entry is not None and entry not in line:
+            line[entry] = None
+            entry = entry.above
+    return list(line)

@@ -29,10 +29,10 @@ from daemon.kv.disk.format import (
     header_length,
 )
 from daemon.kv.disk.found import Found
-from daemon.kv.disk.limits import RESERVE, Space
+from daemon.kv.disk.limits import HOUR, RESERVE, Space, WriteLimit
 from daemon.kv.disk.note import sync
 from daemon.kv.disk.piece import SUFFIX, Part, Piece
-from daemon.kv.disk.space import leave_out_of_backups, space_of
+from daemon.kv.disk.space import is_away, is_there, leave_out_of_backups, space_of
 from daemon.shared import liveness
 from daemon.shared.failpoints import failpoint
 
@@ -76,14 +76,18 @@ class Files:
 
     def open(self) -> None:
         """
-        Create the directory if it is missing, and lock it.
+        Create the directory if it is missing, and lock it; again, if it was removed meanwhile.
 
         Raises:
-            UnusableError: If it is another user's, open to others, or another daemon's.
+            UnusableError: If it is another user's, open to others, another daemon's, or on a disk that is gone.
             OSError: If it cannot be created.
         """
         if self._lock is not None:
-            return
+            if is_there(self._lock, self.folder / LOCK):
+                return
+            if is_away(self._lock, self.folder / LOCK):
+                raise UnusableError("its disk is not mounted any more")
+            self.close()
         # It may be the directory of another tier, which must be private too.
         self.folder.parent.mkdir(0o700, parents=True, exist_ok=True)
         with suppress(FileExistsError):
@@ -129,11 +133,11 @@ class Files:
         with os.scandir(self.folder) as items:
             for item in items:
                 liveness.moved()
-                if item.name.endswith(PRIVATE):
+                if item.name == INDEX + PRIVATE or item.name.endswith(SUFFIX + PRIVATE):
                     found.removed += self._discard(item.name)
                 elif item.name.endswith(SUFFIX):
                     self._look(item, known, found, now)
-        found.left, found.space = list(self.left), self.space()
+        found.left, found.space, found.hours = list(self.left), self.space(), WriteLimit.of(found.hours).pairs
         return found
 
     def look(self) -> Iterator[tuple[str, Piece | None, float]]:
@@ -168,6 +172,7 @@ class Files:
         Raises:
             OSError: If the disk is full or fails; nothing is left of it.
         """
+        self.open()
         header = encode_header(self._own(piece), parts)
         size = len(header) + sum(len(part.data) for part in parts)
         space = self.space()
@@ -210,6 +215,7 @@ class Files:
         Raises:
             OSError: If one cannot be removed.
         """
+        self.open()
         for name in [*names, *(self.left if lasting else ())]:
             failpoint("disk.remove")
             (self.folder / name).unlink(missing_ok=True)
@@ -225,6 +231,7 @@ class Files:
         Raises:
             OSError: If the disk is full or fails; the old one stays.
         """
+        self.open()
         data = encode_index(map(self._own, pieces), hours)
         with self._published(INDEX) as file:
             failpoint("disk.index")
@@ -283,7 +290,10 @@ class Files:
             self.left[item.name] = size
             found.trouble = found.trouble or error
             return
-        found.pieces.append((piece, min(about.st_mtime, now)))
+        used = min(about.st_mtime, now)
+        if piece is not known.get(item.name):  # newer than the index, which has the bytes that were written before it
+            found.hours.append([int(used // HOUR), size])
+        found.pieces.append((piece, used))
 
     def _own(self, piece: Piece) -> Piece:
         return replace(piece, part=self._part) if self._part else piece

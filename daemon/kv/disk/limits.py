@@ -58,7 +58,7 @@ def budget(wanted: int | None, used: int, space: Space) -> int:
 
     Args:
         wanted: The configured number; None for `auto`.
-        used: What it takes.
+        used: What it took when the disk was looked at.
         space: The disk.
     """
     reach = used + space.free
@@ -89,8 +89,11 @@ class WriteLimit:
 
     @classmethod
     def of(cls, pairs: Sequence[Sequence[int]]) -> WriteLimit:
-        """Return what `pairs` of hours and bytes say."""
-        return cls({int(hour): int(nbytes) for hour, nbytes in pairs})
+        """Return what pairs of hours and bytes say; those of one hour are added up."""
+        limit = cls()
+        for hour, nbytes in pairs:
+            limit.hours[hour] = limit.hours.get(hour, 0) + nbytes
+        return limit
 
     @classmethod
     def of_all(cls, limits: Iterable[Sequence[Sequence[int]]]) -> WriteLimit:

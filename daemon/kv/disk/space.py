@@ -1,4 +1,4 @@
-"""The disk of a tier as its system has it: the space there is, and what its backups leave out."""
+"""The disk of a tier as its system has it: the space, what its backups leave out, and whether it is mounted."""
 
 from __future__ import annotations
 
@@ -70,3 +70,20 @@ def leave_out_of_backups(folder: Path, platform: str = sys.platform, libc: Any =
     if platform == "darwin":
         library, size = libc or ctypes.CDLL(None), ctypes.c_size_t(len(_BY_TIME_MACHINE))
         library.setxattr(os.fsencode(folder), _LEFT_OUT, _BY_TIME_MACHINE, size, 0, 0)
+
+
+def is_there(file: int, path: Path) -> bool:
+    """Tell whether a path still leads to an open file, which may have been removed, or replaced with its directory."""
+    try:
+        return os.path.samestat(os.fstat(file), path.lstat())
+    except OSError:
+        return False
+
+
+def is_away(file: int, path: Path) -> bool:
+    """Tell whether a path no longer leads to an open file because the disk is away, and not because it was removed."""
+    folder = path.parent if path.parent.exists() else path.parent.parent
+    try:
+        return not path.exists() and os.fstat(file).st_dev != folder.stat().st_dev
+    except OSError:
+        return True

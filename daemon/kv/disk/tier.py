@@ -102,7 +102,7 @@ class DiskTier:
         self.writer = WriteBehind(prefixes.trie, self.catalog, codec, self._path_used, self._submit, has_room, clock)
         self._wanted = wanted
         self._wall = wall
-        self._space = Space(0, 0)
+        self._space, self._taken = Space(0, 0), 0  # at the last look: what is written or removed since keeps their sum
         self._writes = WriteLimit()
         self._used: set[str] = set()
         self._changes = 0
@@ -202,7 +202,7 @@ class DiskTier:
 
     def idle(self, namespace: str, path: Sequence[Node], seconds: float) -> bool:
         """Take a path that goes soon, as it was not used for so long; False if it should be offered again later."""
-        return not self.open or self.work.paused or self.writer.idle(namespace, path, seconds)
+        return not (self.opening or self.work.paused) and (not self.open or self.writer.idle(namespace, path, seconds))
 
     def reused(self, tokens: int) -> None:
         """Count tokens of a request that came from the disk."""
@@ -256,18 +256,18 @@ class DiskTier:
     def _has_opened(self, found: Found | Exception) -> None:
         self.opening = False
         if not isinstance(found, Exception):
-            self.open, self._space = True, found.space
+            self.open = True
             self._writes = WriteLimit.of(found.hours)
             self._remove([*self.catalog.fill(found.pieces), *found.orphans])
             self._forget_noted(found.noted)
-            self._remove(self.catalog.shrink(self.budget))
+            self._has_space(found.space)
             log_small(found, self._wanted, self._most)
         for restore in list(self.restores):
             restore.read_ahead()
 
     def _most(self, space: Space) -> int:
         left = self.work.left_bytes
-        return max(0, budget(self._wanted, self.catalog.nbytes + left, space) - left)
+        return max(0, budget(self._wanted, self._taken + left, space) - left)
 
     def _forget(self, chosen: Callable[[], Iterable[Entry]]) -> None:
         """Remove pieces; those of a directory that cannot be used now are removed as soon as it can be used."""
@@ -328,7 +328,6 @@ class DiskTier:
             return
         self._writes.wrote(size - entry.piece.nbytes, self._wall())
         self._changes += 1
-        self._space = replace(self._space, free=max(0, self._space.free - size))
         if there:
             self.catalog.written(entry, size)
 
@@ -346,5 +345,6 @@ class DiskTier:
         self.work.write_index([entry.piece for entry in entries], self._writes.pairs, times, self._has_space)
 
     def _has_space(self, space: Space) -> None:
-        self._space = space
+        """Take what is free on the disk, and give back what it has no room for."""
+        self._space, self._taken = space, sum(entry.piece.nbytes for entry in self.catalog if entry.ready)
         self._remove(self.catalog.shrink(self.budget))

@@ -101,6 +101,17 @@ def test_recently_written_file_is_not_remembered(file: Path, reads: list[Path]) 
     assert len(reads) == 2
 
 
+def test_file_from_the_future_is_remembered_once_it_is_settled(file: Path, reads: list[Path]) -> None:
+    """A clock was wrong, or a disk keeps the local time of elsewhere: no request may read all of it each time."""
+    times = iter(seconds * 10**9 for seconds in (10, 11, 20, 30))  # of each read
+    digests = Digests(now_ns=lambda: 0, monotonic_ns=lambda: next(times))
+    assert [digests.digest(file) for _ in range(5)] == [NAME] * 5
+    assert len(reads) == 3
+    file.write_bytes(CONTENT[::-1])
+    assert digests.digest(file) != NAME
+    assert len(reads) == 4
+
+
 @pytest.mark.usefixtures("large")
 def test_fast_path_digests_no_large_weight_file(file: Path, reads: list[Path]) -> None:
     digests = Digests(now_ns=_later)

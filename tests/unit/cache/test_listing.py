@@ -33,7 +33,7 @@ def _later(monkeypatch: pytest.MonkeyPatch) -> None:
         return time.time_ns() + 2 * SETTLED_NS
 
     monkeypatch.setattr(listing, "_TOLD", Findings[Any, dict[str, Any]](now_ns, most=100))
-    monkeypatch.setattr(hub, "_COMPLETE", Findings[Path, bool](now_ns))
+    monkeypatch.setattr(hub, "_COMPLETE", Findings[Any, bool](now_ns))
 
 
 @pytest.fixture(name="reads")
@@ -214,6 +214,17 @@ def test_missing_shard_is_seen_when_it_comes(tmp_path: Path) -> None:
     _await_shards(tmp_path)
     assert not the(tmp_path).complete
     place(_snapshot(tmp_path) / "model-2.safetensors", "w")
+    assert the(tmp_path).complete
+
+
+def test_list_of_the_hub_is_seen_when_it_comes(tmp_path: Path) -> None:
+    """It tells that an index is left over, and no file of the model changes with it."""
+    snapshot = put(tmp_path)
+    _await_shards(tmp_path)
+    assert not the(tmp_path).complete
+    lists = snapshot.parent.parent / "trees"
+    lists.mkdir()
+    (lists / f"{OLD}.json").write_text(json.dumps({"files": dict.fromkeys(["config.json", "model.safetensors"])}))
     assert the(tmp_path).complete
 
 

@@ -21,6 +21,8 @@ from daemon.cache.limits import ModelLimits
 from daemon.cache.load import Stage
 from daemon.cache.mlx import loader
 from daemon.cache.mlx.loader import LoadedModel, LoadSetup, MisnamedError, load
+from daemon.cache.mlx.measurements import Measurements
+from daemon.cache.mlx.self_tests import Verdicts
 from daemon.cache.mlx.warm_up import WarmUp, warm_up
 from daemon.cache.model_cache import ModelCache
 from daemon.kv.mlx.layerwise import Pass, forward_layerwise
@@ -250,6 +252,23 @@ def test_weights_changed_during_a_load_are_refused(path: Path) -> None:
 
     assert (caught.value.reason, caught.value.retry_after) == (Reason.MODEL_CORRUPT, 2.0)
     assert learnt == [(weights, hashlib.sha256(content).hexdigest())]
+
+
+def test_weights_that_the_key_does_not_name_leave_no_measurement(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same shapes, they may have other types, and so take other memory."""
+    kept: list[object] = []
+    monkeypatch.setattr(Measurements, "keep", lambda *known: kept.append(known))
+    monkeypatch.setattr(Verdicts, "keep", lambda *known: kept.append(known))
+    steps = load(identify("tiny", path), 0, LoadSetup(Clock()))
+    next(steps)
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\7")
+
+    with pytest.raises(MisnamedError):
+        run(steps)
+    assert not kept
+    run(start(path))
+    assert len(kept) == 2
 
 
 def test_files_truncated_during_a_load_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

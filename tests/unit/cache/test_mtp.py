@@ -205,3 +205,16 @@ def test_head_without_numbers_is_not_used() -> None:
     arrays["model.mtp_layers.0.final_layernorm.weight"] *= np.nan
     with pytest.raises(Unbuilt, match="no numbers"):
         list(trying_head(built("mimo", arrays), model_of("mimo")))
+
+
+def test_head_that_its_trial_refuses_is_not_billed(tmp_path: Path) -> None:
+    """Its arrays go with the end of the load."""
+    path = model_with_head(tmp_path, "mimo")
+    weights = mx.load(str(path / "model.safetensors"))
+    assert isinstance(weights, dict)
+    weights["model.mtp_layers.0.final_layernorm.weight"] *= mx.nan
+    mx.eval(weights)
+    mx.save_safetensors(str(path / "model.safetensors"), weights)
+    _, loaded = run(start(path))
+    assert "no numbers" in str(loaded.model.mtp)
+    assert loaded.nbytes == loaded.model.nbytes == nbytes(arrays_of(loaded.model.model))

@@ -207,6 +207,18 @@ def test_idle_model_is_evicted_after_its_ttl(harness: Harness) -> None:
     assert harness.models == 1
 
 
+def test_pin_follows_a_directory_whose_files_changed(harness: Harness, tmp_path: Path) -> None:
+    """What it held before is idle: no name leads there any more, to unpin it."""
+    path = copy_of_embedded(tmp_path)
+    harness.run(pb.GetOrLoadRequest(model=str(path), pin=True))
+    config = path / "config.json"
+    config.write_text(f"{config.read_text()}\n")
+    harness.run(generate("The", model=str(path)))
+    assert [entry.pinned for entry in harness.engine._models.entries()] == [True, False]
+    harness.run(pb.GetOrLoadRequest(model=str(path), pin=False))
+    assert [entry.pinned for entry in harness.engine._models.entries()] == [False, False]
+
+
 def test_request_timings_sum_up_and_are_not_negative(harness: Harness) -> None:
     """A model that was there took no time to load."""
     for warm in (False, True):

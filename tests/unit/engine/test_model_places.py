@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -14,6 +17,7 @@ from daemon.cache.listing import close_names
 from daemon.cache.resolver import EMBEDDED_PATH
 from daemon.engine.background import background
 from daemon.engine.calls import model_places
+from daemon.shared.errors import SidecarError
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import copy_of_embedded
 from tests.unit.engine.harness import Harness
@@ -127,6 +131,24 @@ def test_listing_of_a_root_is_bounded(tmp_path: Path, monkeypatch: pytest.Monkey
     assert listing.root_folders(tmp_path) == [tmp_path / "a"]
     monkeypatch.setattr(listing, "MOST_MODELS", 0)
     assert listing.root_folders(tmp_path) == []
+
+
+def test_directory_that_cannot_be_entered_hides_no_other_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk of models has one, `lost+found` on Linux. A root that cannot be entered is told."""
+    for name in ("a", "lost+found", "z"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    locked, stat = tmp_path / "lost+found", os.stat
+
+    def refusing(path: Any, *rest: Any, **named: Any) -> os.stat_result:
+        if str(path).startswith(f"{locked}/"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, *rest, **named)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    assert [path.name for path in listing.root_folders(tmp_path)] == ["a", "z"]
+    with pytest.raises(SidecarError, match="let the daemon's user read it"):
+        listing.root_models(locked)
 
 
 def test_damaged_models_are_listed_with_their_problem(tmp_path: Path) -> None:

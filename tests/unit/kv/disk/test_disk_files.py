@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
+import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,10 +160,56 @@ def test_old_or_foreign_files_are_removed(files: Files, tmp_path: Path) -> None:
     (files.folder / "open.kv").chmod(0o644)
     os.link(files.folder / PIECE.name, tmp_path / "linked")
     (files.folder / "link.kv").symlink_to(tmp_path / "linked")
-    (files.folder / "notes.txt").write_text("mine")
+    for name in ("notes.txt", "draft.new"):
+        (files.folder / name).write_text("mine")
     assert files.scan(2e9).pieces == []
-    assert held(files) == ["notes.txt"]
+    assert held(files) == ["draft.new", "notes.txt"]
     assert (tmp_path / "linked").exists()
+
+
+def test_directory_that_is_removed_in_use_is_made_again(files: Files) -> None:
+    """And locked. What it had is gone, so an invalidation is done."""
+    files.write(PIECE, PARTS)
+    shutil.rmtree(files.folder)
+    files.remove([PIECE.name], lasting=True)
+    size = files.write(PIECE, PARTS)
+    files.write_index([replace(PIECE, nbytes=size)], [])
+    assert content(files.read(replace(PIECE, nbytes=size))) == content(PARTS)
+    with pytest.raises(UnusableError, match="another daemon"):
+        Files(files.folder).open()
+
+
+def test_directory_of_another_daemon_in_its_place_is_not_written_to(files: Files, tmp_path: Path) -> None:
+    """Until that daemon is gone."""
+    files.folder.rename(tmp_path / "before")
+    other = Files(files.folder)
+    other.open()
+    for use in (lambda: files.write(PIECE, PARTS), lambda: files.remove([], lasting=True)):
+        with pytest.raises(UnusableError, match="another daemon"):
+            use()
+    assert held(files) == []
+    other.close()
+    files.write(PIECE, PARTS)
+    assert held(files) == [PIECE.name]
+
+
+def test_directory_of_a_disk_that_is_gone_is_not_made_elsewhere(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is anything taken for removed: the disk may come back with it."""
+    shutil.rmtree(files.folder)
+    fstat = os.fstat
+
+    def of_another_disk(file: int) -> os.stat_result:
+        inode = [*fstat(file)]
+        inode[stat.ST_DEV] += 1
+        return os.stat_result(inode)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fstat", of_another_disk)
+        for use in (lambda: files.write(PIECE, PARTS), lambda: files.remove([], lasting=True)):
+            with pytest.raises(UnusableError, match="not mounted"):
+                use()
+    assert not files.folder.exists()
+    files.write(PIECE, PARTS)
 
 
 def test_directory_of_others_is_not_used(tmp_path: Path) -> None:
@@ -229,16 +277,19 @@ def test_lasting_removal_reaches_the_platter_of_a_mac(
 
 
 def test_index_spares_reading_the_headers(files: Files) -> None:
-    """A piece that is newer than the index is read; a damaged index only costs time."""
+    """A piece that is newer than the index is read, and its bytes count as written; a damaged index only costs time."""
     pieces = [replace(PIECE, start=0, hashes=tuple(HASHES[:4])), Piece(NAMESPACE, "m", 4, HASHES[3], tuple(HASHES[4:]))]
     pieces = [replace(piece, nbytes=files.write(piece, PARTS)) for piece in pieces]
+    for piece in pieces:
+        os.utime(files.folder / piece.name, (7201, 7201))
     files.write_index(pieces[:1], [[5, 100]])
     found = files.scan(2e9)
-    assert (len(found.pieces), found.read, found.hours) == (2, 1, [[5, 100]])
+    assert (len(found.pieces), found.read, found.hours) == (2, 1, [[5, 100], [2, pieces[1].nbytes]])
     index = files.folder / INDEX
     index.write_bytes(index.read_bytes()[:-1])
     found = files.scan(2e9)
-    assert (len(found.pieces), found.read, found.hours) == (2, 2, [])
+    assert (len(found.pieces), found.read) == (2, 2)
+    assert found.hours == [[2, sum(piece.nbytes for piece in pieces)]]
 
 
 def test_use_in_the_future_counts_as_now(files: Files) -> None:

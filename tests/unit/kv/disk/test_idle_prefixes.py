@@ -73,3 +73,21 @@ def test_idle_prefix_goes_first_from_the_disk() -> None:
     disk.prefixes.cache.shed(10**9)
     assert disk.restore(NAME, [*TOKENS, 9]) == []
     assert disk.restore(NAME, [*prompt(5, 6), 9]) == prompt(5, 6)
+
+
+def test_idle_prefix_waits_for_a_disk_that_rests() -> None:
+    """A write that failed shortly before costs it nothing."""
+    disk = FakeDisk(FakePrefixes())
+    idle = IdleRelease(disk.prefixes.cache.trie, lambda: disk.now, 1000.0, disk.tier)
+    disk.settle()
+    disk.knows(NAME)
+    disk.prefixes.store(NAME, TOKENS)
+    idle_for_long(disk, idle, 870)
+    disk.files.fault = OSError(28, "full")
+    disk.prefixes.store(NAME, prompt(5, 6))
+    disk.prefixes.reuse(NAME, [*prompt(5, 6), 9])
+    disk.settle()
+    disk.files.fault = None
+    assert disk.tier.work.paused
+    idle_for_long(disk, idle, 150)
+    assert disk.restore(NAME, [*TOKENS, 9]) == TOKENS

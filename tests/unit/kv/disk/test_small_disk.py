@@ -1,4 +1,4 @@
-"""A disk on which the budget comes to less than a piece is told once, at the start."""
+"""A disk that leaves less than a piece is told once, at the start; one that others fill costs no more than it lacks."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from daemon.kv.disk.limits import Space
-from tests.unit.kv.disk.fake_disk import FakeDisk, MemoryFiles
-from tests.unit.kv.fake_kv import PLAIN, FakePrefixes
+from daemon.kv.disk.tier import INDEX_SECONDS
+from tests.unit.kv.disk.fake_disk import NAME, FakeDisk, MemoryFiles, written
+from tests.unit.kv.fake_kv import PLAIN, FakePrefixes, prompt
 
 MIB = 1 << 20
 
@@ -45,3 +46,25 @@ def test_files_that_could_not_be_opened_take_from_the_budget() -> None:
     assert disk.tier.budget == 2 * MIB
     files.left.clear()
     assert disk.tier.budget == 5 * MIB
+
+
+def test_room_that_the_tier_made_is_not_made_again() -> None:
+    """Between two looks at a disk that others fill, a piece pushes out another one and no more."""
+    disk = written(*(prompt(letter, 2) for letter in range(10, 20)))
+    taken = disk.tier.catalog.nbytes
+    disk.files.disk = Space(10**9, 10**8 + taken - 10)
+    disk.now += INDEX_SECONDS
+    disk.tier.tick()
+    disk.settle()
+    assert len(disk.tier.catalog) == 9
+    assert disk.tier.budget == taken - 10
+
+    left = set()
+    for letter in range(20, 25):
+        disk.now += 90_000  # a day later: no limit of writes
+        disk.prefixes.store(NAME, prompt(letter, 2))
+        disk.prefixes.reuse(NAME, [*prompt(letter, 2), 9])
+        disk.settle()
+        disk.check()
+        left.add(len(disk.tier.catalog))
+    assert len(left) == 1

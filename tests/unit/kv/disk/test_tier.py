@@ -217,6 +217,23 @@ def test_least_recently_used_piece_makes_room() -> None:
     assert small.restore(NAME, [*prompt(7, 2), 9]) == []
 
 
+def test_clock_that_goes_back_lets_old_pieces_go_first() -> None:
+    """Else all that is written until the clock has caught up would go at once."""
+    disk = FakeDisk(FakePrefixes(), wanted=10_000)
+    disk.settle()
+    disk.knows(NAME)
+    for letter in range(10, 30):
+        disk.jumped = 10**7 if letter < 20 else 0
+        disk.now += 30_000
+        disk.prefixes.store(NAME, prompt(letter, 2))
+        disk.prefixes.reuse(NAME, [*prompt(letter, 2), 9])
+        disk.settle()
+        disk.check()
+    disk.prefixes.cache.shed(10**9)
+    assert disk.restore(NAME, [*prompt(27, 2), 9]) == prompt(27, 2)
+    assert disk.restore(NAME, [*prompt(19, 2), 9]) == []
+
+
 def test_last_tenth_of_the_disk_stays_free() -> None:
     """A disk that others fill makes the tier give back what it has."""
     disk = written(TOKENS)
