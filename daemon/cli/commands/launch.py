@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -124,6 +125,7 @@ def _become(session: Session, tool: Tool, program: str, model: str, context: int
         settings = tool.settings(Place(door.url, door.token, model, context, folder))
         _write(folder, settings.files)
         door.start()
+        _heed_signals()
         os.execve(program, [program, *settings.arguments, *arguments], environment(settings, os.environ))  # noqa: S606
     except LaunchError as error:
         raise click.ClickException(str(error)) from None
@@ -131,6 +133,12 @@ def _become(session: Session, tool: Tool, program: str, model: str, context: int
         raise click.ClickException(f"{tool.title} cannot be started: {error.strerror}.") from None
     finally:  # it is still this program, so that the tool has not begun
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _heed_signals() -> None:
+    """End the ignoring of signals that Python ignores: it would pass on to the tool, and to what the tool starts."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _write(folder: Path, files: Mapping[str, str]) -> None:
