@@ -84,10 +84,9 @@ def install(session: Session, /, kind: agent.Kind, wait: float, as_json: bool, *
 
 @command.command("uninstall")
 @_join
-@_wait
-def uninstall(kind: agent.Kind, wait: float) -> None:
+def uninstall(kind: agent.Kind) -> None:
     """Drain the service, end it and remove it. Logs, configuration and downloaded models stay."""
-    done = _service(wait, kind).uninstall()
+    done = _service(0, kind).uninstall()
     click.echo("Uninstalled." if done else "The service was not installed.")
 
 
@@ -104,10 +103,9 @@ def start(kind: agent.Kind, wait: float, as_json: bool) -> None:
 
 @command.command("stop")
 @_join
-@_wait
-def stop(kind: agent.Kind, wait: float) -> None:
+def stop(kind: agent.Kind) -> None:
     """Drain the service and end it, until the next login or `start`."""
-    done = _service(wait, kind).stop()
+    done = _service(0, kind).stop()
     click.echo("Stopped." if done else "The service was not running.")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import plistlib
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from daemon import __version__
 from daemon.cli.exit_codes import INTERRUPTED
 from daemon.cli.serving import look
-from daemon.launchd.agent import DAEMON, Agent
+from daemon.launchd.agent import DAEMON, JOIN, Agent, plist_path
 from daemon.launchd.errors import AgentError, LaunchctlError, ServiceError
 from daemon.launchd.launchctl import Launchctl
 from daemon.launchd.readiness import Serving
@@ -72,6 +73,25 @@ def test_launchctl_refusal_is_shown_and_undone(mac: Mac, service: Service) -> No
     assert not mac.plist.exists()
 
 
+@pytest.mark.parametrize(
+    ("status", "cure"),
+    [
+        (5, "run: mlx-sidecar service uninstall --join, then: mlx-sidecar service install --join"),
+        (119, f"run: launchctl enable gui/{UID}/{JOIN.label}"),
+        (125, "run: mlx-sidecar service install --join"),
+        (134, "run: mlx-sidecar service install --join"),
+    ],
+)
+def test_refusal_of_a_plist_names_the_command_that_helps(
+    mac: Mac, status: int, cure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the service that was refused: the other one may be well."""
+    monkeypatch.setattr("daemon.launchd.launchctl._AGAIN_SECONDS", 0.0)
+    mac.settings(fail={"bootstrap": [status, f"Bootstrap failed: {status}\n"]})
+    with pytest.raises(LaunchctlError, match=re.escape(cure)):
+        Launchctl().bootstrap(f"gui/{UID}", str(plist_path(mac.home, JOIN)))
+
+
 def test_refused_upgrade_keeps_the_old_service_running(mac: Mac, service: Service) -> None:
     """The old plist is restored and loaded."""
     service.install(agent_of(mac))
@@ -105,6 +125,25 @@ def test_service_without_gui_login_uses_user_domain(mac: Mac, service: Service) 
     assert service.install(agent_of(mac)), "somebody has logged in: it moves over"
     assert service.status().domain == f"gui/{UID}"
     assert service.uninstall()
+
+
+def test_restart_kills_a_daemon_that_hangs(mac: Mac, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped process heeds no SIGTERM, and a process that hangs may not. `stop` kills it too, after as long."""
+    service.install(agent_of(mac))
+    pid = mac.job().pid
+    assert pid is not None
+    monkeypatch.setattr("daemon.launchd.service.EXIT_SECONDS", 0.3)
+    os.kill(pid, signal.SIGSTOP)
+    service.restart()
+    assert not alive(pid)
+    assert service.status().ready
+    assert ["kill", "SIGKILL", mac.target] in mac.calls()
+
+
+@pytest.mark.parametrize("command", ["stop", "uninstall"])
+def test_commands_that_end_the_service_take_no_wait_for_serving(mac: Mac, command: str) -> None:
+    """They wait for an end, as long as launchd does."""
+    assert "No such option: --wait" in mac.service(command, "--wait", "5", status=2)
 
 
 def test_service_commands_can_be_repeated(mac: Mac, service: Service) -> None:
