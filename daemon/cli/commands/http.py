@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from daemon.cli.output.formatting import examples
-from daemon.cli.session import Session, calls_daemon
+from daemon.cli.session import Session, absolute, calls_daemon
 
 
 @click.command(
@@ -24,12 +24,12 @@ from daemon.cli.session import Session, calls_daemon
 @click.option(
     "--unix",
     metavar="PATH",
-    type=click.Path(path_type=Path),
+    callback=absolute,
     help="Serve on this Unix socket (default: http.sock beside the daemon's).",
 )
 @click.option("--print-token", is_flag=True, help="Print the token that a port asks for, and make it if there is none.")
 @calls_daemon
-def command(session: Session, /, port: int | None, unix: Path | None, print_token: bool) -> None:
+def command(session: Session, /, port: int | None, unix: str | None, print_token: bool) -> None:
     """
     Serve the APIs of OpenAI, Anthropic and Ollama over HTTP until SIGTERM or Ctrl-C.
 
@@ -45,7 +45,7 @@ def command(session: Session, /, port: int | None, unix: Path | None, print_toke
         return
     if session.start:
         session.client().close()
-    _serve(session, port, None if unix is None else unix.expanduser().absolute())
+    _serve(session, port, None if unix is None else Path(unix))
 
 
 def _serve(session: Session, port: int | None, unix: Path | None) -> None:
@@ -60,7 +60,9 @@ def _serve(session: Session, port: int | None, unix: Path | None) -> None:
         listener = listen_on(port) if port is not None else listen_at(unix or default_path(socket))
     except OSError as error:
         place = f"127.0.0.1:{port}" if port is not None else unix or default_path(socket)
-        raise click.UsageError(f"It cannot listen at {place}: {os.strerror(error.errno or 0)}.") from None
+        other = "another --port, or 0 for a free one" if port is not None else "another place with --unix"
+        text = f"It cannot listen at {place}: {os.strerror(error.errno or 0)}"
+        raise click.UsageError(f"{text}; choose {other}.") from None
     try:
         allowed = policy(config, listener.socket)
         where = f"http://{listener.address}" if port is not None else listener.address
