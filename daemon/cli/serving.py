@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket as sockets
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,4 +39,5 @@ def look(socket: Path) -> Serving | None:
             stats = client.stats()
     except SidecarError:
         return None
-    return Serving(stats.daemon.pid, stats.daemon.version, stats.engine.state == "ready")
+    began = time.time() - (stats.daemon.uptime or 0.0)
+    return Serving(stats.daemon.pid, stats.daemon.version, stats.engine.state == "ready", began)

@@ -37,11 +37,13 @@ class Serving(NamedTuple):
         pid: Its process.
         version: Its version.
         ready: Whether its engine takes work, as in Stats; of a rank always true.
+        began: When it began, in seconds since 1970.
     """
 
     pid: int
     version: str
     ready: bool
+    began: float
 
 
 def is_ready(job: Job, serving: Serving | None) -> bool:

@@ -25,9 +25,10 @@ from daemon.launchd.job import Job
 from daemon.launchd.launchctl import Launchctl
 from daemon.launchd.logs import LogTail
 from daemon.launchd.plist_file import PlistFile
-from daemon.launchd.readiness import ServiceWaiter, Serving, Status
+from daemon.launchd.readiness import ServiceWaiter, Serving, Status, is_ready
 from daemon.launchd.service_paths import ServicePaths, service_paths
 from daemon.shared import presence
+from daemon.shared.distributions import installed_at
 
 HOMEBREW_LABEL = "homebrew.mxcl.mlx-sidecar"
 
@@ -235,7 +236,11 @@ class Service:
         return paths.socket if self._kind is DAEMON else paths.state_dir / presence.NAME
 
     def _is_current(self, agent: Agent, job: Job) -> bool:
-        return self._look(self._place_of(agent)) == (job.pid, __version__, True)
+        serving = self._look(self._place_of(agent))
+        if serving is None or not is_ready(job, serving) or serving.version != __version__:
+            return False
+        # The code may be another one under the same version, as after `git pull` between releases.
+        return serving.began >= installed_at()
 
     def _refuse_other_daemon(self, agent: Agent, job: Job | None) -> None:
         place = self._place_of(agent)

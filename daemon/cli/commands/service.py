@@ -166,7 +166,7 @@ def _service(wait: float, kind: agent.Kind) -> Service:
 def look_for_rank(file: Path) -> Serving | None:
     """Return the `mlx-sidecar join` that listens and holds a file; None if none does."""
     found = presence.find(file)
-    return Serving(found.pid, found.version, True) if found else None
+    return Serving(found.pid, found.version, True, presence.began(file)) if found else None
 
 
 def _tell(service: Service, done: str, as_json: bool) -> None:

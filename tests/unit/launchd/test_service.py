@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,6 @@ from daemon.cli.serving import look
 from daemon.launchd.agent import DAEMON, JOIN, Agent, plist_path
 from daemon.launchd.errors import AgentError, LaunchctlError, ServiceError
 from daemon.launchd.launchctl import Launchctl
-from daemon.launchd.readiness import Serving
 from daemon.launchd.service import HOMEBREW_LABEL, Service
 from mlx_sidecar import Client, ShuttingDown
 from tests.support.daemons import END_SECONDS, alive, wait_until
@@ -112,7 +112,20 @@ def test_install_restarts_the_service_for_new_code(mac: Mac, service: Service, m
     monkeypatch.setattr("daemon.launchd.service.__version__", "9.9.9")
     assert service.install(agent_of(mac))
     assert mac.job().pid != pid
-    assert service.status().serving == Serving(mac.job().pid or 0, __version__, True)
+    serving = service.status().serving
+    assert serving is not None
+    assert serving[:3] == (mac.job().pid, __version__, True)
+
+
+def test_install_restarts_the_service_for_new_code_of_the_same_version(
+    mac: Mac, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `git pull` between releases: the files are newer than the process."""
+    service.install(agent_of(mac))
+    pid = mac.job().pid
+    monkeypatch.setattr("daemon.launchd.service.installed_at", time.time)
+    assert service.install(agent_of(mac))
+    assert mac.job().pid != pid
 
 
 def test_service_without_gui_login_uses_user_domain(mac: Mac, service: Service) -> None:
