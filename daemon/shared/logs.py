@@ -135,8 +135,10 @@ def _stderr_handler() -> logging.Handler:
 
 def _text_formatter() -> logging.Formatter:
     # The default traceback on a console is rich's, which prints local variables.
-    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-    return _formatter(plain)
+    text = structlog.dev.ConsoleRenderer(
+        colors=not os.environ.get("NO_COLOR"), exception_formatter=structlog.dev.plain_traceback
+    )
+    return _formatter(text)
 
 
 def _json_formatter() -> logging.Formatter:

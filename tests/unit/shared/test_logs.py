@@ -145,6 +145,18 @@ def test_terminal_log_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not stderr.getvalue().startswith("{")
 
 
+@pytest.mark.parametrize(("variable", "coloured"), [("", True), ("1", False)])
+def test_terminal_log_obeys_no_color(monkeypatch: pytest.MonkeyPatch, variable: str, coloured: bool) -> None:
+    """As commands do."""
+    stderr = _replace_stderr(monkeypatch, terminal=True)
+    monkeypatch.setenv("NO_COLOR", variable)
+    logs.configure("info", None)
+
+    structlog.get_logger("daemon").warning("started", pid=7)
+
+    assert ("\x1b[" in stderr.getvalue()) == coloured
+
+
 def _log_failure_with_a_secret() -> None:
     secret = "my " + "prompt"
     try:
