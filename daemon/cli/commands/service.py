@@ -82,7 +82,7 @@ def install(session: Session, /, kind: agent.Kind, wait: float, as_json: bool, *
         click.echo("HF_TOKEN is not kept: log in with `hf auth login`, so that the service finds your token.", err=True)
 
 
-@command.command("uninstall")
+@command.command("uninstall", epilog=examples("mlx-sidecar service uninstall"))
 @_join
 def uninstall(kind: agent.Kind) -> None:
     """Drain the service, end it and remove it. Logs, configuration and downloaded models stay."""
@@ -90,7 +90,7 @@ def uninstall(kind: agent.Kind) -> None:
     click.echo("Uninstalled." if done else "The service was not installed.")
 
 
-@command.command("start")
+@command.command("start", epilog=examples("mlx-sidecar service start", "mlx-sidecar service start --wait 300"))
 @_join
 @_wait
 @_json
@@ -101,7 +101,7 @@ def start(kind: agent.Kind, wait: float, as_json: bool) -> None:
     _tell(service, "Started" if changed else "Running already", as_json)
 
 
-@command.command("stop")
+@command.command("stop", epilog=examples("mlx-sidecar service stop"))
 @_join
 def stop(kind: agent.Kind) -> None:
     """Drain the service and end it, until the next login or `start`."""
@@ -109,7 +109,7 @@ def stop(kind: agent.Kind) -> None:
     click.echo("Stopped." if done else "The service was not running.")
 
 
-@command.command("restart")
+@command.command("restart", epilog=examples("mlx-sidecar service restart"))
 @_join
 @_wait
 @_json
@@ -120,7 +120,7 @@ def restart(kind: agent.Kind, wait: float, as_json: bool) -> None:
     _tell(service, "Restarted", as_json)
 
 
-@command.command("status")
+@command.command("status", epilog=examples("mlx-sidecar service status", "mlx-sidecar service status --join --json"))
 @_join
 @_json
 def status(kind: agent.Kind, as_json: bool) -> None:

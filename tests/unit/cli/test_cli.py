@@ -9,9 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
-from daemon.cli import COMMANDS, exit_codes
+from daemon.cli import COMMANDS, exit_codes, main
 from daemon.cli.output.formatting import span
 from daemon.shared.wording import size
 from mlx_sidecar import DaemonNotRunning, InternalError, ModelNotFound, QueueFull, UntrustedSocket
@@ -30,10 +31,14 @@ def test_help_lists_every_command_and_every_exit_code(client: FakeClient) -> Non
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_every_command_has_an_example(client: FakeClient, name: str) -> None:
-    result = run_cli(client, name, "--help")
+    """Also that of each command of a group."""
+    command = main.get_command(click.Context(main), name)
+    parts = command.commands if isinstance(command, click.Group) else ()
+    for words in [(name,), *((name, part) for part in parts)]:
+        result = run_cli(client, *words, "--help")
 
-    assert result.exit_code == 0
-    assert f"mlx-sidecar {name}" in result.stdout.split("Examples:")[1]
+        assert result.exit_code == 0
+        assert f"mlx-sidecar {' '.join(words)}" in result.stdout.split("Examples:")[1]
 
 
 def test_version_is_printed(client: FakeClient) -> None:
