@@ -175,7 +175,7 @@ def test_a_door_that_cannot_start_is_told(daemon: RunningDaemon, tmp_path: Path)
     assert not list(tmp_path.glob("mlx-sidecar-*"))
 
 
-def test_pipes_of_a_launched_tool_break_as_in_a_shell(daemon: RunningDaemon, tmp_path: Path) -> None:
+def test_pipes_of_a_tool_break_as_in_a_shell(daemon: RunningDaemon, tmp_path: Path) -> None:
     """Python ignores SIGPIPE, and what is ignored stays so in the program that it becomes: `yes` would complain."""
     done = launched(daemon, tmp_path, "yes | head -n 1")
     assert (done.returncode, done.stdout) == (0, "y\n")

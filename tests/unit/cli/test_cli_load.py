@@ -174,7 +174,7 @@ def test_existing_relative_directory_is_made_absolute(client: FakeClient, tmp_pa
 
 
 @pytest.mark.parametrize("args", [["load"], ["run", "--raw"], ["stop"], ["load", "m", "--adapter"]])
-def test_path_of_an_unknown_user_is_refused_by_that_name(client: FakeClient, args: list[str]) -> None:
+def test_path_of_unknown_user_is_refused(client: FakeClient, args: list[str]) -> None:
     """bash leaves such a word as it is. Its refusal is not that of a user without a home directory."""
     result = run_cli(client, *args, "~no-such-user/model", stdin="Hi")
 
@@ -182,7 +182,7 @@ def test_path_of_an_unknown_user_is_refused_by_that_name(client: FakeClient, arg
     assert "there is no user 'no-such-user'" in result.stderr
 
 
-def test_model_name_that_no_file_can_have_is_passed_on(client: FakeClient) -> None:
+def test_overlong_model_name_is_passed_on(client: FakeClient) -> None:
     """The daemon refuses it. A look whether it is a directory is no traceback."""
     name = 300 * "a"
 
@@ -190,7 +190,7 @@ def test_model_name_that_no_file_can_have_is_passed_on(client: FakeClient) -> No
     assert client.calls[-1][1] == (name,)
 
 
-def test_relative_path_in_a_removed_directory_is_refused(
+def test_path_in_removed_directory_is_refused(
     client: FakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = tmp_path / "gone"

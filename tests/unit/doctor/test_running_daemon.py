@@ -62,7 +62,7 @@ def test_doctor_tells_of_the_door_the_group_and_work_that_hangs() -> None:
         ("9.9", 0.0, f"version 9.9; this is {__version__}"),
     ],
 )
-def test_doctor_reports_a_daemon_that_is_older_than_the_program(version: str, before: float, found: str) -> None:
+def test_doctor_reports_daemon_of_older_files(version: str, before: float, found: str) -> None:
     """Of another version, or with other code of the same one: what was installed since waits for a restart."""
     running = replace(STATS.daemon, version=version, uptime=30.0 + before)
     finding = trial.same_program(running, lambda: time.time() - 60.0)

@@ -96,7 +96,7 @@ def test_a_proxy_is_not_asked_for_this_machine() -> None:
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_commands_that_a_tool_runs_read_no_setting_of_it(tool: str, tmp_path: Path) -> None:
+def test_variables_of_a_tool_are_no_settings(tool: str, tmp_path: Path) -> None:
     """`mlx-sidecar ps` in the shell of a tool would be refused for a variable that only the launch has set."""
     resolved = load_config({}, environment(told(tool), {}), tmp_path)
     assert resolved.origins == dict.fromkeys(KEYS, "default")

@@ -82,7 +82,7 @@ def test_launchctl_refusal_is_shown_and_undone(mac: Mac, service: Service) -> No
         (134, "run: mlx-sidecar service install --join"),
     ],
 )
-def test_refusal_of_a_plist_names_the_command_that_helps(
+def test_launchd_refusal_names_its_cure(
     mac: Mac, status: int, cure: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the service that was refused: the other one may be well."""
@@ -117,7 +117,7 @@ def test_install_restarts_the_service_for_new_code(mac: Mac, service: Service, m
     assert serving[:3] == (mac.job().pid, __version__, True)
 
 
-def test_install_restarts_the_service_for_new_code_of_the_same_version(
+def test_install_restarts_service_of_older_files(
     mac: Mac, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after `git pull` between releases: the files are newer than the process."""
@@ -154,7 +154,7 @@ def test_restart_kills_a_daemon_that_hangs(mac: Mac, service: Service, monkeypat
 
 
 @pytest.mark.parametrize("command", ["stop", "uninstall"])
-def test_commands_that_end_the_service_take_no_wait_for_serving(mac: Mac, command: str) -> None:
+def test_service_stop_takes_no_wait_option(mac: Mac, command: str) -> None:
     """They wait for an end, as long as launchd does."""
     assert "No such option: --wait" in mac.service(command, "--wait", "5", status=2)
 

@@ -54,7 +54,7 @@ def test_program_without_metadata_is_not_replaced(interpreter: Path) -> None:
     assert Program(interpreter=str(interpreter), installed=version).replaced_by() is None
 
 
-def test_program_of_the_same_version_with_other_files_is_replaced(interpreter: Path) -> None:
+def test_other_files_of_one_version_replace_it(interpreter: Path) -> None:
     """As after `git pull` between releases: an engine of the new files would not go with this process."""
     checksums = [1]
     program = Program(interpreter=str(interpreter), installed=lambda _: "0.1.0", content=lambda _: checksums[-1])
@@ -63,7 +63,7 @@ def test_program_of_the_same_version_with_other_files_is_replaced(interpreter: P
     assert program.replaced_by() == "0.1.0"
 
 
-def test_installation_is_known_by_the_list_of_its_installer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installer_list_tells_installations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its content, and by the time when it was written. Without a list an installation is always the same."""
     info = tmp_path / "some_thing-1.0.dist-info"
     info.mkdir()
