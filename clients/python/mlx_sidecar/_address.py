@@ -97,7 +97,7 @@ def listens(path: Path) -> bool:
     Tell whether a process listens on a socket, without waiting.
 
     Raises:
-        OSError: If this process cannot open a socket.
+        OSError: If this process cannot open a socket; PermissionError if the system does not let it connect.
     """
     with socket.socket(socket.AF_UNIX) as connection:
         connection.setblocking(False)
@@ -105,6 +105,8 @@ def listens(path: Path) -> bool:
             connection.connect(os.fsencode(path))
         except BlockingIOError:  # the listener's queue of connections is full
             return True
+        except PermissionError:  # of a sandbox: nothing is known of the daemon
+            raise
         except OSError:
             return False
     return True
