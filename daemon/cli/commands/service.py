@@ -176,6 +176,8 @@ def _tell(service: Service, done: str, as_json: bool) -> None:
     elif state.serving:
         what = f"serves on {state.socket}" if state.socket else f"listens on {state.address}"
         click.echo(f"{done}: version {state.serving.version} {what} (pid {state.serving.pid}).")
+    else:
+        click.echo(f"{done}; it did not answer just now: see mlx-sidecar service status")
 
 
 def _plain(state: Status) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from daemon import __version__
+from daemon.cli.commands.service import _tell
 from daemon.cli.exit_codes import INTERRUPTED
 from daemon.cli.serving import look
 from daemon.launchd.agent import DAEMON, JOIN, Agent, plist_path
@@ -333,3 +334,9 @@ def test_log_reader_that_goes_away_is_no_fault_of_the_log(mac: Mac) -> None:
 def test_path_that_no_socket_can_have_is_no_daemon() -> None:
     """A service with such a setting can be inspected all the same."""
     assert look(Path("/" + 300 * "a")) is None
+
+
+def test_command_of_a_busy_service_says_so(mac: Mac, capsys: pytest.CaptureFixture[str]) -> None:
+    """A daemon that is asked twice may be too busy the second time. Silence would not tell what was done."""
+    _tell(Service(Launchctl(), mac.home, lambda _: None), "Restarted", as_json=False)
+    assert capsys.readouterr().out.startswith("Restarted; it did not answer")
