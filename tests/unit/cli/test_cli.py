@@ -13,7 +13,7 @@ import click
 import pytest
 
 from daemon.cli import COMMANDS, exit_codes, main
-from daemon.cli.output.formatting import span
+from daemon.cli.output.formatting import columns, span, table
 from daemon.shared.wording import size
 from mlx_sidecar import DaemonNotRunning, InternalError, ModelNotFound, QueueFull, UntrustedSocket
 from tests.unit.cli.cli_fakes import GIB, FakeClient, client_fixture, run_cli  # noqa: F401
@@ -102,6 +102,15 @@ def test_user_without_a_home_is_told_to_set_it(client: FakeClient, monkeypatch: 
     assert result.stderr == (
         "mlx-sidecar: HOME is not set, and the system knows no home directory of this user; set HOME to one.\n"
     )
+
+
+def test_table_of_wide_names_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
+    """Names of folders are of any script, and macOS may give an accent as a character of its own."""
+    rows = [["/模型/甲", "1 B"], ["/e\u0301te\u0301", "2 B"], ["/model", "3 B"]]
+    table(["MODEL", "SIZE"], rows)
+    lines = capsys.readouterr().out.splitlines()
+    starts = [columns(line[: line.index(last)]) for line, (_, last) in zip(lines, [("", "SIZE"), *rows], strict=True)]
+    assert starts == [10] * 4
 
 
 @pytest.mark.parametrize(
