@@ -102,7 +102,7 @@ def reopen_on_hangup(
     if sys.stderr.isatty():
         loop.add_signal_handler(signal.SIGHUP, stop)
     else:
-        loop.add_signal_handler(signal.SIGHUP, lambda: configure(level, log_file, wait=0.0))
+        loop.add_signal_handler(signal.SIGHUP, lambda: configure(level, log_file, 0.0))
 
 
 def take_over() -> None:
