@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,22 @@ def install(session: Session, /, kind: agent.Kind, wait: float, as_json: bool, *
     def make(background: bool) -> agent.Agent:
         return agent.of_this_environment(resolved, os.environ, Path.home(), background=background, kind=kind)
 
-    service = _service(wait, kind)
+    service, before = _service(wait, kind), _variables(kind)
     changed = service.install(make)
     _tell(service, "Installed" if changed else "Installed already", as_json)
+    if lost := sorted(before - _variables(kind)):
+        text = "install again with them, or set them in config.toml"
+        click.echo(f"No longer set, as they were in the service before: {', '.join(lost)}; {text}.", err=True)
     if os.environ.get("HF_TOKEN"):
         click.echo("HF_TOKEN is not kept: log in with `hf auth login`, so that the service finds your token.", err=True)
+
+
+def _variables(kind: agent.Kind) -> set[str]:
+    """Return the names of the variables that the installed service has; none without a plist of this program."""
+    with suppress(ServiceError):
+        installed = agent.read(agent.plist_path(Path.home(), kind))
+        return set(installed.environment) if installed else set()
+    return set()
 
 
 @command.command("uninstall", epilog=examples("mlx-sidecar service uninstall"))
