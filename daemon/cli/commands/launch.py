@@ -21,6 +21,7 @@ from daemon.cli.output.formatting import examples, stderr_is_terminal, stdin_is_
 from daemon.cli.output.progress import follow
 from daemon.cli.session import Session, absolute_if_path, calls_daemon
 from daemon.launch.tools import TOOLS, Place, Tool, environment
+from daemon.shared.process_setup import inherited
 from daemon.shared.wording import count, size
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def _become(session: Session, tool: Tool, program: str, model: str, context: int
         _write(folder, settings.files)
         door.start()
         _heed_signals()
-        os.execve(program, [program, *settings.arguments, *arguments], environment(settings, os.environ))  # noqa: S606
+        os.execve(program, [program, *settings.arguments, *arguments], environment(settings, inherited()))  # noqa: S606
     except LaunchError as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
