@@ -158,9 +158,7 @@ def launched(daemon: RunningDaemon, folder: Path, script: str, **environ: str) -
     own = {"PATH": f"{folder}:{os.environ['PATH']}", "TMPDIR": str(folder), "PYTHONPATH": paths}
     given = {name: value for name, value in daemon.serving().environ.items() if name != GRPC_VARIABLE}
     command = [sys.executable, "-m", "daemon", "launch", "qwen", "--model", "embedded"]
-    return subprocess.run(
-        command, env={**given, **own, **environ}, capture_output=True, text=True, timeout=END_SECONDS
-    )
+    return subprocess.run(command, env={**given, **own, **environ}, capture_output=True, text=True, timeout=END_SECONDS)
 
 
 def test_a_door_that_cannot_start_is_told(daemon: RunningDaemon, tmp_path: Path) -> None:

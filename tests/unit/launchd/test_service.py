@@ -83,9 +83,7 @@ def test_launchctl_refusal_is_shown_and_undone(mac: Mac, service: Service) -> No
         (134, "run: mlx-sidecar service install --join"),
     ],
 )
-def test_launchd_refusal_names_its_cure(
-    mac: Mac, status: int, cure: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_launchd_refusal_names_its_cure(mac: Mac, status: int, cure: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the service that was refused: the other one may be well."""
     monkeypatch.setattr("daemon.launchd.launchctl._AGAIN_SECONDS", 0.0)
     mac.settings(fail={"bootstrap": [status, f"Bootstrap failed: {status}\n"]})
@@ -118,9 +116,7 @@ def test_install_restarts_the_service_for_new_code(mac: Mac, service: Service, m
     assert serving[:3] == (mac.job().pid, __version__, True)
 
 
-def test_install_restarts_service_of_older_files(
-    mac: Mac, service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_install_restarts_service_of_older_files(mac: Mac, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """As after `git pull` between releases: the files are newer than the process."""
     service.install(agent_of(mac))
     pid = mac.job().pid

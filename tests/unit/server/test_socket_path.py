@@ -84,9 +84,7 @@ def test_a_directory_of_another_user_is_refused(base: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("uid", "cure"), [(12345, "; move it away, and the daemon creates its own"), (0, "; as ada, run this without sudo")]
 )
-def test_foreign_own_directory_names_the_cure(
-    base: Path, monkeypatch: pytest.MonkeyPatch, uid: int, cure: str
-) -> None:
+def test_foreign_own_directory_names_the_cure(base: Path, monkeypatch: pytest.MonkeyPatch, uid: int, cure: str) -> None:
     """`sudo` on macOS keeps HOME. The advice to take the default place would name the place that was refused."""
     own = base / ".mlx-sidecar"
     own.mkdir(mode=0o700)
