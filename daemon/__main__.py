@@ -30,10 +30,9 @@ def main() -> None:
         sys.exit(CLASH.format(place=", ".join(daemon.__path__)))
     if not daemon.__version__:
         sys.exit(NO_CLIENT)
-    # gRPC's fork handlers can hang or abort what starts others after a call, where `subprocess` forks, as on macOS.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    from daemon.shared.process_setup import hold_standard_streams
+    from daemon.shared.process_setup import hold_standard_streams, leave_forks_alone
 
+    leave_forks_alone()  # before gRPC is imported
     hold_standard_streams()  # first: a file opened before could get the descriptor of a closed standard stream
     _show_anything()
     from daemon.cli import main as command_line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket as sockets
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,15 +15,20 @@ _ANSWER_SECONDS = 1.0
 
 
 def listens(path: Path) -> bool:
-    """Tell whether a process listens on a socket. A busy or stopped daemon still listens."""
-    with sockets.socket(sockets.AF_UNIX) as connection:
-        connection.settimeout(_ANSWER_SECONDS)
-        try:
+    """
+    Tell whether a process listens on a socket. A busy or stopped daemon still listens.
+
+    True as well in a sandbox that keeps this process from the socket: a daemon may listen, and the call that follows
+    tells what is wrong.
+    """
+    try:
+        with sockets.socket(sockets.AF_UNIX) as connection:
+            connection.settimeout(_ANSWER_SECONDS)
             connection.connect(str(path))
-        except (BlockingIOError, TimeoutError):  # its queue of connections is full
-            return True
-        except OSError:
-            return False
+    except (BlockingIOError, TimeoutError, PermissionError):  # its queue of connections is full, or a sandbox
+        return True
+    except OSError:
+        return False
     return True
 
 
@@ -38,4 +44,5 @@ def look(socket: Path) -> Serving | None:
             stats = client.stats()
     except SidecarError:
         return None
-    return Serving(stats.daemon.pid, stats.daemon.version, stats.engine.state == "ready")
+    began = time.time() - (stats.daemon.uptime or 0.0)
+    return Serving(stats.daemon.pid, stats.daemon.version, stats.engine.state == "ready", began)

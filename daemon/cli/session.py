@@ -155,8 +155,19 @@ _start_option = click.option(
 
 
 def absolute(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Option callback: make a directory absolute, because the daemon has another working directory."""
-    return str(Path(value).expanduser().absolute()) if value else value
+    """Option callback: make a path absolute, because the daemon has another working directory."""
+    if not value:
+        return value
+    try:
+        return str(Path(value).expanduser().absolute())
+    except RuntimeError:
+        user = value[1:].partition("/")[0]
+        if not user:
+            raise  # nothing tells this user's own home directory
+        raise click.BadParameter(f"{value!r}: there is no user {user!r}; your own home directory is ~/") from None
+    except FileNotFoundError:
+        text = f"{value!r} is relative, and the working directory was removed; give an absolute path"
+        raise click.BadParameter(text) from None
 
 
 def absolute_if_path(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -168,8 +179,9 @@ def absolute_if_path(ctx: click.Context, param: click.Parameter, value: str | No
     """
     if not value or value == EMBEDDED:
         return value
-    is_path = value.startswith((".", "~")) or value.count("/") > 1 or value.endswith("/") or Path(value).is_dir()
-    return absolute(ctx, param, value) if is_path else value
+    is_path = value.startswith((".", "~")) or value.count("/") > 1 or value.endswith("/")
+    # Not Path.is_dir: it raises for a long name, and in a working directory that this user may not search.
+    return absolute(ctx, param, value) if is_path or os.path.isdir(value) else value
 
 
 def seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:

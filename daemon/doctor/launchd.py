@@ -48,8 +48,17 @@ def _state(status: Status) -> Finding:
         return warning("service", "installed, but not loaded", "run: mlx-sidecar service start")
     found = f"{status.domain}, {job.state}, pid {job.pid or 'none'}, last exit {job.last_exit or 'none'}"
     if not status.ready:
-        return failed("service", f"{found}; it does not serve {status.socket}", "see: mlx-sidecar service logs")
+        return failed("service", f"{found}; it does not serve {status.socket}", _remedy(job))
     return ok("service", f"{found}, serves {status.socket}")
+
+
+def _remedy(job: Job) -> str:
+    if job.pid is not None:
+        return "see: mlx-sidecar service logs"
+    if job.last_exit == "0":  # it was told to end, and launchd leaves it so
+        return "run: mlx-sidecar service start"
+    # It ended at its start, before it had a log: its configuration, a limit or a directory is not as it should be.
+    return "see: mlx-sidecar service logs --stderr"
 
 
 def _program(plist: Path) -> Iterator[Finding]:

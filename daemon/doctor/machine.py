@@ -175,6 +175,9 @@ def _memory(probe: dict[str, Any], config: Config) -> Finding:
     total = int(probe["memory_bytes"])
     prefixes = PrefixBudget.of(config.kv_cache_bytes, total, MemoryBudget(limit)).most
     found += f"; at most {size(prefixes)} of it for prefixes (kv_cache_mb = {config.kv_cache_mb})"
+    if 0 < config.model_cache_bytes < limit:
+        weights = size(config.model_cache_bytes)
+        found += f"; at most {weights} of it for weights, unless model_cache_mb (now {config.model_cache_mb}) is raised"
     asked = config.model_cache_bytes + prefixes
     if asked > limit:
         found += f"; model_cache_mb and kv_cache_mb together ask for {size(asked)}, and share what there is"

@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +23,10 @@ from daemon import __version__
 from daemon.doctor.finding import Finding, Verdict, failed, ok, skipped, warning
 from daemon.doctor.system import System
 from daemon.shared.config import ENV_PREFIX
+from daemon.shared.distributions import installed_at
 from daemon.shared.observed_time import ended
 from daemon.shared.wording import count
-from mlx_sidecar import Client, Completion, DaemonNotRunning, EngineStats, SidecarError, Stats
+from mlx_sidecar import Client, Completion, DaemonNotRunning, DaemonStats, EngineStats, SidecarError, Stats
 
 MODEL = "embedded"
 PROMPT = list(range(5, 5 + 100))
@@ -62,16 +64,19 @@ def running(socket: Path) -> Iterator[Finding]:
     except SidecarError as error:
         yield failed("running daemon", f"it gives no figures: {error}", f"see the end of its log; {RESTART}")
     else:
-        yield same_version(stats.daemon.version)
+        yield same_program(stats.daemon)
         yield engine(stats.engine)
         yield from beside_the_engine(stats)
 
 
-def same_version(version: str) -> Finding:
-    """Compare the running version with the installed version."""
+def same_program(running: DaemonStats, installed: Callable[[], float] = installed_at) -> Finding:
+    """Compare the program that runs with the installed one: their versions, and which came first."""
+    version = running.version
     if version != __version__:
         found = f"version {version}; this is {__version__}"
         return warning("running daemon", found, RESTART)
+    if time.time() - (running.uptime or 0.0) < installed():
+        return warning("running daemon", f"version {version}, started before this installation of it", RESTART)
     return ok("running daemon", f"version {version}")
 
 

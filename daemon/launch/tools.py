@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-TOKEN = "MLX_SIDECAR_TOKEN"  # noqa: S105 - the name of a variable
+from daemon.shared.config_sources import LAUNCH_TOKEN
+
+TOKEN = LAUNCH_TOKEN
 """Variable with the door's token, for tools that are told the name of a variable and not the token."""
 PROVIDER = "mlx-sidecar"
 """What tools call the door."""

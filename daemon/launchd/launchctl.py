@@ -6,8 +6,9 @@ import os
 import shlex
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
-from daemon.launchd.agent import EXIT_SECONDS
+from daemon.launchd.agent import DAEMON, EXIT_SECONDS, KINDS
 from daemon.launchd.errors import LaunchctlError
 from daemon.launchd.job import Job
 from daemon.shared.observed_time import output_of, polls
@@ -24,14 +25,18 @@ _EIO, _ALREADY = 5, 37
 """Exit statuses of `bootstrap` while launchd still ends a job of that label, among others: I/O error, in progress."""
 _AGAIN_SECONDS, _PAUSE_SECONDS = 5.0, 0.5
 """How long and how often `bootstrap` is repeated: for a while after `bootout`, launchd refuses a job that is gone."""
-_LOADED = "this may mean that another version is still loaded, or that the plist is refused; see launchd/README.md"
+_LOADED = (
+    "another version may still be loaded, or the plist is refused; run: {uninstall}, then: {install}; "
+    "launchd/README.md of the project says more"
+)
 
 _HINTS = {
     _EIO: _LOADED,
     _ALREADY: _LOADED,
     119: "the service is disabled; run: launchctl enable {target}",
-    125: "nobody is logged in at the screen, or background items are switched off in System Settings > Login Items",
-    134: "the plist is for another kind of session; run: mlx-sidecar service install",
+    125: "nobody is logged in at the screen: log in there, or run: {install}; or background items are switched off in "
+    "System Settings > General > Login Items",
+    134: "the plist is for another kind of session; run: {install}",
 }
 
 
@@ -90,7 +95,7 @@ class Launchctl:
             answer = self._run(*arguments)
             if answer.status not in (_EIO, _ALREADY):
                 break
-        _check(answer, arguments)
+        _check(answer, arguments, f"{domain}/{Path(plist).stem}")
 
     def bootout(self, target: str) -> None:
         """
@@ -128,8 +133,17 @@ class Launchctl:
         """
         self._must("kill", "SIGTERM", target, fine=_GONE)
 
+    def kill(self, target: str) -> None:
+        """
+        Send SIGKILL to a job's process. A job without a process is no error.
+
+        Raises:
+            LaunchctlError: If launchd refuses.
+        """
+        self._must("kill", "SIGKILL", target, fine=_GONE)
+
     def _must(self, *arguments: str, fine: tuple[int, ...] = ()) -> None:
-        _check(self._run(*arguments), arguments, fine)
+        _check(self._run(*arguments), arguments, arguments[-1], fine)
 
     def _run(self, *arguments: str) -> _Answer:
         try:
@@ -146,10 +160,12 @@ class Launchctl:
         return _Answer(done.returncode, done.stdout.decode("utf-8", "replace"))
 
 
-def _check(answer: _Answer, arguments: tuple[str, ...], fine: tuple[int, ...] = ()) -> None:
+def _check(answer: _Answer, arguments: tuple[str, ...], target: str, fine: tuple[int, ...] = ()) -> None:
     if answer.status == 0 or answer.status in fine:
         return
-    hint = _HINTS.get(answer.status, "").format(target=arguments[-1])
+    kind = KINDS.get(target.rpartition("/")[2], DAEMON)
+    commands = {name: kind.advice(name) for name in ("install", "uninstall")}
+    hint = _HINTS.get(answer.status, "").format(target=target, **commands)
     raise LaunchctlError(
         f"{shlex.join([PROGRAM, *arguments])} failed with status {answer.status}: "
         f"{' '.join(answer.text.split()) or 'no message'}" + (f" ({hint})" if hint else "")

@@ -37,11 +37,13 @@ class Serving(NamedTuple):
         pid: Its process.
         version: Its version.
         ready: Whether its engine takes work, as in Stats; of a rank always true.
+        began: When it began, in seconds since 1970.
     """
 
     pid: int
     version: str
     ready: bool
+    began: float
 
 
 def is_ready(job: Job, serving: Serving | None) -> bool:
@@ -101,17 +103,24 @@ class ServiceWaiter:
         self._look = look
         self._timeout = timeout
 
-    def until(self, condition: Callable[[Job | None], bool], failure: str) -> Job | None:
+    def until(
+        self, condition: Callable[[Job | None], bool], failure: str, seconds: float = LAUNCHCTL_TIMEOUT_SECONDS
+    ) -> Job | None:
         """
         Wait until a condition holds for the job, and return the job; None if it is not loaded.
 
+        Args:
+            condition: Tells whether the wait is over.
+            failure: How the error's text begins.
+            seconds: Most seconds to wait; by default more than launchd gives a service to exit.
+
         Raises:
-            ServiceError: If it takes longer than launchd gives a service to exit; the text begins with `failure`.
+            ServiceError: If it takes longer.
         """
-        for _ in polls(LAUNCHCTL_TIMEOUT_SECONDS, POLL_SECONDS):
+        for _ in polls(seconds, POLL_SECONDS):
             if condition(job := self._job()):
                 return job
-        raise ServiceError(f"{failure} within {LAUNCHCTL_TIMEOUT_SECONDS} s; see: {self._kind.advice('status')}")
+        raise ServiceError(f"{failure} within {seconds:g} s; see: {self._kind.advice('status')}")
 
     def until_serving(self, agent: Agent, place: Path, tail: LogTail, runs: int) -> None:
         """

@@ -8,7 +8,7 @@ waits between them:
 
     install    write the plist, bootout the old job, enable + bootstrap, wait until it serves
     start      enable + bootstrap if it is not loaded, or kickstart if it has no process, wait until it serves
-    restart    SIGTERM, wait for the end of the process (a drain), kickstart, wait until it serves
+    restart    SIGTERM, wait for the end of the process (a drain), SIGKILL if it hangs, kickstart, wait until it serves
     stop       bootout (SIGTERM, then SIGKILL after the exit timeout), wait until it is unloaded
 """
 
@@ -19,15 +19,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from daemon import __version__
-from daemon.launchd.agent import DAEMON, Agent, Kind, log_directory, plist_path, read
+from daemon.launchd.agent import DAEMON, EXIT_SECONDS, Agent, Kind, log_directory, plist_path, read
 from daemon.launchd.errors import LaunchctlError, ServiceError
 from daemon.launchd.job import Job
 from daemon.launchd.launchctl import Launchctl
 from daemon.launchd.logs import LogTail
 from daemon.launchd.plist_file import PlistFile
-from daemon.launchd.readiness import ServiceWaiter, Serving, Status
+from daemon.launchd.readiness import ServiceWaiter, Serving, Status, is_ready
 from daemon.launchd.service_paths import ServicePaths, service_paths
 from daemon.shared import presence
+from daemon.shared.distributions import installed_at
 
 HOMEBREW_LABEL = "homebrew.mxcl.mlx-sidecar"
 
@@ -184,7 +185,7 @@ class Service:
 
     def restart(self) -> None:
         """
-        Drain the service, start it again, and wait until it serves.
+        Drain the service, start it again, and wait until it serves. One that hangs is killed instead.
 
         Raises:
             AgentError, ServiceError, LaunchctlError: As `start` does.
@@ -195,13 +196,31 @@ class Service:
             self.start()
             return
         domain, old = loaded
-        self._launchctl.terminate(f"{domain}/{self._kind.label}")
-        job = self._waiter.until(lambda job: job is None or job.pid != old.pid, "it did not end")
+        target = f"{domain}/{self._kind.label}"
+        job = self._end(target, old)
         if job is None:
             raise ServiceError(f"launchd has dropped the service; run: {self._kind.advice('install')}")
         tail = LogTail(agent.stderr)
-        self._launchctl.kickstart(f"{domain}/{self._kind.label}")
+        if job.pid is None:  # else launchd has started it already, because it was killed or failed
+            self._launchctl.kickstart(target)
         self._waiter.until_serving(agent, self._place_of(agent), tail, job.runs)
+
+    def _end(self, target: str, old: Job) -> Job | None:
+        """
+        Drain the process of a job, and return the job as it is then; None if it is not loaded any more.
+
+        A process that hangs, or was stopped, heeds no SIGTERM: it is killed when launchd would kill it at a `stop`.
+        """
+
+        def ended(job: Job | None) -> bool:
+            return job is None or job.pid != old.pid
+
+        self._launchctl.terminate(target)
+        try:
+            return self._waiter.until(ended, "it did not end", EXIT_SECONDS)
+        except ServiceError:
+            self._launchctl.kill(target)
+            return self._waiter.until(ended, "it was killed and did not end")
 
     def _installed(self) -> Agent:
         agent = read(self._file.path)
@@ -217,7 +236,11 @@ class Service:
         return paths.socket if self._kind is DAEMON else paths.state_dir / presence.NAME
 
     def _is_current(self, agent: Agent, job: Job) -> bool:
-        return self._look(self._place_of(agent)) == (job.pid, __version__, True)
+        serving = self._look(self._place_of(agent))
+        if serving is None or not is_ready(job, serving) or serving.version != __version__:
+            return False
+        # The code may be another one under the same version, as after `git pull` between releases.
+        return serving.began >= installed_at()
 
     def _refuse_other_daemon(self, agent: Agent, job: Job | None) -> None:
         place = self._place_of(agent)

@@ -38,6 +38,10 @@ class Listener:
         self._published = published
         self._lock = lock
 
+    def is_there(self) -> bool:
+        """Tell whether clients find it: another program may have removed the name of a Unix socket."""
+        return self._published is None or self._published.is_ours()
+
     def close(self) -> None:
         """Stop to listen, and remove the socket's name. Harmless twice."""
         if self._published is not None:

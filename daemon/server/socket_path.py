@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from mlx_sidecar._address import MAX_SOCKET_BYTES, place_text, privacy_advice
+from mlx_sidecar._address import MAX_SOCKET_BYTES, ownership_advice, privacy_advice
 
 _URI_CHARACTERS = "%#?"
 
@@ -74,7 +74,7 @@ def prepare_directory(socket: Path) -> None:
     if found.st_uid != os.geteuid():
         raise SocketPathError(
             f"The socket's directory {directory} belongs to user id {found.st_uid}, not to {os.geteuid()}; "
-            f"take a directory that the daemon creates: --socket {place_text(socket)}"
+            f"{ownership_advice(socket)}"
         )
     mode = stat.S_IMODE(found.st_mode)
     if mode & 0o777 != 0o700:

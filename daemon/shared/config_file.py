@@ -12,6 +12,8 @@ from daemon.shared.small_file import read_small
 MOST_BYTES = 64 * 1024
 MOST_DOTS = 1000
 """Size of that file, and dots in it outside of comments."""
+VOLUMES = Path("/Volumes")
+"""Where macOS mounts disks. Only the system makes directories there."""
 
 
 class ConfigError(Exception):
@@ -53,6 +55,12 @@ def _check_directory(state_dir: Path) -> None:
     place = state_dir
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
+    if place == VOLUMES and place != state_dir:
+        # Without config.toml a daemon would begin with defaults, and with no model_roots.
+        raise ConfigError(
+            f"state_dir {state_dir} is on a disk that is not mounted; mount it, or choose another one with "
+            "MLX_SIDECAR_STATE_DIR or --state-dir."
+        )
     if not place.is_dir():
         what = "is" if place == state_dir else f"is below {place}, which is"
         raise ConfigError(

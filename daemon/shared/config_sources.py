@@ -17,6 +17,9 @@ from daemon.shared.config import ENV_PREFIX, FILE_NAME, KEYS, TEST_PREFIX, Confi
 from daemon.shared.config_file import settings_of
 from daemon.shared.wording import did_you_mean
 
+LAUNCH_TOKEN = ENV_PREFIX + "TOKEN"
+"""Variable with the token of a launched tool. It is no setting, and commands that the tool runs have it too."""
+
 _FILE_NAMES = {key: key for key in KEYS}
 _VARIABLES = {ENV_PREFIX + key.upper(): key for key in KEYS}
 _FLAGS = {"--" + key.replace("_", "-"): key for key in KEYS}
@@ -110,7 +113,7 @@ def _from_file(path: Path) -> Iterator[_Given]:
 
 def _from_environment(environ: Mapping[str, str]) -> Iterator[_Given]:
     for name, raw in sorted(environ.items()):
-        if name.startswith(ENV_PREFIX) and not name.startswith(TEST_PREFIX):
+        if name.startswith(ENV_PREFIX) and not name.startswith(TEST_PREFIX) and name != LAUNCH_TOKEN:
             yield _Given(_known(name, _VARIABLES, "the environment"), raw, name, text=True)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 
 DAEMON, CLIENT = "mlx-sidecar", "mlx-sidecar-client"
@@ -20,6 +21,24 @@ def _installed(name: str) -> str:
     from importlib.metadata import version  # here: it brings the library of mail, and a server asks once
 
     return version(name)
+
+
+def _content(name: str) -> int:
+    """Return a checksum of the files of a distribution, as its installer has listed them; 0 without such a list."""
+    from importlib.metadata import distribution
+
+    return zlib.crc32((distribution(name).read_text("RECORD") or "").encode())
+
+
+def installed_at(name: str = DAEMON) -> float:
+    """Return when a distribution was installed, in seconds since 1970; 0 where its installer has left no list."""
+    from importlib.metadata import distribution
+
+    try:
+        lists = [file.locate() for file in distribution(name).files or () if file.name == "RECORD"]
+        return os.stat(lists[0]).st_mtime if lists else 0.0
+    except (ModuleNotFoundError, OSError):
+        return 0.0
 
 
 def mismatch(installed: Callable[[str], str] = _installed) -> str:
@@ -41,9 +60,10 @@ class Program:
     The installed program, as this process began with it.
 
     Args:
-        names: Its distributions that count; the first one's version is told.
+        names: Its distributions that count; the first one's version is told. Its files count too, and the client's.
         interpreter: Its Python, which runs the engine too.
         installed: Returns the version of a distribution, or raises PackageNotFoundError.
+        content: Returns a number for the files of a distribution: other files can be of the same version.
     """
 
     def __init__(
@@ -51,21 +71,30 @@ class Program:
         names: Sequence[str] = (DAEMON,),
         interpreter: str | None = None,
         installed: Callable[[str], str] = _installed,
+        content: Callable[[str], int] = _content,
     ) -> None:
         self._names = names
         self._interpreter = interpreter or sys.executable
         self._installed = installed
-        self._versions = self._now()
+        self._content = content
+        self._began_with = self._now()
 
     def replaced_by(self) -> str | None:
         """Return the version that is in its place now, or an empty text if none is; None if it is there as before."""
         if not os.path.exists(self._interpreter):
             return ""
         now = self._now()
-        return None if now == self._versions else now[0]
+        return None if now == self._began_with else now[0][0]
 
-    def _now(self) -> list[str]:
-        return [self._version(name) for name in self._names]
+    def _now(self) -> tuple[list[str], list[int]]:
+        contents = [self._checksum(name) for name in (self._names[0], CLIENT)]
+        return [self._version(name) for name in self._names], contents
+
+    def _checksum(self, name: str) -> int:
+        try:
+            return self._content(name)
+        except ModuleNotFoundError:
+            return 0
 
     def _version(self, name: str) -> str:
         try:

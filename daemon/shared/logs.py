@@ -7,12 +7,15 @@ permits. Tracebacks have places and classes, no texts or values: those could be 
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import logging
 import os
 import signal
 import stat
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 MAX_FILE_BYTES = 10 << 20
 KEPT_FILES = 5
 """Size at which the log file is rotated, and how many old files are kept."""
+CLAIM_SECONDS = 2.0
+"""Wait for the log file of a process that is just ending."""
+_CLAIM_POLL_SECONDS = 0.05
 
 _BRING_HANDLERS = ("asyncio", "grpc", "huggingface_hub", "mlx_lm", "transformers")
 _CHATTY = ("httpcore", "httpx", "urllib3")
@@ -48,20 +54,21 @@ _SHARED: list[structlog.typing.Processor] = [
 log = structlog.get_logger()
 
 
-def configure(level: str, log_file: Path | None) -> None:
+def configure(level: str, log_file: Path | None, wait: float = CLAIM_SECONDS) -> None:
     """
     Send all logs of this process to stderr, or to `log_file`. A terminal on stderr gets them in any case.
 
-    Only one process may write a given file: two would rotate it under each other. If the file cannot be opened, that
-    is reported once on stderr, which then gets the logs. May be called again, for example after an import of a library
-    that installs handlers.
+    One process alone writes a given file: two would rotate it under each other. If another process has it, or it cannot
+    be opened, that is reported once on stderr, which then gets the logs. May be called again, for example after an
+    import of a library that installs handlers.
 
     Args:
         level: "debug", "info", "warning" or "error".
         log_file: File of mode 0600 that is rotated at 10 MiB, five old ones kept; None for stderr.
+        wait: Seconds to wait for a process that has the file.
     """
     number = logging.getLevelNamesMapping()[level.upper()]
-    file = _open_file(log_file) if log_file is not None else None
+    file = _open_file(log_file, wait) if log_file is not None else None
     handlers: list[logging.Handler] = [] if file is None else [file]
     if file is None or sys.stderr.isatty():
         handlers.append(_stderr_handler())
@@ -95,7 +102,7 @@ def reopen_on_hangup(
     if sys.stderr.isatty():
         loop.add_signal_handler(signal.SIGHUP, stop)
     else:
-        loop.add_signal_handler(signal.SIGHUP, lambda: configure(level, log_file))
+        loop.add_signal_handler(signal.SIGHUP, lambda: configure(level, log_file, 0.0))
 
 
 def take_over() -> None:
@@ -120,8 +127,9 @@ def _install(handlers: list[logging.Handler]) -> None:
     while _installed:
         old = _installed.pop()
         root.removeHandler(old)
-        with suppress(OSError):  # a full disk did not take the last lines
-            old.close()
+        if old not in handlers:
+            with suppress(OSError):  # a full disk did not take the last lines
+                old.close()
     for new in handlers:
         root.addHandler(new)
         _installed.append(new)
@@ -135,8 +143,10 @@ def _stderr_handler() -> logging.Handler:
 
 def _text_formatter() -> logging.Formatter:
     # The default traceback on a console is rich's, which prints local variables.
-    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-    return _formatter(plain)
+    text = structlog.dev.ConsoleRenderer(
+        colors=not os.environ.get("NO_COLOR"), exception_formatter=structlog.dev.plain_traceback
+    )
+    return _formatter(text)
 
 
 def _json_formatter() -> logging.Formatter:
@@ -184,15 +194,41 @@ class _QuietStream(logging.StreamHandler[TextIO]):
 
 
 class _PrivateFile(RotatingFileHandler):
-    """A rotating file of mode 0600. A failure to write it is reported on stderr once, until a write succeeds."""
+    """
+    A rotating file of mode 0600, locked. A failure to write it is reported on stderr once, until a write succeeds.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The file.
+        wait: Seconds to wait for a process that has it.
+    """
+
+    def __init__(self, path: Path, wait: float) -> None:
         self._lost = 0
         """Records that were not written since the last that was."""
+        self._wait = wait
         super().__init__(path, maxBytes=MAX_FILE_BYTES, backupCount=KEPT_FILES, encoding="utf-8")
+        self._wait = 0.0  # for the files that follow, which are new
+
+    def is_at(self, path: Path) -> bool:
+        """Tell whether a path leads to the file that this writes."""
+        with suppress(OSError, ValueError, AttributeError):  # there is none, or the last rotation failed
+            return os.path.samestat(os.fstat(self.stream.fileno()), path.stat())
+        return False
 
     def _open(self) -> TextIOWrapper:
-        return open(self.baseFilename, "a", encoding="utf-8", opener=_open_private)
+        return open(self.baseFilename, "a", encoding="utf-8", opener=self._open_private)
+
+    def _open_private(self, path: str, flags: int) -> int:
+        # O_NONBLOCK: a pipe without a reader would block.
+        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+        try:
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                os.fchmod(fd, 0o600)
+                _claim(fd, self._wait)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
     def emit(self, record: logging.LogRecord) -> None:
         lost_before = self._lost
@@ -206,17 +242,38 @@ class _PrivateFile(RotatingFileHandler):
             _report(Path(self.baseFilename), sys.exc_info()[1], "its lines are lost until it can be")
 
 
-def _open_private(path: str, flags: int) -> int:
-    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)  # O_NONBLOCK: a pipe without a reader would block
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        os.fchmod(fd, 0o600)
-    return fd
+def _claim(fd: int, wait: float) -> None:
+    """
+    Lock a log file.
+
+    Raises:
+        OSError: If a process has it that does not end.
+    """
+    deadline = time.monotonic() + wait
+    while not _locked(fd):
+        if time.monotonic() >= deadline:
+            raise OSError(errno.EBUSY, "another process writes it; each needs a log_file of its own")
+        time.sleep(_CLAIM_POLL_SECONDS)
 
 
-def _open_file(path: Path) -> logging.Handler | None:
+def _locked(fd: int) -> bool:
+    """Try to lock a file, and tell whether no other process has it. Some file systems have no locks."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _open_file(path: Path, wait: float = 0.0) -> logging.Handler | None:
+    for handler in _installed:
+        if isinstance(handler, _PrivateFile) and handler.is_at(path):
+            return handler  # its lock would be in the way of another one
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handler = _PrivateFile(path)
+        handler = _PrivateFile(path, wait)
     except OSError as error:
         _report(path, error, "stderr gets the log instead")
         return None

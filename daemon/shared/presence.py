@@ -91,6 +91,14 @@ def find(file: Path) -> Present | None:
         return None
 
 
+def began(file: Path) -> float:
+    """Return when the process that holds the file began to listen, in seconds since 1970; 0 if there is no file."""
+    try:
+        return os.stat(file).st_mtime
+    except OSError:
+        return 0.0
+
+
 def _locked(fd: int, kind: int) -> bool:
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)

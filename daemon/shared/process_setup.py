@@ -32,6 +32,22 @@ _PLACES = (
 )
 """Variables of libraries that name a file or a directory."""
 
+_added: set[str] = set()
+"""Variables that this process has set for itself."""
+
+
+def leave_forks_alone() -> None:
+    """Keep gRPC's handlers out of forks: they can hang or abort what starts others after a call, as on macOS."""
+    name = "GRPC_ENABLE_FORK_SUPPORT"
+    if name not in os.environ:
+        os.environ[name] = "0"
+        _added.add(name)
+
+
+def inherited() -> dict[str, str]:
+    """Return the environment that this process was given, for a program that it becomes."""
+    return {name: value for name, value in os.environ.items() if name not in _added}
+
 
 def hold_standard_streams() -> None:
     """

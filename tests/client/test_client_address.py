@@ -75,7 +75,10 @@ def test_socket_of_another_user_is_refused(bound: Path, monkeypatch: pytest.Monk
     """Every prompt would go to whoever made it."""
     uid = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
-    with pytest.raises(UntrustedSocket, match="belongs to another user"):
+    with pytest.raises(UntrustedSocket, match="belongs to another user; take a directory that the daemon creates"):
+        Client(bound).stats()
+    monkeypatch.setattr("mlx_sidecar._address.own_directory", lambda: bound.parent)
+    with pytest.raises(UntrustedSocket, match="belongs to another user; move it away"):
         Client(bound).stats()
 
 
@@ -90,7 +93,7 @@ def test_shared_socket_directory_is_refused(bound: Path, mode: int) -> None:
 def test_a_file_that_is_no_socket_is_refused(socket: Path) -> None:
     """A plain file, or a link to a socket elsewhere."""
     socket.touch()
-    with pytest.raises(UntrustedSocket, match="not a socket"):
+    with pytest.raises(UntrustedSocket, match="not a socket; move it away"):
         socket_exists(socket)
 
 

@@ -126,6 +126,21 @@ def test_process_without_descriptors_says_so(socket: Path, monkeypatch: pytest.M
             client.stats()
 
 
+def test_sandbox_is_no_absent_daemon(socket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Coding tools run commands in sandboxes. Advice to start a second daemon would lead nowhere."""
+
+    class Forbidden(sockets.socket):
+        def connect(self, address: object) -> None:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    with sockets.socket(sockets.AF_UNIX) as bound:
+        bound.bind(str(socket))
+        monkeypatch.setattr("mlx_sidecar._address.socket.socket", Forbidden)
+        with Client(socket, timeout=0.1) as client, pytest.raises(ConnectionLost, match="a sandbox, allow") as caught:
+            client.stats()
+    assert "mlx-sidecar serve" not in str(caught.value)
+
+
 def test_bare_unavailable_is_not_reported_as_absent(serve: Serve, socket: Path, script: Script) -> None:
     """gRPC makes such an UNAVAILABLE by itself; the socket shows that a daemon listens."""
     script.answer([started(), Fail("UNAVAILABLE", "")])

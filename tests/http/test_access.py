@@ -246,6 +246,7 @@ def test_second_door_at_a_socket_is_refused(unix_door: Door, daemon: RunningDaem
     done = subprocess.run(command, env=daemon.environ, capture_output=True, text=True)
     assert done.returncode == 1
     assert "already running" in done.stderr
+    assert "choose another place with --unix, or a --port" in done.stderr
     assert raw.call(unix_door, *MODELS).status == 200
 
 

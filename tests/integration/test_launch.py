@@ -45,6 +45,8 @@ if "wait" in sys.argv:
 sys.exit(7)
 """
 
+GRPC_VARIABLE = "GRPC_ENABLE_FORK_SUPPORT"
+
 
 class Launch:
     """
@@ -147,16 +149,37 @@ def test_ctrl_c_is_for_the_tool_alone(launch: Callable[..., Launch]) -> None:
     wait_until(lambda: not alive(door), "the door has ended")
 
 
+def launched(daemon: RunningDaemon, folder: Path, script: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Launch a tool that is a script of the shell, and wait for its end."""
+    program = folder / "qwen"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    paths = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
+    own = {"PATH": f"{folder}:{os.environ['PATH']}", "TMPDIR": str(folder), "PYTHONPATH": paths}
+    given = {name: value for name, value in daemon.serving().environ.items() if name != GRPC_VARIABLE}
+    command = [sys.executable, "-m", "daemon", "launch", "qwen", "--model", "embedded"]
+    return subprocess.run(command, env={**given, **own, **environ}, capture_output=True, text=True, timeout=END_SECONDS)
+
+
 def test_a_door_that_cannot_start_is_told(daemon: RunningDaemon, tmp_path: Path) -> None:
     """The tool is not started without it."""
     (tmp_path / "launch.log").mkdir()
-    environ = {**daemon.serving().environ, "MLX_SIDECAR_STATE_DIR": str(tmp_path), "TMPDIR": str(tmp_path)}
-    program = tmp_path / "qwen"
-    program.write_text("#!/bin/sh\necho started\n")
-    program.chmod(0o755)
-    environ["PATH"] = f"{tmp_path}:{environ['PATH']}"
-    command = [sys.executable, "-m", "daemon", "launch", "qwen", "--model", "embedded"]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=END_SECONDS)
+    done = launched(daemon, tmp_path, "echo started", MLX_SIDECAR_STATE_DIR=str(tmp_path))
     assert (done.returncode, done.stdout) == (1, "")
     assert "launch.log, cannot be opened" in done.stderr
     assert not list(tmp_path.glob("mlx-sidecar-*"))
+
+
+def test_tool_gets_no_variable_of_the_program(daemon: RunningDaemon, tmp_path: Path) -> None:
+    """What the command sets for its own use of gRPC would change how programs of the user do."""
+    done = launched(daemon, tmp_path, "echo ${" + GRPC_VARIABLE + "-none}")
+    assert done.stdout == "none\n"
+    wait_until(lambda: not list(tmp_path.glob("mlx-sidecar-*")), "the door has ended")
+
+
+def test_pipes_of_a_tool_break_as_in_a_shell(daemon: RunningDaemon, tmp_path: Path) -> None:
+    """Python ignores SIGPIPE, and what is ignored stays so in the program that it becomes: `yes` would complain."""
+    done = launched(daemon, tmp_path, "yes | head -n 1")
+    assert (done.returncode, done.stdout) == (0, "y\n")
+    assert "roken pipe" not in done.stderr
+    wait_until(lambda: not list(tmp_path.glob("mlx-sidecar-*")), "the door has ended")

@@ -14,6 +14,8 @@ import pytest
 from mlx_sidecar import Client, UntrustedSocket
 from tests.support.daemons import RunningDaemon
 
+FAKE = [sys.executable, "-m", "tests.support.serve_fake"]
+
 ASK = """
 import sys
 from mlx_sidecar import Client, SidecarError
@@ -117,3 +119,10 @@ def test_client_refuses_a_socket_of_a_container_user(daemon: RunningDaemon, monk
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(UntrustedSocket, match="belongs to another user"), Client(daemon.socket) as client:
         client.stats()
+
+
+def test_socket_of_a_mac_app_group_is_served(start_daemon: Callable[..., RunningDaemon], folder: Path) -> None:
+    """`~/Library/Group Containers` has a space, and a home directory may have more. gRPC reads addresses as URIs."""
+    daemon = start_daemon(FAKE, socket=str(folder / "Group Containers" / "é" / "s.sock"))
+    with daemon.client() as client:
+        assert client.stats().daemon.pid == daemon.process.pid

@@ -66,6 +66,16 @@ def privacy_advice(socket: Path) -> str:
     return f"leave it as it is, and take a directory that the daemon creates: --socket {place_text(socket)}"
 
 
+def ownership_advice(socket: Path) -> str:
+    """Return the end of an error text: what to do where a socket's directory is another user's."""
+    if socket.parent != own_directory():
+        return f"take a directory that the daemon creates: --socket {place_text(socket)}"
+    # `sudo` on macOS keeps HOME: root is the caller now, or a daemon that root started has made the directory.
+    if os.geteuid() == 0 and (user := os.environ.get("SUDO_USER")):
+        return f"as {user}, run this without sudo"
+    return "move it away, and the daemon creates its own"
+
+
 def place_text(socket: Path) -> str:
     """Return `place_of_its_own`, quoted for a shell."""
     return shlex.quote(str(place_of_its_own(socket)))
@@ -87,7 +97,7 @@ def listens(path: Path) -> bool:
     Tell whether a process listens on a socket, without waiting.
 
     Raises:
-        OSError: If this process cannot open a socket.
+        OSError: If this process cannot open a socket; PermissionError if the system does not let it connect.
     """
     with socket.socket(socket.AF_UNIX) as connection:
         connection.setblocking(False)
@@ -95,6 +105,8 @@ def listens(path: Path) -> bool:
             connection.connect(os.fsencode(path))
         except BlockingIOError:  # the listener's queue of connections is full
             return True
+        except PermissionError:  # of a sandbox: nothing is known of the daemon
+            raise
         except OSError:
             return False
     return True
@@ -115,17 +127,17 @@ def socket_exists(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except PermissionError:
-        raise UntrustedSocket(f"{path.parent} belongs to another user") from None
+        raise UntrustedSocket(f"{path.parent} belongs to another user; {ownership_advice(path)}") from None
     except OSError:  # a path that is too long, or leads in a circle: nothing is there
         return False
     if not stat.S_ISDIR(directory.st_mode):
-        raise UntrustedSocket(f"{path.parent} is not a directory but a link or a file")
+        raise UntrustedSocket(f"{path.parent} is not a directory but a link or a file; name a directory itself")
     if directory.st_uid != os.geteuid():
-        raise UntrustedSocket(f"{path.parent} belongs to another user")
+        raise UntrustedSocket(f"{path.parent} belongs to another user; {ownership_advice(path)}")
     if directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UntrustedSocket(f"other users may write to {path.parent}; {privacy_advice(path)}")
     if not stat.S_ISSOCK(entry.st_mode):
-        raise UntrustedSocket(f"{path} is not a socket")
+        raise UntrustedSocket(f"{path} is not a socket; move it away")
     if entry.st_uid != os.geteuid():
-        raise UntrustedSocket(f"{path} belongs to another user")
+        raise UntrustedSocket(f"{path} belongs to another user; move it away")
     return True

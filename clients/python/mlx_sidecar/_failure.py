@@ -61,6 +61,9 @@ def unanswered(socket: Path, why: str, there: str) -> SidecarError:
     try:
         if not listens(socket):
             return not_running(socket, why)
+    except PermissionError as error:
+        text = f"no connection to {socket}: the system does not let this program connect ({error.strerror})"
+        return ConnectionLost(f"{text}; if it runs in a sandbox, allow it this socket there")
     except OSError as error:
         text = f"no connection to {socket}: this process cannot open a socket ({error.strerror})"
         return ConnectionLost(text, retry_after=RETRY_SECONDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from daemon.cli.output.formatting import examples, stderr_is_terminal, stdin_is_
 from daemon.cli.output.progress import follow
 from daemon.cli.session import Session, absolute_if_path, calls_daemon
 from daemon.launch.tools import TOOLS, Place, Tool, environment
+from daemon.shared.process_setup import inherited
 from daemon.shared.wording import count, size
 
 if TYPE_CHECKING:
@@ -124,13 +126,20 @@ def _become(session: Session, tool: Tool, program: str, model: str, context: int
         settings = tool.settings(Place(door.url, door.token, model, context, folder))
         _write(folder, settings.files)
         door.start()
-        os.execve(program, [program, *settings.arguments, *arguments], environment(settings, os.environ))  # noqa: S606
+        _heed_signals()
+        os.execve(program, [program, *settings.arguments, *arguments], environment(settings, inherited()))  # noqa: S606
     except LaunchError as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
         raise click.ClickException(f"{tool.title} cannot be started: {error.strerror}.") from None
     finally:  # it is still this program, so that the tool has not begun
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _heed_signals() -> None:
+    """End the ignoring of signals that Python ignores: it would pass on to the tool, and to what the tool starts."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _write(folder: Path, files: Mapping[str, str]) -> None:

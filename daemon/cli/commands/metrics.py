@@ -71,7 +71,8 @@ def _serve(client: Client, port: int) -> None:
         try:
             actual = held.enter_context(serve(client, _ADDRESS, port))
         except OSError as error:
-            raise click.UsageError(f"It cannot listen at {_ADDRESS}:{port}: {error.strerror}.") from None
+            text = f"It cannot listen at {_ADDRESS}:{port}: {error.strerror}"
+            raise click.UsageError(f"{text}; choose another --port, or 0 for a free one.") from None
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
         click.echo(f"Figures are at http://{_ADDRESS}:{actual}/metrics", err=True)
         stop.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -75,23 +76,33 @@ def install(session: Session, /, kind: agent.Kind, wait: float, as_json: bool, *
     def make(background: bool) -> agent.Agent:
         return agent.of_this_environment(resolved, os.environ, Path.home(), background=background, kind=kind)
 
-    service = _service(wait, kind)
+    service, before = _service(wait, kind), _variables(kind)
     changed = service.install(make)
     _tell(service, "Installed" if changed else "Installed already", as_json)
+    if lost := sorted(before - _variables(kind)):
+        text = "install again with them, or set them in config.toml"
+        click.echo(f"No longer set, as they were in the service before: {', '.join(lost)}; {text}.", err=True)
     if os.environ.get("HF_TOKEN"):
         click.echo("HF_TOKEN is not kept: log in with `hf auth login`, so that the service finds your token.", err=True)
 
 
-@command.command("uninstall")
+def _variables(kind: agent.Kind) -> set[str]:
+    """Return the names of the variables that the installed service has; none without a plist of this program."""
+    with suppress(ServiceError):
+        installed = agent.read(agent.plist_path(Path.home(), kind))
+        return set(installed.environment) if installed else set()
+    return set()
+
+
+@command.command("uninstall", epilog=examples("mlx-sidecar service uninstall"))
 @_join
-@_wait
-def uninstall(kind: agent.Kind, wait: float) -> None:
+def uninstall(kind: agent.Kind) -> None:
     """Drain the service, end it and remove it. Logs, configuration and downloaded models stay."""
-    done = _service(wait, kind).uninstall()
+    done = _service(0, kind).uninstall()
     click.echo("Uninstalled." if done else "The service was not installed.")
 
 
-@command.command("start")
+@command.command("start", epilog=examples("mlx-sidecar service start", "mlx-sidecar service start --wait 300"))
 @_join
 @_wait
 @_json
@@ -102,16 +113,15 @@ def start(kind: agent.Kind, wait: float, as_json: bool) -> None:
     _tell(service, "Started" if changed else "Running already", as_json)
 
 
-@command.command("stop")
+@command.command("stop", epilog=examples("mlx-sidecar service stop"))
 @_join
-@_wait
-def stop(kind: agent.Kind, wait: float) -> None:
+def stop(kind: agent.Kind) -> None:
     """Drain the service and end it, until the next login or `start`."""
-    done = _service(wait, kind).stop()
+    done = _service(0, kind).stop()
     click.echo("Stopped." if done else "The service was not running.")
 
 
-@command.command("restart")
+@command.command("restart", epilog=examples("mlx-sidecar service restart"))
 @_join
 @_wait
 @_json
@@ -122,7 +132,7 @@ def restart(kind: agent.Kind, wait: float, as_json: bool) -> None:
     _tell(service, "Restarted", as_json)
 
 
-@command.command("status")
+@command.command("status", epilog=examples("mlx-sidecar service status", "mlx-sidecar service status --join --json"))
 @_join
 @_json
 def status(kind: agent.Kind, as_json: bool) -> None:
@@ -168,7 +178,7 @@ def _service(wait: float, kind: agent.Kind) -> Service:
 def look_for_rank(file: Path) -> Serving | None:
     """Return the `mlx-sidecar join` that listens and holds a file; None if none does."""
     found = presence.find(file)
-    return Serving(found.pid, found.version, True) if found else None
+    return Serving(found.pid, found.version, True, presence.began(file)) if found else None
 
 
 def _tell(service: Service, done: str, as_json: bool) -> None:
@@ -178,6 +188,8 @@ def _tell(service: Service, done: str, as_json: bool) -> None:
     elif state.serving:
         what = f"serves on {state.socket}" if state.socket else f"listens on {state.address}"
         click.echo(f"{done}: version {state.serving.version} {what} (pid {state.serving.pid}).")
+    else:
+        click.echo(f"{done}; it did not answer just now: see mlx-sidecar service status")
 
 
 def _plain(state: Status) -> dict[str, Any]:

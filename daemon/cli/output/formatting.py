@@ -56,12 +56,22 @@ def guessed(guesses: GuessStats) -> str:
     return f"{guesses.source} of {printable(guesses.model)}: {right} of {guesses.guessed:,} right, {gain}"
 
 
+def columns(text: str) -> int:
+    """Return the columns that a terminal shows a text in: a wide character takes two, a mark on another one none."""
+    wide = ("F", "W")
+    return sum(
+        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in wide else 1
+        for character in text
+    )
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print aligned columns; the header is bold on a terminal. Cells may be names of files, which can hold anything."""
     rows = [[printable(cell, kept="") for cell in row] for row in rows]
-    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+    widths = [max(map(columns, column)) for column in zip(header, *rows, strict=True)]
     for number, row in enumerate([header, *rows]):
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        cells = (cell + " " * (width - columns(cell)) for cell, width in zip(row, widths, strict=True))
+        line = "  ".join(cells).rstrip()
         click.echo(click.style(line, bold=True) if number == 0 else line)
 
 

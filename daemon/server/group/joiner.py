@@ -94,7 +94,8 @@ class Joiner:
             refuse_taken(host, port)
             listener = socket.create_server((host, port))
         except OSError as error:
-            raise ConfigError(f"group_listen {self._config.group_listen}: {error.strerror}.") from None
+            text = f"group_listen {self._config.group_listen}: {error.strerror}"
+            raise ConfigError(f"{text}; it has to be a free port of an address of this machine.") from None
         address = "{}:{}".format(*listener.getsockname())
         own = presence.Present(os.getpid(), __version__, address)
         with listener, _presence(self._config.state_dir / presence.NAME, own):

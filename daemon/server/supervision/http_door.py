@@ -170,6 +170,8 @@ class HttpDoor:
         self._kill()
 
     async def _spawn(self) -> asyncio.subprocess.Process:
+        if self._listener is not None and not self._listener.is_there():
+            self._close()
         if self._listener is None:
             self._listener = listen(self._config.http_listen, self._config.socket)
             self.address = self._listener.address

@@ -9,10 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
-from daemon.cli import COMMANDS, exit_codes
-from daemon.cli.output.formatting import span
+from daemon.cli import COMMANDS, exit_codes, main
+from daemon.cli.output.formatting import columns, span, table
 from daemon.shared.wording import size
 from mlx_sidecar import DaemonNotRunning, InternalError, ModelNotFound, QueueFull, UntrustedSocket
 from tests.unit.cli.cli_fakes import GIB, FakeClient, client_fixture, run_cli  # noqa: F401
@@ -30,10 +31,14 @@ def test_help_lists_every_command_and_every_exit_code(client: FakeClient) -> Non
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_every_command_has_an_example(client: FakeClient, name: str) -> None:
-    result = run_cli(client, name, "--help")
+    """Also that of each command of a group."""
+    command = main.get_command(click.Context(main), name)
+    parts = command.commands if isinstance(command, click.Group) else ()
+    for words in [(name,), *((name, part) for part in parts)]:
+        result = run_cli(client, *words, "--help")
 
-    assert result.exit_code == 0
-    assert f"mlx-sidecar {name}" in result.stdout.split("Examples:")[1]
+        assert result.exit_code == 0
+        assert f"mlx-sidecar {' '.join(words)}" in result.stdout.split("Examples:")[1]
 
 
 def test_version_is_printed(client: FakeClient) -> None:
@@ -97,6 +102,15 @@ def test_user_without_a_home_is_told_to_set_it(client: FakeClient, monkeypatch: 
     assert result.stderr == (
         "mlx-sidecar: HOME is not set, and the system knows no home directory of this user; set HOME to one.\n"
     )
+
+
+def test_table_of_wide_names_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
+    """Names of folders are of any script, and macOS may give an accent as a character of its own."""
+    rows = [["/模型/甲", "1 B"], ["/e\u0301te\u0301", "2 B"], ["/model", "3 B"]]
+    table(["MODEL", "SIZE"], rows)
+    lines = capsys.readouterr().out.splitlines()
+    starts = [columns(line[: line.index(last)]) for line, (_, last) in zip(lines, [("", "SIZE"), *rows], strict=True)]
+    assert starts == [10] * 4
 
 
 @pytest.mark.parametrize(

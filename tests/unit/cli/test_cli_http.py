@@ -61,7 +61,7 @@ def test_port_in_use_is_wrong_usage(folder: Path) -> None:
         result = run(folder, "--port", str(port))
     assert result.exit_code == 2
     assert f"cannot listen at 127.0.0.1:{port}: " in result.stderr
-    assert "in use" in result.stderr
+    assert "in use; choose another --port" in result.stderr
 
 
 @pytest.mark.parametrize("path", ["x" * 200, "a#b"])

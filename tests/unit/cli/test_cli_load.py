@@ -171,3 +171,34 @@ def test_existing_relative_directory_is_made_absolute(client: FakeClient, tmp_pa
 
     models = [call[1][0] for call in client.calls]
     assert list(dict.fromkeys(models)) == [str(tmp_path / "model"), "embedded", "org/name"]
+
+
+@pytest.mark.parametrize("args", [["load"], ["run", "--raw"], ["stop"], ["load", "m", "--adapter"]])
+def test_path_of_unknown_user_is_refused(client: FakeClient, args: list[str]) -> None:
+    """bash leaves such a word as it is. Its refusal is not that of a user without a home directory."""
+    result = run_cli(client, *args, "~no-such-user/model", stdin="Hi")
+
+    assert (result.exit_code, client.calls) == (exit_codes.USAGE, [])
+    assert "there is no user 'no-such-user'" in result.stderr
+
+
+def test_overlong_model_name_is_passed_on(client: FakeClient) -> None:
+    """The daemon refuses it. A look whether it is a directory is no traceback."""
+    name = 300 * "a"
+
+    assert run_cli(client, "load", name).exit_code == 0
+    assert client.calls[-1][1] == (name,)
+
+
+def test_path_in_removed_directory_is_refused(
+    client: FakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+
+    result = run_cli(client, "load", "./model")
+
+    assert (result.exit_code, client.calls) == (exit_codes.USAGE, [])
+    assert "the working directory was removed; give an absolute path" in result.stderr

@@ -142,4 +142,4 @@ def test_metrics_port_in_use_is_named(client: FakeClient) -> None:
         port = other.getsockname()[1]
         result = run_cli(client, "metrics", "--port", str(port))
     assert result.exit_code == exit_codes.USAGE
-    assert f"It cannot listen at 127.0.0.1:{port}: Address already in use." in result.stderr
+    assert f"It cannot listen at 127.0.0.1:{port}: Address already in use; choose another --port" in result.stderr

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from daemon.cli import starting
+from daemon.cli import serving, starting
 from daemon.cli.session import Session
 
 SOCKET = Path("/nowhere/s.sock")
@@ -100,3 +102,13 @@ def test_declined_start_question_starts_nothing(monkeypatch: pytest.MonkeyPatch)
     starting.ensure(Session(), SOCKET, ask=True)
 
     assert (len(world.asked_at), world.started) == (1, [])
+
+
+def test_no_daemon_is_started_from_a_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is known of the daemon there; the call that follows tells that the system forbids it."""
+
+    def forbidden(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr("daemon.cli.serving.sockets.socket", forbidden)
+    assert serving.listens(tmp_path / "s.sock")

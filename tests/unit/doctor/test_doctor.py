@@ -131,6 +131,7 @@ def test_doctor_checks_metal_working_set() -> None:
         "43.2 GiB for weights, prefixes and requests: 0.9 of the recommended working set, 48.0"
     )
     assert "at most 16.0 GiB of it for prefixes (kv_cache_mb = auto)" in memory.found
+    assert "at most 24.0 GiB of it for weights, unless model_cache_mb (now 24576) is raised" in memory.found
     assert (pressure.verdict, wired.verdict) == (Verdict.OK, Verdict.OK)
     assert wired.found.startswith("off")
 
@@ -222,6 +223,7 @@ def test_doctor_explains_a_cache_above_the_memory() -> None:
     """Budgets above the memory are no error: the caches get the memory that there is."""
     _, memory, *_ = machine.device(mac(), Config(model_cache_mb=60 * 1024))
     assert "together ask for 76.0 GiB, and share what there is" in memory.found
+    assert "for weights, unless" not in memory.found
 
 
 def test_doctor_needs_the_pressure_level_on_macs() -> None:

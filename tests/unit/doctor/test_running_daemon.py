@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
 
+from daemon import __version__
 from daemon.doctor import trial
 from daemon.doctor.finding import Verdict
 from mlx_sidecar import HttpStats, StuckWork
@@ -50,3 +52,19 @@ def test_doctor_tells_of_the_door_the_group_and_work_that_hangs() -> None:
     ]
     off = replace(STATS, daemon=replace(STATS.daemon, http=HttpStats("off")))
     assert not [*trial.beside_the_engine(off)]
+
+
+@pytest.mark.parametrize(
+    ("version", "before", "found"),
+    [
+        (__version__, 0.0, f"version {__version__}"),
+        (__version__, 60.0, f"version {__version__}, started before this installation of it"),
+        ("9.9", 0.0, f"version 9.9; this is {__version__}"),
+    ],
+)
+def test_doctor_reports_daemon_of_older_files(version: str, before: float, found: str) -> None:
+    """Of another version, or with other code of the same one: what was installed since waits for a restart."""
+    running = replace(STATS.daemon, version=version, uptime=30.0 + before)
+    finding = trial.same_program(running, lambda: time.time() - 60.0)
+    assert finding.found == found
+    assert (finding.verdict is Verdict.OK) == (finding.fix == "") == (found == f"version {__version__}")

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from daemon.launch.tools import TOOLS, Place, Settings, environment
+from daemon.shared.config import KEYS
+from daemon.shared.config_sources import load_config
 
 PLACE = Place("http://127.0.0.1:8080", "sesame", "org/a model", 40_000, Path("/folder"))
 
@@ -91,3 +93,10 @@ def test_a_proxy_is_not_asked_for_this_machine() -> None:
     assert found["HOME"] == "/me"
     assert "ANTHROPIC_API_KEY" not in found
     assert environment(told("claude"), found)["NO_PROXY"] == "intern,127.0.0.1"
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_variables_of_a_tool_are_no_settings(tool: str, tmp_path: Path) -> None:
+    """`mlx-sidecar ps` in the shell of a tool would be refused for a variable that only the launch has set."""
+    resolved = load_config({}, environment(told(tool), {}), tmp_path)
+    assert resolved.origins == dict.fromkeys(KEYS, "default")

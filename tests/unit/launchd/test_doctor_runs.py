@@ -10,10 +10,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from daemon.cli.serving import look
 from daemon.doctor.finding import Finding, Verdict
+from daemon.doctor.launchd import _state
 from daemon.doctor.launchd import service as examine
+from daemon.launchd.job import Job
 from daemon.launchd.launchctl import Launchctl
+from daemon.launchd.readiness import Status
 from daemon.launchd.service import Service
 from mlx_sidecar import HistorySample
 from tests.support.daemons import RunningDaemon, environment, wait_until
@@ -71,6 +76,22 @@ def test_doctor_fails_a_service_that_does_not_serve(mac: Mac) -> None:
     Service(Launchctl(), mac.home, look).install(agent_of(mac))
     mac.socket.unlink()
     assert findings(mac)["service"].verdict is Verdict.FAILED
+
+
+@pytest.mark.parametrize(
+    ("pid", "ended", "fix"),
+    [
+        (4711, None, "see: mlx-sidecar service logs"),
+        (None, "2", "see: mlx-sidecar service logs --stderr"),
+        (None, "0", "run: mlx-sidecar service start"),
+    ],
+)
+def test_doctor_names_the_way_back_of_a_service(tmp_path: Path, pid: int | None, ended: str | None, fix: str) -> None:
+    """What refuses to start says why before it has a log; what was told to end waits for a start."""
+    job = Job("not running", pid, 3, ended, 60, None)
+    paths = {"socket": tmp_path / "s.sock", "log": tmp_path / "daemon.log", "stderr": tmp_path / "launchd.log"}
+    status = Status(tmp_path / "a.plist", "gui/501", job, address="", serving=None, homebrew=False, **paths)
+    assert _state(status).fix == fix
 
 
 def test_doctor_of_a_healthy_machine_is_silent(daemon: RunningDaemon) -> None:

@@ -103,6 +103,7 @@ def test_service_upgrade_replaces_version_and_settings(mac: Mac) -> None:
     said = mac.service("install", "--max-queue", "7")
     new = mac.job()
     assert said.startswith("Installed: ")
+    assert "No longer set, as they were in the service before: MLX_SIDECAR_MODEL_TTL, MLX_SIDECAR_SOCKET; " in said
     assert not alive(old)
     assert new.runs == 1
     with Client(mac.socket) as client:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import os
 import plistlib
+import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from daemon import __version__
+from daemon.cli.commands.service import _tell
 from daemon.cli.exit_codes import INTERRUPTED
 from daemon.cli.serving import look
-from daemon.launchd.agent import DAEMON, Agent
+from daemon.launchd.agent import DAEMON, JOIN, Agent, plist_path
 from daemon.launchd.errors import AgentError, LaunchctlError, ServiceError
 from daemon.launchd.launchctl import Launchctl
-from daemon.launchd.readiness import Serving
 from daemon.launchd.service import HOMEBREW_LABEL, Service
 from mlx_sidecar import Client, ShuttingDown
 from tests.support.daemons import END_SECONDS, alive, wait_until
@@ -72,6 +74,23 @@ def test_launchctl_refusal_is_shown_and_undone(mac: Mac, service: Service) -> No
     assert not mac.plist.exists()
 
 
+@pytest.mark.parametrize(
+    ("status", "cure"),
+    [
+        (5, "run: mlx-sidecar service uninstall --join, then: mlx-sidecar service install --join"),
+        (119, f"run: launchctl enable gui/{UID}/{JOIN.label}"),
+        (125, "run: mlx-sidecar service install --join"),
+        (134, "run: mlx-sidecar service install --join"),
+    ],
+)
+def test_launchd_refusal_names_its_cure(mac: Mac, status: int, cure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the service that was refused: the other one may be well."""
+    monkeypatch.setattr("daemon.launchd.launchctl._AGAIN_SECONDS", 0.0)
+    mac.settings(fail={"bootstrap": [status, f"Bootstrap failed: {status}\n"]})
+    with pytest.raises(LaunchctlError, match=re.escape(cure)):
+        Launchctl().bootstrap(f"gui/{UID}", str(plist_path(mac.home, JOIN)))
+
+
 def test_refused_upgrade_keeps_the_old_service_running(mac: Mac, service: Service) -> None:
     """The old plist is restored and loaded."""
     service.install(agent_of(mac))
@@ -92,7 +111,18 @@ def test_install_restarts_the_service_for_new_code(mac: Mac, service: Service, m
     monkeypatch.setattr("daemon.launchd.service.__version__", "9.9.9")
     assert service.install(agent_of(mac))
     assert mac.job().pid != pid
-    assert service.status().serving == Serving(mac.job().pid or 0, __version__, True)
+    serving = service.status().serving
+    assert serving is not None
+    assert serving[:3] == (mac.job().pid, __version__, True)
+
+
+def test_install_restarts_service_of_older_files(mac: Mac, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after `git pull` between releases: the files are newer than the process."""
+    service.install(agent_of(mac))
+    pid = mac.job().pid
+    monkeypatch.setattr("daemon.launchd.service.installed_at", time.time)
+    assert service.install(agent_of(mac))
+    assert mac.job().pid != pid
 
 
 def test_service_without_gui_login_uses_user_domain(mac: Mac, service: Service) -> None:
@@ -105,6 +135,25 @@ def test_service_without_gui_login_uses_user_domain(mac: Mac, service: Service) 
     assert service.install(agent_of(mac)), "somebody has logged in: it moves over"
     assert service.status().domain == f"gui/{UID}"
     assert service.uninstall()
+
+
+def test_restart_kills_a_daemon_that_hangs(mac: Mac, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped process heeds no SIGTERM, and a process that hangs may not. `stop` kills it too, after as long."""
+    service.install(agent_of(mac))
+    pid = mac.job().pid
+    assert pid is not None
+    monkeypatch.setattr("daemon.launchd.service.EXIT_SECONDS", 0.3)
+    os.kill(pid, signal.SIGSTOP)
+    service.restart()
+    assert not alive(pid)
+    assert service.status().ready
+    assert ["kill", "SIGKILL", mac.target] in mac.calls()
+
+
+@pytest.mark.parametrize("command", ["stop", "uninstall"])
+def test_service_stop_takes_no_wait_option(mac: Mac, command: str) -> None:
+    """They wait for an end, as long as launchd does."""
+    assert "No such option: --wait" in mac.service(command, "--wait", "5", status=2)
 
 
 def test_service_commands_can_be_repeated(mac: Mac, service: Service) -> None:
@@ -281,3 +330,9 @@ def test_log_reader_that_goes_away_is_no_fault_of_the_log(mac: Mac) -> None:
 def test_path_that_no_socket_can_have_is_no_daemon() -> None:
     """A service with such a setting can be inspected all the same."""
     assert look(Path("/" + 300 * "a")) is None
+
+
+def test_command_of_a_busy_service_says_so(mac: Mac, capsys: pytest.CaptureFixture[str]) -> None:
+    """A daemon that is asked twice may be too busy the second time. Silence would not tell what was done."""
+    _tell(Service(Launchctl(), mac.home, lambda _: None), "Restarted", as_json=False)
+    assert capsys.readouterr().out.startswith("Restarted; it did not answer")

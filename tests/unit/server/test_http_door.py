@@ -97,6 +97,19 @@ async def test_client_waits_while_the_door_is_started_anew(folder: Path, monkeyp
     assert len(set(answers)) == 3
 
 
+async def test_removed_socket_of_the_door_is_made_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the next door: one on a socket without a name would be killed as silent, again and again."""
+    monkeypatch.setattr(http_door, "FIRST_BACKOFF", 0.01)
+    path = default_path(config(folder).socket)
+    async with running(config(folder)) as door:
+        await until(lambda: door.state is DoorState.SERVING)
+        path.unlink()
+        os.kill(door.pid, signal.SIGKILL)
+        await until(path.exists)
+        assert listens(path)
+        await until(lambda: door.state is DoorState.SERVING)
+
+
 async def test_pause_of_the_door_doubles(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to the last; so a door that cannot start costs little."""
     pauses: list[float] = []

@@ -81,6 +81,23 @@ def test_a_directory_of_another_user_is_refused(base: Path, monkeypatch: pytest.
     )
 
 
+@pytest.mark.parametrize(
+    ("uid", "cure"), [(12345, "; move it away, and the daemon creates its own"), (0, "; as ada, run this without sudo")]
+)
+def test_foreign_own_directory_names_the_cure(base: Path, monkeypatch: pytest.MonkeyPatch, uid: int, cure: str) -> None:
+    """`sudo` on macOS keeps HOME. The advice to take the default place would name the place that was refused."""
+    own = base / ".mlx-sidecar"
+    own.mkdir(mode=0o700)
+    if os.getuid() == 0:
+        os.chown(own, 4711, -1)
+    monkeypatch.setenv("HOME", str(base))
+    monkeypatch.setenv("SUDO_USER", "ada")
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+
+    assert _refusal(own / "sidecar.sock").endswith(cure)
+
+
 @pytest.mark.parametrize("target", ["real", "nowhere"])
 def test_a_directory_that_is_a_symlink_is_refused(base: Path, target: str) -> None:
     (base / "real").mkdir(mode=0o700)

@@ -254,6 +254,17 @@ def test_file_in_place_of_state_dir_is_refused(home: Path, place: str, said: str
     assert str(refused.value) == f"{text}MLX_SIDECAR_STATE_DIR or --state-dir."
 
 
+def test_state_dir_on_a_disk_that_is_away_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Mac mounts disks at a login, as it starts services. Without config.toml, model_roots would allow all."""
+    disks = home / "Volumes"
+    disks.mkdir()
+    monkeypatch.setattr("daemon.shared.config_file.VOLUMES", disks)
+    environ = {"MLX_SIDECAR_STATE_DIR": str(disks / "Models" / "sidecar")}
+    assert "is on a disk that is not mounted; mount it, or choose another one" in refusal(home, environ)
+    (disks / "Models").mkdir()
+    assert load_config({}, environ, home).config.state_dir == disks / "Models" / "sidecar"
+
+
 def test_directory_in_place_of_config_file_is_refused(home: Path) -> None:
     (home / ".mlx-sidecar" / "config.toml").mkdir()
 

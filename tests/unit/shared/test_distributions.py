@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
-from daemon.shared.distributions import Program
+from daemon.shared.distributions import Program, _content, installed_at
 
 
 @pytest.fixture(name="interpreter")
@@ -51,3 +52,27 @@ def test_program_without_metadata_is_not_replaced(interpreter: Path) -> None:
         raise PackageNotFoundError(name)
 
     assert Program(interpreter=str(interpreter), installed=version).replaced_by() is None
+
+
+def test_other_files_of_one_version_replace_it(interpreter: Path) -> None:
+    """As after `git pull` between releases: an engine of the new files would not go with this process."""
+    checksums = [1]
+    program = Program(interpreter=str(interpreter), installed=lambda _: "0.1.0", content=lambda _: checksums[-1])
+    assert program.replaced_by() is None
+    checksums.append(2)
+    assert program.replaced_by() == "0.1.0"
+
+
+def test_installer_list_tells_installations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its content, and by the time when it was written. Without a list an installation is always the same."""
+    info = tmp_path / "some_thing-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some-thing\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert (_content("some-thing"), installed_at("some-thing"), installed_at("no-such-thing")) == (0, 0.0, 0.0)
+    record = info / "RECORD"
+    lists = [f"some_thing.py,sha256={digest},1\n{info.name}/RECORD,,\n" for digest in "ab"]
+    checksums = {_content("some-thing") for text in lists if record.write_text(text)}
+    assert len(checksums - {0}) == 2
+    os.utime(record, (1000, 1000))
+    assert installed_at("some-thing") == 1000

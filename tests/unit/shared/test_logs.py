@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import logging
@@ -145,6 +146,18 @@ def test_terminal_log_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not stderr.getvalue().startswith("{")
 
 
+@pytest.mark.parametrize(("variable", "coloured"), [("", True), ("1", False)])
+def test_terminal_log_obeys_no_color(monkeypatch: pytest.MonkeyPatch, variable: str, coloured: bool) -> None:
+    """As commands do."""
+    stderr = _replace_stderr(monkeypatch, terminal=True)
+    monkeypatch.setenv("NO_COLOR", variable)
+    logs.configure("info", None)
+
+    structlog.get_logger("daemon").warning("started", pid=7)
+
+    assert ("\x1b[" in stderr.getvalue()) == coloured
+
+
 def _log_failure_with_a_secret() -> None:
     secret = "my " + "prompt"
     try:
@@ -212,6 +225,23 @@ def test_rotated_log_files_are_private(stderr: _Stderr, tmp_path: Path, monkeypa
     parts = sorted(tmp_path.iterdir())
     assert [part.name for part in parts] == ["log", "log.1", "log.2", "log.3", "log.4", "log.5"]
     assert {stat.S_IMODE(part.stat().st_mode) for part in parts} == {0o600}
+
+
+def test_log_file_of_another_process_is_left_alone(stderr: _Stderr, tmp_path: Path) -> None:
+    """Two processes would rotate it under each other: a daemon and `join` of one machine read the same log_file."""
+    file = tmp_path / "log"
+    with file.open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        logs.configure("info", file, wait=0.0)
+        structlog.get_logger("daemon").info("started")
+        assert file.read_text() == ""
+        assert "another process writes it; each needs a log_file of its own" in stderr.getvalue()
+        assert '"event": "started"' in stderr.getvalue()
+
+    for _ in range(2):  # as at a SIGHUP
+        logs.configure("info", file, wait=0.0)
+    structlog.get_logger("daemon").info("again")
+    assert [json.loads(line)["event"] for line in file.read_text().splitlines()] == ["again"]
 
 
 def test_unwritable_log_file_falls_back_to_stderr(stderr: _Stderr, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_program_that_accepts_nothing_has_its_port(monkeypatch: pytest.MonkeyPat
 def test_rank_does_not_share_a_port_of_another_program(shared_port: int, tmp_path: Path) -> None:
     """`mlx-sidecar join` is refused, as the door is."""
     joining = Joiner(Config(state_dir=tmp_path, group_listen=f"127.0.0.1:{shared_port}"), bytes(32))
-    with pytest.raises(ConfigError, match="in use"):
+    with pytest.raises(ConfigError, match="in use; it has to be a free port of an address of this machine"):
         asyncio.run(asyncio.wait_for(joining.serve(), timeout=60))
 
 
