@@ -148,7 +148,8 @@ class EngineCall:
         """End the call. Its slot and its backlog are free at once; the reader finds the error when it comes back."""
         self._patience = None
         self._backlog.clear()
-        self.fail(
+        # Also if the call is over: without an error, what was read would look like the whole answer.
+        self._end_with(
             SidecarError(
                 Reason.SLOW_CONSUMER,
                 f"nothing was read of this stream for {STALL_SECONDS:g} s although {FULL_BYTES // 1024} KiB waited; "

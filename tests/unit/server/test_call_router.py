@@ -123,3 +123,17 @@ async def test_an_invalidate_call_lifts_the_quarantine_also_without_an_engine() 
     assert refused.value.reason is Reason.MODEL_QUARANTINED
     router.open(ipc.Command(invalidate=pb.InvalidateRequest(model=target)))
     router.open(generate("a"))
+
+
+async def test_request_stays_in_quarantine_when_that_of_its_model_is_lifted() -> None:
+    """Whatever else the daemon has seen die: here it is nothing."""
+    router = CallRouter(lambda: 0.0)
+    for _ in range(2):
+        router.connect(lambda _: None)
+        router.open(generate("a"))
+        router.engine_died(1.0, blame_calls=True)
+    router.open(ipc.Command(invalidate=pb.InvalidateRequest(model=pb.ModelTarget(model="a", weights=True))))
+    router.open(generate("a", "another prompt"))
+    with pytest.raises(SidecarError) as refused:
+        router.open(generate("a"))
+    assert refused.value.reason is Reason.REQUEST_QUARANTINED
