@@ -315,7 +315,7 @@ class Daemon:
 
     def _engine_changed(self, state: State) -> None:
         log.info("engine_state_changed", **self._supervisor.log_fields)
-        if state is State.RESTARTING:
+        if state in (State.RESTARTING, State.STARTING):  # at its start again: the pause before it may be a minute
             self._end_if_replaced()
         if self._server is not None and not self._stop.is_set():
             self._spawn(self._server.set_health(serving=self._supervisor.serves))

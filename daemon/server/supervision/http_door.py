@@ -26,8 +26,6 @@ from enum import Enum
 import structlog
 
 from daemon.server.http_listener import Listener, default_path, listen
-from daemon.server.singleton import AlreadyRunning
-from daemon.server.socket_path import SocketPathError
 from daemon.server.supervision import door_probe
 from daemon.server.supervision.engine_process import LINE_BYTES, due, repeated
 from daemon.server.supervision.spawning import spawned
@@ -142,7 +140,7 @@ class HttpDoor:
         self._starts.begin()
         try:
             self._process = await self._spawn()
-        except (OSError, SocketPathError, AlreadyRunning) as error:
+        except Exception as error:  # also of a library, or of a thread that cannot be started: the next try may do
             if starts := self._starts.ended(cause(error)):
                 log.error("http_start_failed", error=cause(error), starts=starts, **self._place())
             return None

@@ -85,8 +85,8 @@ class Supervisor:
         router: Carries calls; it is told about each engine's readiness and death, and gets its events.
         on_change: Called when `state` has changed.
         on_spawn: Called with the process id of each new engine.
-        spawn: Starts an engine with the log of its starts; None to run `command`. Its `OSError` is told to callers if
-            it is a `ConnectionError`.
+        spawn: Starts an engine with the log of its starts; None to run `command`. Its error is told to callers if it
+            is a `ConnectionError`.
         last_backoff: Most seconds between a death and the next start; None for LAST_BACKOFF.
 
     Attributes:
@@ -198,7 +198,7 @@ class Supervisor:
         self._set(State.STARTING)
         try:
             engine = self._engine = await self._spawn(self._starts)
-        except OSError as error:
+        except Exception as error:  # also of a library, or of a thread that cannot be started: the next try may do
             told_to_callers = str(error) if isinstance(error, ConnectionError) else ""
             self._router.unavailable(told_to_callers)
             why = Words(told_to_callers) or cause(error)

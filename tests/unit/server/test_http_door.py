@@ -191,6 +191,24 @@ async def test_port_in_use_is_tried_again(folder: Path, monkeypatch: pytest.Monk
     assert told == [("http_start_failed", "OSError: EADDRINUSE", f"127.0.0.1:{port}")]
 
 
+async def test_door_start_that_fails_in_a_library_is_retried(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as asyncio, which starts a thread for each process on a Mac."""
+    monkeypatch.setattr(http_door, "FIRST_BACKOFF", 0.01)
+    errors = [RuntimeError("can't start new thread")]
+    async with running(config(folder)) as door:
+        spawn = door._spawn
+
+        async def failing() -> asyncio.subprocess.Process:
+            if errors:
+                raise errors.pop()
+            return await spawn()
+
+        monkeypatch.setattr(door, "_spawn", failing)
+        await until(lambda: door.state is DoorState.SERVING)
+    assert not errors
+    assert door.restarts == 1
+
+
 async def test_door_that_does_not_end_is_killed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the time that it has to end its answers."""
     monkeypatch.setattr(http_door, "STOP_SECONDS", 0.05)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from structlog.testing import capture_logs
 from daemon.server.supervision import call_router, start_log, vitals
 from daemon.server.supervision import supervisor as module
 from daemon.server.supervision.engine_process import EngineProcess
+from daemon.server.supervision.start_log import StartLog
 from daemon.server.supervision.supervisor import State
 from daemon.shared.errors import Reason, SidecarError
 from daemon.v1 import ipc_pb2 as ipc
@@ -191,6 +193,23 @@ async def test_failed_engine_start_is_retried() -> None:
         await supervisor.stop(1)
     told = [(line["event"], line["error"]) for line in logs if line["log_level"] == "error"]
     assert told == [("engine_start_failed", "FileNotFoundError: ENOENT")]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), PackageNotFoundError("mlx")])
+async def test_engine_start_that_fails_in_a_library_is_retried(error: Exception) -> None:
+    """Of asyncio on a machine without threads; of Python while an installer replaces what a group compares."""
+    supervisor, errors = Watched(), [error]
+    spawn = supervisor._spawn
+
+    async def failing(starts: StartLog) -> EngineProcess:
+        if errors:
+            raise errors.pop()
+        return await spawn(starts)
+
+    supervisor._spawn = failing
+    supervisor.start()
+    await supervisor.until(State.READY)
+    await supervisor.stop(1)
 
 
 async def test_engine_that_dies_at_each_start_is_told_once(tmp_path: Path) -> None:

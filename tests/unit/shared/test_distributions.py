@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,3 +55,35 @@ def test_program_without_metadata_is_not_replaced(interpreter: Path) -> None:
         raise PackageNotFoundError(name)
 
     assert Program(interpreter=str(interpreter), installed=version).replaced_by() is None
+
+
+def test_unreadable_version_does_not_replace_a_program(interpreter: Path) -> None:
+    """A supervisor asks when its engine has died. It has to go on, though no descriptor is left at that moment."""
+    faults: list[OSError] = []
+
+    def version(name: str) -> str:
+        if faults:
+            raise faults.pop()
+        return "0.1.0"
+
+    program = Program(interpreter=str(interpreter), installed=version)
+    faults.append(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+    assert program.replaced_by() is None
+    assert not faults
+
+
+def _none() -> Any:
+    return None
+
+
+def _key_error() -> Any:
+    raise KeyError("Version")
+
+
+@pytest.mark.parametrize("read", [_none, _key_error])
+def test_half_written_program_is_replaced(interpreter: Path, read: Callable[[], Any]) -> None:
+    """The directory is there, without the file that has the version; Pythons differ in what they make of that."""
+    reads: list[Callable[[], Any]] = [lambda: "0.1.0"]
+    program = Program(interpreter=str(interpreter), installed=lambda _: reads[-1]())
+    reads.append(read)
+    assert program.replaced_by() == ""
