@@ -289,7 +289,7 @@ class Daemon:
         log.info("draining", calls=self._admission.active, limit_s=self._config.drain_timeout)
         self._stats.draining = True
         if self._server is not None:
-            await self._server.drain()
+            self._server.drain()
         self._idle.clear()
         self._admission.close()
         if not self._admission.active:
@@ -318,7 +318,7 @@ class Daemon:
         if state in (State.RESTARTING, State.STARTING):  # at its start again: the pause before it may be a minute
             self._end_if_replaced()
         if self._server is not None and not self._stop.is_set():
-            self._spawn(self._server.set_health(serving=self._supervisor.serves))
+            self._server.set_health(serving=self._supervisor.serves)
 
     def _end_if_replaced(self) -> None:
         """Stop with exit status 1 after an upgrade: the next engine would be of another version than this process."""
