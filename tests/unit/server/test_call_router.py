@@ -137,3 +137,24 @@ async def test_request_stays_in_quarantine_when_that_of_its_model_is_lifted() ->
     with pytest.raises(SidecarError) as refused:
         router.open(generate("a"))
     assert refused.value.reason is Reason.REQUEST_QUARANTINED
+
+
+async def test_times_of_loads_and_embeddings_count_the_wait_for_an_engine() -> None:
+    """From the call, as the API says. A model that was in memory has no time at all."""
+    clock = Clock()
+    router = CallRouter(clock)
+    commands = [load(), load(), ipc.Command(embed=pb.EmbedRequest(model="a"))]
+    loaded, hit, embedded = (router.open(command) for command in commands)
+    clock.pass_(45)
+    router.connect(lambda _: None)
+    answers = [
+        ipc.Event(load=pb.GetOrLoadResponse(ready=pb.ModelInfo(load_time=duration(2)))),
+        ipc.Event(load=pb.GetOrLoadResponse(ready=pb.ModelInfo(load_time=duration(0)))),
+        ipc.Event(embed=pb.EmbedResponse(finished=pb.EmbedFinished(time=duration(0.5)))),
+    ]
+    for call, answer in zip((loaded, hit, embedded), answers, strict=True):
+        answer.call_id = call.command.call_id
+        router.deliver(answer)
+    assert seconds((await events(loaded))[0].load.ready.load_time) == 47
+    assert seconds((await events(hit))[0].load.ready.load_time) == 0
+    assert seconds((await events(embedded))[0].embed.finished.time) == 45.5
