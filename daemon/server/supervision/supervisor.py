@@ -19,7 +19,8 @@ States of the engine process:
 * READY: it takes calls. Each heartbeat and each other event is a sign of life and tells how long its step takes.
 * STALLED: still takes calls, but health says NOT_SERVING. Killed after 10 s without a sign, a step of 120 s, or with 16
   threads that hang on disks. If it has not ended 10 s after that, its calls fail and others are refused until it has.
-* RESTARTING: there is no process. The back-off doubles with each death, and begins anew after a life of 60 s.
+* RESTARTING: the process has closed its socket, and has the same 10 s to end; then there is none. The back-off doubles
+  with each death, and begins anew after a life of 60 s.
 
 These limits count only the time in which this process ran (`SeenTime`): a parent that was stopped finds old heartbeats.
 Calls are the router's business: the supervisor tells it when an engine takes calls and when it is dead.
@@ -219,7 +220,11 @@ class Supervisor:
         # Calls that come from here on wait for the next engine.
         self._router.disconnect()
         self._set(State.RESTARTING)
-        return await engine.reap()
+        limit = asyncio.create_task(self._give_up(engine), name="engine-end")
+        try:
+            return await engine.reap()
+        finally:
+            limit.cancel()
 
     async def _watch(self, engine: EngineProcess) -> None:
         """Look at an engine until it has to be killed."""
@@ -245,7 +250,7 @@ class Supervisor:
                 return
 
     async def _give_up(self, engine: EngineProcess) -> None:
-        """Fail the calls of an engine that was killed, unless it ends in time; its end cancels this wait."""
+        """Fail the calls of an engine that is about to end, unless it does in time; its end cancels this wait."""
         await sleep(KILLED_SECONDS)
         log.error("engine_does_not_end", pid=engine.pid)
         self._router.abandon(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -344,5 +345,26 @@ async def test_engine_that_cannot_be_killed_leaves_no_caller_waiting(monkeypatch
         monkeypatch.setattr(EngineProcess, "kill", kill)
         os.kill(supervisor.pid, signal.SIGKILL)
         await supervisor.until(State.RESTARTING)
+        await supervisor.until(State.READY, 2)
+        assert text(await events(opened(supervisor, "ok"))) == "one two three"
+
+
+async def test_engine_that_hangs_in_its_end_leaves_no_caller_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its socket is closed already, so that nothing of it is watched any more; the system still holds the process."""
+    monkeypatch.setattr(module, "KILLED_SECONDS", 0.05)
+    ended, reap = asyncio.Event(), EngineProcess.reap
+
+    async def late(engine: EngineProcess) -> int:
+        await ended.wait()
+        return await reap(engine)
+
+    monkeypatch.setattr(EngineProcess, "reap", late)
+    async with supervising() as supervisor:
+        error = await error_of(opened(supervisor, "die"))
+        assert error.reason is Reason.ENGINE_RESTARTED
+        assert "does not end" in error.message
+        with pytest.raises(SidecarError, match="does not end"):
+            opened(supervisor, "ok")
+        ended.set()
         await supervisor.until(State.READY, 2)
         assert text(await events(opened(supervisor, "ok"))) == "one two three"
