@@ -27,10 +27,10 @@ def watch(health: Health, service: str = NAME) -> AsyncIterator[int]:
     return statuses()
 
 
-async def soon(watch: AsyncIterator[int]) -> int:
+async def soon(statuses: AsyncIterator[int]) -> int:
     """Return the next status of a watch."""
     async with asyncio.timeout(20):
-        return await anext(watch)
+        return await anext(statuses)
 
 
 async def test_watch_is_told_of_each_change_once() -> None:

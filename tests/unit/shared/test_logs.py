@@ -268,6 +268,8 @@ def test_full_disk_of_log_and_stderr_fails_no_caller(tmp_path: Path, monkeypatch
     monkeypatch.setattr(logs, "sys", SimpleNamespace(stderr=_FullStderr(terminal=False), exc_info=sys.exc_info))
     monkeypatch.setattr(logs, "MAX_FILE_BYTES", 1)
     logs.configure("info", tmp_path / "log")
+    structlog.get_logger("daemon").info("kept")
     monkeypatch.setattr(logs, "_open_private", full)
     structlog.get_logger("daemon").info("lost")
+    assert json.loads((tmp_path / "log.1").read_text())["event"] == "kept"
     assert not (tmp_path / "log").exists()
