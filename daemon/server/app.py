@@ -23,6 +23,7 @@ from daemon.kv.disk.note import Note
 from daemon.server.admission import Admission
 from daemon.server.call_record import CallRecord
 from daemon.server.callers import Callers
+from daemon.server.disk_thread import on_thread
 from daemon.server.group.routes import Routes
 from daemon.server.peers import Peers, this_system
 from daemon.server.singleton import InstanceLock, PublishedSocket, private_name
@@ -158,7 +159,7 @@ def note_of_no_group(config: Config) -> Callable[[], Awaitable[None]]:
         if folder.exists():
             note.write()
 
-    return lambda: asyncio.to_thread(write)
+    return lambda: on_thread(write)
 
 
 class Daemon:
