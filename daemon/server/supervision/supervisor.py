@@ -41,7 +41,7 @@ from daemon.server.supervision.engine_process import EngineProcess
 from daemon.server.supervision.start_log import StartLog
 from daemon.server.supervision.vitals import Vitals
 from daemon.shared.log_fields import Words, cause
-from daemon.shared.observed_time import SeenTime, sleep
+from daemon.shared.observed_time import SeenTime, sleep, wait
 from daemon.v1 import ipc_pb2 as ipc
 
 CHECK_SECONDS = 0.5
@@ -157,17 +157,32 @@ class Supervisor:
         await self._spawned.wait()
 
     async def stop(self, grace: float) -> None:
-        """End the engine for good; it has `grace` seconds before it is killed. Open calls fail. Harmless twice."""
+        """
+        End the engine for good; it has `grace` seconds before it is killed. Open calls fail. Harmless twice.
+
+        An engine that the system holds is left behind after KILLED_SECONDS more. Its copy of the lock outlives this
+        process, so that no other engine gets memory that it still has.
+        """
         self._set(State.STOPPED)
         self._router.close()
         if self._task is None:
             return
-        if self._engine is not None:
-            await self._engine.stop(grace)
-        else:
+        if self._engine is None:
             self._task.cancel()  # it sleeps through a back-off, or starts a process
+        elif not await self._ended(self._engine, grace):
+            log.error("engine_does_not_end", pid=self.pid)
+            self._engine = None
+            self._task.cancel()
         with suppress(asyncio.CancelledError):
             await self._task
+
+    async def _ended(self, engine: EngineProcess, grace: float) -> bool:
+        """Stop an engine, and return whether it has ended in time."""
+        stopping = asyncio.ensure_future(engine.stop(grace))
+        try:
+            return await wait({stopping}, grace + KILLED_SECONDS)
+        finally:
+            stopping.cancel()
 
     async def _run(self) -> None:
         while True:

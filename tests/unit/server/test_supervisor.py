@@ -27,6 +27,7 @@ from tests.support import fake_engine
 from tests.support.builders import Clock
 from tests.support.daemons import alive
 from tests.unit.server.supervised import (
+    PATIENCE,
     Watched,
     error_of,
     events,
@@ -368,3 +369,23 @@ async def test_engine_that_hangs_in_its_end_leaves_no_caller_waiting(monkeypatch
         ended.set()
         await supervisor.until(State.READY, 2)
         assert text(await events(opened(supervisor, "ok"))) == "one two three"
+
+
+async def test_stop_leaves_an_engine_behind_that_cannot_be_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that is told to stop ends, also where the system holds its engine. A second stop waits for nothing."""
+    monkeypatch.setattr(module, "KILLED_SECONDS", 0.05)
+    kill = EngineProcess.kill
+    monkeypatch.setattr(EngineProcess, "kill", lambda _: None)
+    supervisor = Watched("--stubborn")
+    supervisor.start()
+    await supervisor.until(State.READY)
+    engine = supervisor._engine
+    assert engine is not None
+    with capture_logs() as logs:
+        async with asyncio.timeout(PATIENCE):
+            await supervisor.stop(0.05)
+            await supervisor.stop(PATIENCE)
+    assert [line["pid"] for line in logs if line["event"] == "engine_does_not_end"] == [engine.pid]
+    assert alive(engine.pid)
+    kill(engine)
+    await engine.reap()
