@@ -145,7 +145,7 @@ def test_stats_answer_beside_two_hundred_open_streams(target: RunningDaemon) -> 
             stream.cancel()
 
 
-def test_health_watch_that_is_not_read_does_not_hold_up_the_end(start_daemon: Callable[..., RunningDaemon]) -> None:
+def test_drain_waits_for_no_unread_health_watch(start_daemon: Callable[..., RunningDaemon]) -> None:
     """Its connection takes no data, as that of a stopped program; the drain tells each watch and waits for none."""
     daemon = start_daemon(FAKE)
     ask(daemon)

@@ -59,7 +59,7 @@ def test_daemon_tells_the_version_that_took_its_place(monkeypatch: pytest.Monkey
     assert [line["version"] for line in logs if line["event"] == "program_replaced"] == ["9.9"]
 
 
-def test_upgrade_in_a_pause_of_the_engine_ends_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upgrade_in_a_back_off_ends_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that dies again and again is started after up to a minute: it would be of the new version."""
     daemon = Daemon(Config())
     answers = [None, "9.9"]

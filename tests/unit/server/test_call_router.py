@@ -125,7 +125,7 @@ async def test_an_invalidate_call_lifts_the_quarantine_also_without_an_engine() 
     router.open(generate("a"))
 
 
-async def test_request_stays_in_quarantine_when_that_of_its_model_is_lifted() -> None:
+async def test_request_outstays_its_model_in_quarantine() -> None:
     """Whatever else the daemon has seen die: here it is nothing."""
     router = CallRouter(lambda: 0.0)
     for _ in range(2):
@@ -139,7 +139,7 @@ async def test_request_stays_in_quarantine_when_that_of_its_model_is_lifted() ->
     assert refused.value.reason is Reason.REQUEST_QUARANTINED
 
 
-async def test_times_of_loads_and_embeddings_count_the_wait_for_an_engine() -> None:
+async def test_load_and_embed_times_count_engine_waits() -> None:
     """From the call, as the API says. A model that was in memory has no time at all."""
     clock = Clock()
     router = CallRouter(clock)

@@ -277,7 +277,7 @@ async def test_absent_reader_is_ended_with_a_reason(
     assert told.value.reason is Reason.SLOW_CONSUMER
 
 
-async def test_absent_reader_of_a_finished_call_is_told_of_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stalled_reader_of_a_finished_call_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its last event was on its way when the engine was told to hold; an end without an error would look whole."""
     monkeypatch.setattr(engine_call, "STALL_SECONDS", 0.02)
     gone = asyncio.Event()

@@ -191,7 +191,7 @@ async def test_port_in_use_is_tried_again(folder: Path, monkeypatch: pytest.Monk
     assert told == [("http_start_failed", "OSError: EADDRINUSE", f"127.0.0.1:{port}")]
 
 
-async def test_door_start_that_fails_in_a_library_is_retried(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_library_fault_at_door_start_is_retried(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as asyncio, which starts a thread for each process on a Mac."""
     monkeypatch.setattr(http_door, "FIRST_BACKOFF", 0.01)
     errors = [RuntimeError("can't start new thread")]

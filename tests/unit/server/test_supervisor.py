@@ -198,7 +198,7 @@ async def test_failed_engine_start_is_retried() -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), PackageNotFoundError("mlx")])
-async def test_engine_start_that_fails_in_a_library_is_retried(error: Exception) -> None:
+async def test_library_fault_at_engine_start_is_retried(error: Exception) -> None:
     """Of asyncio on a machine without threads; of Python while an installer replaces what a group compares."""
     supervisor, errors = Watched(), [error]
     spawn = supervisor._spawn
@@ -350,7 +350,7 @@ async def test_engine_that_cannot_be_killed_leaves_no_caller_waiting(monkeypatch
         assert text(await events(opened(supervisor, "ok"))) == "one two three"
 
 
-async def test_engine_that_hangs_in_its_end_leaves_no_caller_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_dying_engine_that_hangs_fails_its_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its socket is closed already, so that nothing of it is watched any more; the system still holds the process."""
     monkeypatch.setattr(module, "KILLED_SECONDS", 0.05)
     ended, reap = asyncio.Event(), EngineProcess.reap
@@ -371,7 +371,7 @@ async def test_engine_that_hangs_in_its_end_leaves_no_caller_waiting(monkeypatch
         assert text(await events(opened(supervisor, "ok"))) == "one two three"
 
 
-async def test_stop_leaves_an_engine_behind_that_cannot_be_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stop_leaves_an_unkillable_engine_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """A daemon that is told to stop ends, also where the system holds its engine. A second stop waits for nothing."""
     monkeypatch.setattr(module, "KILLED_SECONDS", 0.05)
     kill = EngineProcess.kill

@@ -57,7 +57,7 @@ def test_program_without_metadata_is_not_replaced(interpreter: Path) -> None:
     assert Program(interpreter=str(interpreter), installed=version).replaced_by() is None
 
 
-def test_unreadable_version_does_not_replace_a_program(interpreter: Path) -> None:
+def test_unreadable_version_replaces_no_program(interpreter: Path) -> None:
     """A supervisor asks when its engine has died. It has to go on, though no descriptor is left at that moment."""
     faults: list[OSError] = []
 

@@ -259,7 +259,7 @@ class _FullStderr(_Stderr):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_full_disk_of_log_and_stderr_fails_no_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_of_log_and_stderr_fails_no_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a service of macOS both are on one disk. The line is logged at a rotation, which makes a new file."""
 
     def full(path: str, flags: int) -> int:
