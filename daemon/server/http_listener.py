@@ -38,6 +38,11 @@ class Listener:
         self._published = published
         self._lock = lock
 
+    @property
+    def lost(self) -> bool:
+        """Whether the name of its socket was removed, or leads elsewhere: no client reaches it any more."""
+        return self._published is not None and not self._published.is_ours()
+
     def close(self) -> None:
         """Stop to listen, and remove the socket's name. Harmless twice."""
         if self._published is not None:

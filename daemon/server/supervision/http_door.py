@@ -10,8 +10,8 @@ Keeps the process that serves HTTP running, where the configuration asks for it:
 A door that answers nothing for half a minute is killed, see `door_probe.py`; then the same happens.
 
 This process holds the listening socket and hands a copy on. So clients that connect while the door is started anew wait
-in the socket's queue, and get their answer. The door holds one end of a pipe as its standard input: it ends with this
-process, whatever ends that.
+in the socket's queue, and get their answer. A Unix socket whose name was removed is made anew with the next start. The
+door holds one end of a pipe as its standard input: it ends with this process, whatever ends that.
 """
 
 from __future__ import annotations
@@ -168,6 +168,8 @@ class HttpDoor:
         self._kill()
 
     async def _spawn(self) -> asyncio.subprocess.Process:
+        if self._listener is not None and self._listener.lost:
+            self._close()
         if self._listener is None:
             self._listener = listen(self._config.http_listen, self._config.socket)
             self.address = self._listener.address

@@ -239,6 +239,24 @@ async def test_door_that_hangs_is_replaced(folder: Path, monkeypatch: pytest.Mon
     await door.stop()
 
 
+async def test_door_without_its_socket_gets_another(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe finds that no client reaches the door, and the next one listens under the name again."""
+    looks = count_looks(monkeypatch)
+    monkeypatch.setattr(http_door, "FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr(door_probe, "AGAIN_SECONDS", 0.01)
+    door = HttpDoor(config(folder), time.monotonic, http_door.door_command(config(folder)))
+    path = default_path(config(folder).socket)
+    door.start()
+    await until(lambda: bool(looks))
+    path.unlink()
+    monkeypatch.setattr(door_probe, "SILENT_SECONDS", 0.5)
+    await until(lambda: door.restarts > 0)
+    monkeypatch.setattr(door_probe, "SILENT_SECONDS", 60.0)
+    await until(lambda: listens(path) and looks[-1])
+    await door.stop()
+    assert not path.exists()
+
+
 async def test_door_leaves_signals_to_the_parent(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C, a unit's stop, and a terminal that closes: the parent drains, and answers over HTTP end well."""
     looks = count_looks(monkeypatch)
