@@ -154,7 +154,8 @@ def test_drain_waits_for_no_unread_health_watch(start_daemon: Callable[..., Runn
         raw.sendall(PREFACE + no_window + opened(1, "/grpc.health.v1.Health/Watch") + frame(0, 1, 1, b"\0" * 5))
         received = b""
         while (1, 1) not in frames(received):  # headers, which come before the status that does not fit
-            assert (part := raw.recv(1 << 16))
+            part = raw.recv(1 << 16)
+            assert part
             received += part
         assert daemon.stop() == 0
 
