@@ -10,7 +10,7 @@ Keeps the process that serves HTTP running, where the configuration asks for it:
 A door that answers nothing for half a minute is killed, see `door_probe.py`; then the same happens.
 
 This process holds the listening socket and hands a copy on. So clients that connect while the door is started anew wait
-in the socket's queue, and get their answer. A Unix socket whose name was removed is made anew with the next start. The
+in the socket's queue, and get their answer. A Unix socket that was removed is made anew with the next start. The
 door holds one end of a pipe as its standard input: it ends with this process, whatever ends that.
 """
 
