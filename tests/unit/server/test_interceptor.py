@@ -159,7 +159,7 @@ async def test_client_that_goes_during_a_write_is_no_bug() -> None:
 
     class Gone(FakeContext):
         async def write(self, message: Any) -> None:
-            raise grpc.aio.InternalError("Failed \"execute_batch\"")
+            raise grpc.aio.InternalError('Failed "execute_batch"')
 
     context = Gone()
     with capture_logs() as logs:
