@@ -23,6 +23,7 @@ from daemon.kv.disk.note import Note
 from daemon.server.admission import Admission
 from daemon.server.call_record import CallRecord
 from daemon.server.callers import Callers
+from daemon.server.disk_thread import on_thread
 from daemon.server.group.routes import Routes
 from daemon.server.peers import Peers, this_system
 from daemon.server.singleton import InstanceLock, PublishedSocket, private_name
@@ -158,7 +159,7 @@ def note_of_no_group(config: Config) -> Callable[[], Awaitable[None]]:
         if folder.exists():
             note.write()
 
-    return lambda: asyncio.to_thread(write)
+    return lambda: on_thread(write)
 
 
 class Daemon:
@@ -289,7 +290,7 @@ class Daemon:
         log.info("draining", calls=self._admission.active, limit_s=self._config.drain_timeout)
         self._stats.draining = True
         if self._server is not None:
-            await self._server.drain()
+            self._server.drain()
         self._idle.clear()
         self._admission.close()
         if not self._admission.active:
@@ -315,10 +316,10 @@ class Daemon:
 
     def _engine_changed(self, state: State) -> None:
         log.info("engine_state_changed", **self._supervisor.log_fields)
-        if state is State.RESTARTING:
+        if state in (State.RESTARTING, State.STARTING):  # at its start again: the pause before it may be a minute
             self._end_if_replaced()
         if self._server is not None and not self._stop.is_set():
-            self._spawn(self._server.set_health(serving=self._supervisor.serves))
+            self._server.set_health(serving=self._supervisor.serves)
 
     def _end_if_replaced(self) -> None:
         """Stop with exit status 1 after an upgrade: the next engine would be of another version than this process."""

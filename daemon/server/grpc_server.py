@@ -26,8 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from daemon.server.admission import Admission
@@ -36,6 +35,7 @@ from daemon.server.call_record import CallRecord
 from daemon.server.callers import Callers
 from daemon.server.field_checks import MAX_REQUEST_BYTES
 from daemon.server.group.routes import Routes
+from daemon.server.health import Health
 from daemon.server.interceptor import CallInterceptor
 from daemon.server.servicer import SidecarService
 from daemon.server.singleton import PublishedSocket, private_umask
@@ -111,7 +111,7 @@ class Server:
         on_end: Callable[[CallRecord], None],
         aliases: Mapping[str, str],
     ) -> None:
-        self._health = HealthServicer()
+        self._health = Health()
         arrivals = Arrivals(_ways(), on_refusal=admission.refused)
         interceptor = CallInterceptor(arrivals, on_cancel, on_end)
         self._server = grpc.aio.server(interceptors=[interceptor], options=_OPTIONS)
@@ -125,18 +125,16 @@ class Server:
         """Listen on the private name of the socket. `serving` is the first health of the service."""
         with private_umask():
             self._server.add_insecure_port(f"unix:{socket.private}")
-        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
-        await self.set_health(serving=serving)
+        self.set_health(serving=serving)
         await self._server.start()
 
-    async def set_health(self, *, serving: bool) -> None:
+    def set_health(self, *, serving: bool) -> None:
         """Set the health of the service: whether it takes calls and makes progress. Watchers are told."""
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        await self._health.set(SERVICE, status)
+        self._health.set(SERVICE, serving=serving)
 
-    async def drain(self) -> None:
+    def drain(self) -> None:
         """Set the health to NOT_SERVING for good. Watchers are told."""
-        await self._health.enter_graceful_shutdown()
+        self._health.drain()
 
     async def stop(self, seconds: float) -> None:
         """End the server. Open calls have `seconds` to end before they are cut off."""

@@ -233,7 +233,11 @@ async def _write(responses: Any, context: Context) -> None:
         return
     async with aclosing(responses):
         async for response in responses:
-            await context.write(response)
+            try:
+                await context.write(response)
+            except grpc.aio.InternalError:
+                # Its client is gone: gRPC tells a write that waits sooner than the call, which it is about to cancel.
+                raise asyncio.CancelledError from None
 
 
 def code_name(error: SidecarError) -> str:

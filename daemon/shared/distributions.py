@@ -83,7 +83,10 @@ class Program:
         """Return the version that is in its place now, or an empty text if none is; None if it is there as before."""
         if not os.path.exists(self._interpreter):
             return ""
-        now = self._now()
+        try:
+            now = self._now()
+        except OSError:  # no descriptor is left, or its disk fails: that tells nothing of the program
+            return None
         return None if now == self._began_with else now[0][0]
 
     def _now(self) -> tuple[list[str], list[int]]:
@@ -98,6 +101,6 @@ class Program:
 
     def _version(self, name: str) -> str:
         try:
-            return self._installed(name)
-        except ModuleNotFoundError:
+            return self._installed(name) or ""
+        except (ModuleNotFoundError, KeyError):  # a file without a version, as an installer leaves it for a moment
             return ""

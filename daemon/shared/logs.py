@@ -283,4 +283,5 @@ def _open_file(path: Path, wait: float = 0.0) -> logging.Handler | None:
 
 def _report(path: Path, error: BaseException | None, effect: str) -> None:
     reason = error.strerror if isinstance(error, OSError) else error
-    sys.stderr.write(f"mlx-sidecar: the log file {path} cannot be written ({reason}); {effect}\n")
+    with suppress(OSError, ValueError):  # of a service it is a file on the same disk; a line that is lost fails no call
+        sys.stderr.write(f"mlx-sidecar: the log file {path} cannot be written ({reason}); {effect}\n")

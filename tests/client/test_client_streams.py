@@ -11,6 +11,7 @@ from mlx_sidecar import (
     Delta,
     Finished,
     GeneratedToolCall,
+    GenerateStream,
     InvalidArgument,
     LoadProgress,
     Message,
@@ -22,6 +23,7 @@ from mlx_sidecar import (
     ToolCall,
 )
 from mlx_sidecar._requests import generate_request
+from mlx_sidecar._transcript import GenerateTranscript
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.client.scripted import FakeDaemon, delta, finish, finished, hello, started
 
@@ -322,3 +324,27 @@ def test_a_stream_says_whether_it_runs(fake: FakeDaemon) -> None:
     assert repr(stream) == "<mlx_sidecar.GenerateStream running>"
     stream.close()
     assert repr(stream) == "<mlx_sidecar.GenerateStream ended>"
+
+
+class _Interrupted:
+    """A call whose reader gets Ctrl-C while it waits."""
+
+    cancelled = False
+
+    def __next__(self) -> pb.GenerateResponse:
+        raise KeyboardInterrupt
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+def test_interrupted_stream_cancels_its_call(fake: FakeDaemon) -> None:
+    """An interactive session keeps the traceback, and with it the stream: its collection would come much later."""
+    call = _Interrupted()
+    stream = GenerateStream(call, GenerateTranscript(), fake.client._failed)
+    with pytest.raises(KeyboardInterrupt):
+        next(stream)
+    assert call.cancelled
+    assert list(stream) == []
+    with pytest.raises(Cancelled):
+        stream.result()

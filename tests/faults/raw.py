@@ -87,8 +87,17 @@ def frame(kind: int, flags: int, stream: int, body: bytes) -> bytes:
     return struct.pack(">I", len(body))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + body
 
 
-def opened_and_reset(stream: int, path: str) -> bytes:
-    """Return the frames that open a call and take it back at once."""
+def frames(received: bytes) -> list[tuple[int, int]]:
+    """Return kind and stream of each whole HTTP/2 frame in some bytes."""
+    found = []
+    while len(received) >= 9 and len(received) >= (end := 9 + int.from_bytes(received[:3], "big")):
+        found.append((received[3], int.from_bytes(received[5:9], "big")))
+        received = received[end:]
+    return found
+
+
+def opened(stream: int, path: str) -> bytes:
+    """Return the frame that opens a call."""
 
     def header(name: str, value: str) -> bytes:
         return b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
@@ -96,4 +105,9 @@ def opened_and_reset(stream: int, path: str) -> bytes:
     headers = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "x", "te": "trailers"}
     block = b"".join(header(name, value) for name, value in headers.items())
     block += header("content-type", "application/grpc")
-    return frame(1, 4, stream, block) + frame(3, 0, stream, struct.pack(">I", 8))
+    return frame(1, 4, stream, block)
+
+
+def opened_and_reset(stream: int, path: str) -> bytes:
+    """Return the frames that open a call and take it back at once."""
+    return opened(stream, path) + frame(3, 0, stream, struct.pack(">I", 8))

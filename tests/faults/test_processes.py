@@ -7,12 +7,16 @@ import os
 import re
 import resource
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import pytest
 
 import mlx_sidecar
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
 from tests.faults.conftest import FAKE
 from tests.faults.watch import answers_in_time, ask
 from tests.support.daemons import RunningDaemon, alive, wait_until
@@ -49,6 +53,32 @@ def test_unrelated_signals_are_ignored(start_daemon: Start, number: signal.Signa
         daemon.signal(number)
         assert client.complete("ok", "one").text == "one"
     assert daemon.stop() == 0
+
+
+HUNG_DISK = """
+import runpy, threading
+from daemon.kv.disk.note import Note
+
+def write(note):
+    (note._place / "reached").touch()
+    threading.Event().wait()
+
+Note.write = write
+runpy.run_module("tests.support.serve_fake", run_name="__main__")
+"""
+"""A daemon whose parent waits for ever when it notes an invalidation on the disk."""
+
+
+def test_daemon_ends_while_its_own_disk_hangs(start_daemon: Start, folder: Path) -> None:
+    """Row 57: the parent does not wait for its thread, as the engine waits for none of its own."""
+    (folder / "kv" / "group").mkdir(parents=True)
+    daemon = start_daemon([sys.executable, "-c", HUNG_DISK]).serving()
+    with grpc.insecure_channel(f"unix:{daemon.socket}") as channel:
+        request = pb.InvalidateRequest(all=pb.AllTarget(prefixes=True))
+        asked = SidecarServiceStub(channel).Invalidate.future(request)
+        wait_until((folder / "reached").exists, "the parent waits for the disk")
+        assert daemon.stop() == 0
+        assert isinstance(asked.exception(), grpc.RpcError)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

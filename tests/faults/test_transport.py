@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +21,19 @@ from google.protobuf.internal import api_implementation
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
 from tests.faults.conftest import FAKE
-from tests.faults.raw import PREFACE, SERVICE, SETTINGS, Refusal, call, connect, opened_and_reset, until_closed
+from tests.faults.raw import (
+    PREFACE,
+    SERVICE,
+    SETTINGS,
+    Refusal,
+    call,
+    connect,
+    frame,
+    frames,
+    opened,
+    opened_and_reset,
+    until_closed,
+)
 from tests.faults.watch import answers_in_time, ask
 from tests.support.daemons import RunningDaemon, wait_until
 
@@ -130,6 +143,21 @@ def test_stats_answer_beside_two_hundred_open_streams(target: RunningDaemon) -> 
         answers_in_time(target)
         for stream in streams:
             stream.cancel()
+
+
+def test_drain_waits_for_no_unread_health_watch(start_daemon: Callable[..., RunningDaemon]) -> None:
+    """Its connection takes no data, as that of a stopped program; the drain tells each watch and waits for none."""
+    daemon = start_daemon(FAKE)
+    ask(daemon)
+    no_window = frame(4, 0, 0, struct.pack(">HI", 4, 0))
+    with connect(daemon) as raw:
+        raw.sendall(PREFACE + no_window + opened(1, "/grpc.health.v1.Health/Watch") + frame(0, 1, 1, b"\0" * 5))
+        received = b""
+        while (1, 1) not in frames(received):  # headers, which come before the status that does not fit
+            part = raw.recv(1 << 16)
+            assert part
+            received += part
+        assert daemon.stop() == 0
 
 
 def test_immediately_cancelled_calls_reach_no_engine(target: RunningDaemon) -> None:

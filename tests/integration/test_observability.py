@@ -11,6 +11,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 import mlx_sidecar
 from mlx_sidecar import Client
+from tests.faults.conftest import FAKE
 from tests.support.daemons import RunningDaemon
 
 SERVICE = "mlx_sidecar.v1.SidecarService"
@@ -43,6 +44,23 @@ def test_health_is_not_serving_until_the_engine_is_up(start_daemon: Callable[...
                     break
     assert seen[-1] == health_pb2.HealthCheckResponse.SERVING
     assert set(seen[:-1]) <= {health_pb2.HealthCheckResponse.NOT_SERVING}
+
+
+def test_health_watch_outlives_the_end_of_another(start_daemon: Callable[..., RunningDaemon]) -> None:
+    """A monitor that leaves does not cut the others off from changes."""
+    daemon = start_daemon(FAKE)
+    request = health_pb2.HealthCheckRequest(service=SERVICE)
+    with daemon.client() as client, grpc.insecure_channel(f"unix:{daemon.socket}") as channel:
+        client.load("ok")
+        stub = health_pb2_grpc.HealthStub(channel)
+        stays, leaves = (stub.Watch(request, timeout=60) for _ in range(2))
+        assert [next(watch).status for watch in (stays, leaves)] == [health_pb2.HealthCheckResponse.SERVING] * 2
+        leaves.cancel()
+        with pytest.raises(mlx_sidecar.EngineRestarted):
+            client.complete("die", "one")
+        assert next(stays).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert next(stays).status == health_pb2.HealthCheckResponse.SERVING
+        stays.cancel()
 
 
 def test_reflection_lists_the_service(daemon: RunningDaemon) -> None:

@@ -57,3 +57,14 @@ def test_daemon_tells_the_version_that_took_its_place(monkeypatch: pytest.Monkey
         daemon._engine_changed(State.RESTARTING)
     assert daemon._stop.is_set()
     assert [line["version"] for line in logs if line["event"] == "program_replaced"] == ["9.9"]
+
+
+def test_upgrade_in_a_back_off_ends_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that dies again and again is started after up to a minute: it would be of the new version."""
+    daemon = Daemon(Config())
+    answers = [None, "9.9"]
+    monkeypatch.setattr(daemon, "_program", SimpleNamespace(replaced_by=lambda: answers.pop(0)))
+    daemon._engine_changed(State.RESTARTING)
+    assert not daemon._stop.is_set()
+    daemon._engine_changed(State.STARTING)
+    assert daemon._stop.is_set()

@@ -22,7 +22,8 @@ class Stream(Generic[EventT, ResultT]):
     """
     A running call that yields events and has a result.
 
-    It is cancelled when it is closed, when its `with` block ends, and when it is garbage-collected.
+    It is cancelled when it is closed, when its `with` block ends, when Ctrl-C interrupts a read, and when it is
+    garbage-collected.
     """
 
     def __init__(
@@ -57,6 +58,9 @@ class Stream(Generic[EventT, ResultT]):
                 self._done = True
                 self._error = self._failure(error)
                 raise self._error from error
+            except BaseException:  # Ctrl-C: an interactive session keeps its traceback, and with that the stream
+                self.close()
+                raise
             else:
                 if (event := self._transcript.add(message)) is not None:
                     return event

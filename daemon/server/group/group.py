@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import structlog
 
 from daemon.kv.disk.files import Files
 from daemon.kv.disk.note import Note
+from daemon.server.disk_thread import on_thread
 from daemon.server.group.rendezvous import Rendezvous
 from daemon.server.stats import STATES
 from daemon.server.supervision.call_router import CallRouter, Send
@@ -99,12 +98,12 @@ class Group:
         Raises:
             OSError: If that cannot be noted.
         """
-        await asyncio.to_thread(self._note.write)
+        await on_thread(self._note.write)
         self.router.noted = True
 
     async def stored(self, model: str, by_group: bool) -> bool:
         """Return whether the disk may have prefixes of a model that the group wrote, or this machine's engine alone."""
-        return await asyncio.to_thread(self._stored, model, self._files[by_group])
+        return await on_thread(lambda: self._stored(model, self._files[by_group]))
 
     def _stored(self, model: str, files: Files) -> bool:
         try:

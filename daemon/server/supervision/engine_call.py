@@ -24,6 +24,8 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
+from google.protobuf.duration_pb2 import Duration
+
 from daemon.shared.durations import duration, seconds
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.failures import error_of
@@ -82,8 +84,8 @@ class EngineCall:
         if event.HasField("failure"):
             self._end_with(error_of(event.failure))
         elif self._error is None:
-            if self.waited and event.generate.HasField("finished"):
-                _lengthen(event.generate.finished.timings, self.waited)
+            for span in _from_arrival(event) if self.waited else ():  # the engine has not seen the wait for it
+                span.CopyFrom(duration(seconds(span) + self.waited))
             self._backlog.push(event)
         self.over = ends_call(event)  # only now: if its last event cannot be taken, it has to end with an error
         self._arrived.set()
@@ -148,7 +150,8 @@ class EngineCall:
         """End the call. Its slot and its backlog are free at once; the reader finds the error when it comes back."""
         self._patience = None
         self._backlog.clear()
-        self.fail(
+        # Also if the call is over: without an error, what was read would look like the whole answer.
+        self._end_with(
             SidecarError(
                 Reason.SLOW_CONSUMER,
                 f"nothing was read of this stream for {STALL_SECONDS:g} s although {FULL_BYTES // 1024} KiB waited; "
@@ -212,11 +215,14 @@ class Backlog:
         self.nbytes = 0
 
 
-def _lengthen(timings: pb.Timings, waited: float) -> None:
-    """Add the seconds that a call waited for an engine, which has not seen them."""
-    spans = [timings.queue] + ([timings.first_token] if timings.HasField("first_token") else [])
-    for span in spans:
-        span.CopyFrom(duration(seconds(span) + waited))
+def _from_arrival(event: ipc.Event) -> list[Duration]:
+    """Return the times in an event that count from the arrival of its call."""
+    timings, load_time = event.generate.finished.timings, event.load.ready.load_time
+    if event.generate.HasField("finished"):
+        return [timings.queue, *([timings.first_token] if timings.HasField("first_token") else [])]
+    if event.embed.HasField("finished"):
+        return [event.embed.finished.time]
+    return [load_time] if load_time.ToNanoseconds() else []  # zero for a model that was in memory
 
 
 def _sample(event: ipc.Event) -> int | None:

@@ -10,8 +10,8 @@ Keeps the process that serves HTTP running, where the configuration asks for it:
 A door that answers nothing for half a minute is killed, see `door_probe.py`; then the same happens.
 
 This process holds the listening socket and hands a copy on. So clients that connect while the door is started anew wait
-in the socket's queue, and get their answer. The door holds one end of a pipe as its standard input: it ends with this
-process, whatever ends that.
+in the socket's queue, and get their answer. A Unix socket that was removed is made anew with the next start. The
+door holds one end of a pipe as its standard input: it ends with this process, whatever ends that.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ from enum import Enum
 import structlog
 
 from daemon.server.http_listener import Listener, default_path, listen
-from daemon.server.singleton import AlreadyRunning
-from daemon.server.socket_path import SocketPathError
 from daemon.server.supervision import door_probe
 from daemon.server.supervision.engine_process import LINE_BYTES, due, repeated
 from daemon.server.supervision.spawning import spawned
@@ -142,7 +140,7 @@ class HttpDoor:
         self._starts.begin()
         try:
             self._process = await self._spawn()
-        except (OSError, SocketPathError, AlreadyRunning) as error:
+        except Exception as error:  # also of a library, or of a thread that cannot be started: the next try may do
             if starts := self._starts.ended(cause(error)):
                 log.error("http_start_failed", error=cause(error), starts=starts, **self._place())
             return None

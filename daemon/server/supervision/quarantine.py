@@ -66,7 +66,7 @@ class Quarantine:
     @property
     def knows(self) -> bool:
         """Whether any death counts; if not, no call needs a check."""
-        return bool(self._models)
+        return bool(self._models or self._requests)  # the deaths of a model may be lifted, and its requests stay
 
     def check(self, suspect: Suspect) -> None:
         """

@@ -19,7 +19,8 @@ States of the engine process:
 * READY: it takes calls. Each heartbeat and each other event is a sign of life and tells how long its step takes.
 * STALLED: still takes calls, but health says NOT_SERVING. Killed after 10 s without a sign, a step of 120 s, or with 16
   threads that hang on disks. If it has not ended 10 s after that, its calls fail and others are refused until it has.
-* RESTARTING: there is no process. The back-off doubles with each death, and begins anew after a life of 60 s.
+* RESTARTING: the process has closed its socket, and has the same 10 s to end; then there is none. The back-off doubles
+  with each death, and begins anew after a life of 60 s.
 
 These limits count only the time in which this process ran (`SeenTime`): a parent that was stopped finds old heartbeats.
 Calls are the router's business: the supervisor tells it when an engine takes calls and when it is dead.
@@ -40,7 +41,7 @@ from daemon.server.supervision.engine_process import EngineProcess
 from daemon.server.supervision.start_log import StartLog
 from daemon.server.supervision.vitals import Vitals
 from daemon.shared.log_fields import Words, cause
-from daemon.shared.observed_time import SeenTime, sleep
+from daemon.shared.observed_time import SeenTime, sleep, wait
 from daemon.v1 import ipc_pb2 as ipc
 
 CHECK_SECONDS = 0.5
@@ -85,8 +86,8 @@ class Supervisor:
         router: Carries calls; it is told about each engine's readiness and death, and gets its events.
         on_change: Called when `state` has changed.
         on_spawn: Called with the process id of each new engine.
-        spawn: Starts an engine with the log of its starts; None to run `command`. Its `OSError` is told to callers if
-            it is a `ConnectionError`.
+        spawn: Starts an engine with the log of its starts; None to run `command`. Its error is told to callers if it
+            is a `ConnectionError`.
         last_backoff: Most seconds between a death and the next start; None for LAST_BACKOFF.
 
     Attributes:
@@ -156,17 +157,32 @@ class Supervisor:
         await self._spawned.wait()
 
     async def stop(self, grace: float) -> None:
-        """End the engine for good; it has `grace` seconds before it is killed. Open calls fail. Harmless twice."""
+        """
+        End the engine for good; it has `grace` seconds before it is killed. Open calls fail. Harmless twice.
+
+        An engine that the system holds is left behind after KILLED_SECONDS more. Its copy of the lock outlives this
+        process, so that no other engine gets memory that it still has.
+        """
         self._set(State.STOPPED)
         self._router.close()
         if self._task is None:
             return
-        if self._engine is not None:
-            await self._engine.stop(grace)
-        else:
+        if self._engine is None:
             self._task.cancel()  # it sleeps through a back-off, or starts a process
+        elif not await self._ended(self._engine, grace):
+            log.error("engine_does_not_end", pid=self.pid)
+            self._engine = None
+            self._task.cancel()
         with suppress(asyncio.CancelledError):
             await self._task
+
+    async def _ended(self, engine: EngineProcess, grace: float) -> bool:
+        """Stop an engine, and return whether it has ended in time."""
+        stopping = asyncio.ensure_future(engine.stop(grace))
+        try:
+            return await wait({stopping}, grace + KILLED_SECONDS)
+        finally:
+            stopping.cancel()
 
     async def _run(self) -> None:
         while True:
@@ -198,7 +214,7 @@ class Supervisor:
         self._set(State.STARTING)
         try:
             engine = self._engine = await self._spawn(self._starts)
-        except OSError as error:
+        except Exception as error:  # also of a library, or of a thread that cannot be started: the next try may do
             told_to_callers = str(error) if isinstance(error, ConnectionError) else ""
             self._router.unavailable(told_to_callers)
             why = Words(told_to_callers) or cause(error)
@@ -219,7 +235,11 @@ class Supervisor:
         # Calls that come from here on wait for the next engine.
         self._router.disconnect()
         self._set(State.RESTARTING)
-        return await engine.reap()
+        limit = asyncio.create_task(self._give_up(engine), name="engine-end")
+        try:
+            return await engine.reap()
+        finally:
+            limit.cancel()
 
     async def _watch(self, engine: EngineProcess) -> None:
         """Look at an engine until it has to be killed."""
@@ -245,7 +265,7 @@ class Supervisor:
                 return
 
     async def _give_up(self, engine: EngineProcess) -> None:
-        """Fail the calls of an engine that was killed, unless it ends in time; its end cancels this wait."""
+        """Fail the calls of an engine that is about to end, unless it does in time; its end cancels this wait."""
         await sleep(KILLED_SECONDS)
         log.error("engine_does_not_end", pid=engine.pid)
         self._router.abandon(

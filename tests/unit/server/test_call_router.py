@@ -123,3 +123,38 @@ async def test_an_invalidate_call_lifts_the_quarantine_also_without_an_engine() 
     assert refused.value.reason is Reason.MODEL_QUARANTINED
     router.open(ipc.Command(invalidate=pb.InvalidateRequest(model=target)))
     router.open(generate("a"))
+
+
+async def test_request_outstays_its_model_in_quarantine() -> None:
+    """Whatever else the daemon has seen die: here it is nothing."""
+    router = CallRouter(lambda: 0.0)
+    for _ in range(2):
+        router.connect(lambda _: None)
+        router.open(generate("a"))
+        router.engine_died(1.0, blame_calls=True)
+    router.open(ipc.Command(invalidate=pb.InvalidateRequest(model=pb.ModelTarget(model="a", weights=True))))
+    router.open(generate("a", "another prompt"))
+    with pytest.raises(SidecarError) as refused:
+        router.open(generate("a"))
+    assert refused.value.reason is Reason.REQUEST_QUARANTINED
+
+
+async def test_load_and_embed_times_count_engine_waits() -> None:
+    """From the call, as the API says. A model that was in memory has no time at all."""
+    clock = Clock()
+    router = CallRouter(clock)
+    commands = [load(), load(), ipc.Command(embed=pb.EmbedRequest(model="a"))]
+    loaded, hit, embedded = (router.open(command) for command in commands)
+    clock.pass_(45)
+    router.connect(lambda _: None)
+    answers = [
+        ipc.Event(load=pb.GetOrLoadResponse(ready=pb.ModelInfo(load_time=duration(2)))),
+        ipc.Event(load=pb.GetOrLoadResponse(ready=pb.ModelInfo(load_time=duration(0)))),
+        ipc.Event(embed=pb.EmbedResponse(finished=pb.EmbedFinished(time=duration(0.5)))),
+    ]
+    for call, answer in zip((loaded, hit, embedded), answers, strict=True):
+        answer.call_id = call.command.call_id
+        router.deliver(answer)
+    assert seconds((await events(loaded))[0].load.ready.load_time) == 47
+    assert seconds((await events(hit))[0].load.ready.load_time) == 0
+    assert seconds((await events(embedded))[0].embed.finished.time) == 45.5

@@ -277,6 +277,22 @@ async def test_absent_reader_is_ended_with_a_reason(
     assert told.value.reason is Reason.SLOW_CONSUMER
 
 
+async def test_stalled_reader_of_a_finished_call_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last event was on its way when the engine was told to hold; an end without an error would look whole."""
+    monkeypatch.setattr(engine_call, "STALL_SECONDS", 0.02)
+    gone = asyncio.Event()
+    one = call()
+    one.on_stall = gone.set
+    for token in range(250):
+        one.push(wide(token))
+    one.push(FINISHED)
+    async with asyncio.timeout(20):
+        await gone.wait()
+    with pytest.raises(SidecarError) as told:
+        await read(one)
+    assert told.value.reason is Reason.SLOW_CONSUMER
+
+
 async def test_full_backlog_is_kept_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each event that is read starts the reader's time again; after the last event no timer runs."""
     monkeypatch.setattr(engine_call, "STALL_SECONDS", 1000)

@@ -204,6 +204,24 @@ async def test_port_in_use_is_tried_again(folder: Path, monkeypatch: pytest.Monk
     assert told == [("http_start_failed", "OSError: EADDRINUSE", f"127.0.0.1:{port}")]
 
 
+async def test_library_fault_at_door_start_is_retried(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as asyncio, which starts a thread for each process on a Mac."""
+    monkeypatch.setattr(http_door, "FIRST_BACKOFF", 0.01)
+    errors = [RuntimeError("can't start new thread")]
+    async with running(config(folder)) as door:
+        spawn = door._spawn
+
+        async def failing() -> asyncio.subprocess.Process:
+            if errors:
+                raise errors.pop()
+            return await spawn()
+
+        monkeypatch.setattr(door, "_spawn", failing)
+        await until(lambda: door.state is DoorState.SERVING)
+    assert not errors
+    assert door.restarts == 1
+
+
 async def test_door_that_does_not_end_is_killed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the time that it has to end its answers."""
     monkeypatch.setattr(http_door, "STOP_SECONDS", 0.05)
@@ -232,6 +250,24 @@ async def test_door_that_hangs_is_replaced(folder: Path, monkeypatch: pytest.Mon
     assert door.pid != pid
     assert not alive(pid)
     await door.stop()
+
+
+async def test_door_without_its_socket_gets_another(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe finds that no client reaches the door, and the next one listens under the name again."""
+    looks = count_looks(monkeypatch)
+    monkeypatch.setattr(http_door, "FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr(door_probe, "AGAIN_SECONDS", 0.01)
+    door = HttpDoor(config(folder), time.monotonic, http_door.door_command(config(folder)))
+    path = default_path(config(folder).socket)
+    door.start()
+    await until(lambda: bool(looks))
+    path.unlink()
+    monkeypatch.setattr(door_probe, "SILENT_SECONDS", 0.5)
+    await until(lambda: door.restarts > 0)
+    monkeypatch.setattr(door_probe, "SILENT_SECONDS", 60.0)
+    await until(lambda: listens(path) and looks[-1])
+    await door.stop()
+    assert not path.exists()
 
 
 async def test_door_leaves_signals_to_the_parent(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

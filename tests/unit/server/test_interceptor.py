@@ -154,6 +154,21 @@ async def test_cancelled_call_is_counted_and_closed(remaining: float | None, cod
     assert [(line["event"], line["code"]) for line in logs] == [("rpc", code)]
 
 
+async def test_client_that_goes_during_a_write_is_no_bug() -> None:
+    """gRPC fails a write that waits for the client to read, and cancels the call only then."""
+
+    class Gone(FakeContext):
+        async def write(self, message: Any) -> None:
+            raise grpc.aio.InternalError('Failed "execute_batch"')
+
+    context = Gone()
+    with capture_logs() as logs:
+        _, cancelled = await serve(raising(ValueError(SECRET)), context)
+    assert cancelled == 1
+    assert context.aborted is None
+    assert [(line["event"], line.get("code")) for line in logs] == [("rpc", "CANCELLED")]
+
+
 async def test_streamed_requests_are_received_one_by_one() -> None:
     """Reflection is such a service."""
     seen = []

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from structlog.testing import capture_logs
 from daemon.server.supervision import call_router, start_log, vitals
 from daemon.server.supervision import supervisor as module
 from daemon.server.supervision.engine_process import EngineProcess
+from daemon.server.supervision.start_log import StartLog
 from daemon.server.supervision.supervisor import State
 from daemon.shared.errors import Reason, SidecarError
 from daemon.v1 import ipc_pb2 as ipc
@@ -24,6 +27,7 @@ from tests.support import fake_engine
 from tests.support.builders import Clock
 from tests.support.daemons import alive
 from tests.unit.server.supervised import (
+    PATIENCE,
     Watched,
     error_of,
     events,
@@ -193,6 +197,23 @@ async def test_failed_engine_start_is_retried() -> None:
     assert told == [("engine_start_failed", "FileNotFoundError: ENOENT")]
 
 
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), PackageNotFoundError("mlx")])
+async def test_library_fault_at_engine_start_is_retried(error: Exception) -> None:
+    """Of asyncio on a machine without threads; of Python while an installer replaces what a group compares."""
+    supervisor, errors = Watched(), [error]
+    spawn = supervisor._spawn
+
+    async def failing(starts: StartLog) -> EngineProcess:
+        if errors:
+            raise errors.pop()
+        return await spawn(starts)
+
+    supervisor._spawn = failing
+    supervisor.start()
+    await supervisor.until(State.READY)
+    await supervisor.stop(1)
+
+
 async def test_engine_that_dies_at_each_start_is_told_once(tmp_path: Path) -> None:
     """With what it said; the log tells as well when it is over."""
     fails = tmp_path / "fails"
@@ -327,3 +348,44 @@ async def test_engine_that_cannot_be_killed_leaves_no_caller_waiting(monkeypatch
         await supervisor.until(State.RESTARTING)
         await supervisor.until(State.READY, 2)
         assert text(await events(opened(supervisor, "ok"))) == "one two three"
+
+
+async def test_dying_engine_that_hangs_fails_its_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its socket is closed already, so that nothing of it is watched any more; the system still holds the process."""
+    monkeypatch.setattr(module, "KILLED_SECONDS", 0.05)
+    ended, reap = asyncio.Event(), EngineProcess.reap
+
+    async def late(engine: EngineProcess) -> int:
+        await ended.wait()
+        return await reap(engine)
+
+    monkeypatch.setattr(EngineProcess, "reap", late)
+    async with supervising() as supervisor:
+        error = await error_of(opened(supervisor, "die"))
+        assert error.reason is Reason.ENGINE_RESTARTED
+        assert "does not end" in error.message
+        with pytest.raises(SidecarError, match="does not end"):
+            opened(supervisor, "ok")
+        ended.set()
+        await supervisor.until(State.READY, 2)
+        assert text(await events(opened(supervisor, "ok"))) == "one two three"
+
+
+async def test_stop_leaves_an_unkillable_engine_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that is told to stop ends, also where the system holds its engine. A second stop waits for nothing."""
+    monkeypatch.setattr(module, "KILLED_SECONDS", 0.05)
+    kill = EngineProcess.kill
+    monkeypatch.setattr(EngineProcess, "kill", lambda _: None)
+    supervisor = Watched("--stubborn")
+    supervisor.start()
+    await supervisor.until(State.READY)
+    engine = supervisor._engine
+    assert engine is not None
+    with capture_logs() as logs:
+        async with asyncio.timeout(PATIENCE):
+            await supervisor.stop(0.05)
+            await supervisor.stop(PATIENCE)
+    assert [line["pid"] for line in logs if line["event"] == "engine_does_not_end"] == [engine.pid]
+    assert alive(engine.pid)
+    kill(engine)
+    await engine.reap()

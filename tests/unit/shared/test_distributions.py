@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,3 +79,35 @@ def test_installer_list_tells_installations(tmp_path: Path, monkeypatch: pytest.
     assert len(checksums - {0}) == 2
     os.utime(record, (1000, 1000))
     assert installed_at("some-thing") == 1000
+
+
+def test_unreadable_version_replaces_no_program(interpreter: Path) -> None:
+    """A supervisor asks when its engine has died. It has to go on, though no descriptor is left at that moment."""
+    faults: list[OSError] = []
+
+    def version(name: str) -> str:
+        if faults:
+            raise faults.pop()
+        return "0.1.0"
+
+    program = Program(interpreter=str(interpreter), installed=version)
+    faults.append(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+    assert program.replaced_by() is None
+    assert not faults
+
+
+def _none() -> Any:
+    return None
+
+
+def _key_error() -> Any:
+    raise KeyError("Version")
+
+
+@pytest.mark.parametrize("read", [_none, _key_error])
+def test_half_written_program_is_replaced(interpreter: Path, read: Callable[[], Any]) -> None:
+    """The directory is there, without the file that has the version; Pythons differ in what they make of that."""
+    reads: list[Callable[[], Any]] = [lambda: "0.1.0"]
+    program = Program(interpreter=str(interpreter), installed=lambda _: reads[-1]())
+    reads.append(read)
+    assert program.replaced_by() == ""
