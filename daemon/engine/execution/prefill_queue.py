@@ -148,7 +148,7 @@ class PrefillQueue:
         self._prefills.pop(sequence, None)
         self._expected.pop(sequence, None)
 
-    def bound(self, spare: Callable[[int], int]) -> None:
+    def limit_passes(self, spare: Callable[[int], int]) -> None:
         """
         Limit the passes of the next turn to what memory allows, those of draft models and of scored prompts as well.
 
@@ -162,10 +162,10 @@ class PrefillQueue:
         for model, prefills in by_model.items():
             self._sizer.limit(model, MAX_CHUNK)
             width = widest([prefill.sequence for prefill in prefills], self._sizer.most(model), spare)
-            for speed, most in chain([(model, width)], *(_widths(prefill, width) for prefill in prefills)):
-                limits[speed] = min(most, limits.get(speed, most))
-        for speed, most in limits.items():
-            self._sizer.limit(speed, most)
+            for key, most in chain([(model, width)], *(_widths(prefill, width) for prefill in prefills)):
+                limits[key] = min(most, limits.get(key, most))
+        for key, most in limits.items():
+            self._sizer.limit(key, most)
 
     def step(self, decode: float | None) -> Iterator[Prefilled]:
         """
@@ -247,8 +247,8 @@ class PrefillQueue:
 
     def _narrow(self, prefill: Prefill) -> None:
         """Let the passes of this turn be the narrowest, of a prompt and of others that are computed like it."""
-        for speed in (prefill.model_key, *(part.speed for part in prefill.parts)):
-            self._sizer.limit(speed, LEAST_WIDTH)
+        for key in (prefill.model_key, *(part.sizer_key for part in prefill.parts)):
+            self._sizer.limit(key, LEAST_WIDTH)
 
     def _compute(self, group: list[Prefill], allowance: Allowance) -> Iterator[Prefilled]:
         """Compute the next part of a single prompt, or the rest of several in one pass; nothing without any."""
@@ -280,7 +280,7 @@ class PrefillQueue:
 def _widths(prefill: Prefill, width: int) -> list[tuple[Hashable, int]]:
     """Return the most tokens of the passes of a prompt and of its draft model, by what the sizer knows them by."""
     own, *draft = prefill.parts[::-1]
-    return [(own.speed, width), *((part.speed, widest_draft(prefill.sequence, width)) for part in draft)]
+    return [(own.sizer_key, width), *((part.sizer_key, widest_draft(prefill.sequence, width)) for part in draft)]
 
 
 def _by_root(group: list[Prefill]) -> Iterable[list[Prefill]]:

@@ -188,7 +188,7 @@ class Runner:
             self._take(decoder, decoder.step(), decoder.firsts())
             if active:
                 self._times.stepped(model, self._clock() - began, after_prefill=self._prefills.computed)
-        self._prefills.bound(self._spare)
+        self._prefills.limit_passes(self._spare)
         for outcome in self._prefills.step(self.usual_decode):
             self._prefilled(outcome)
 
