@@ -219,29 +219,30 @@ class PrefillQueue:
         """
         Search the prefix cache for a prompt, right before its first chunk, and return whether that went well.
 
-        Not earlier: the prefill before it may compute the beginning that both have in common. A prompt that was billed
-        for that, and does not find it, waits again if it does not fit. Then it trusts in no other any more.
+        The search comes this late because the prefill before it may compute the beginning that both have in common. A
+        prompt may be billed for less than all of it, because others are to compute its beginning. If they have computed
+        less, and all of the prompt does not fit, it waits for a slot again. From then on it counts on no others.
         """
-        short = self._readers.settle(prefill.sequence)
-        if short and not self._make_room():
+        fell_short = self._readers.correct_outlook(prefill.sequence)
+        if fell_short and not self._make_room():
             self._expected[prefill.sequence] = self._prefills.pop(prefill.sequence)
             self._readers.distrust(prefill.sequence)
-            self._readers.renew()
+            self._readers.renew_outlooks()
             yield Postponed(prefill.sequence)
             return False
-        if short:  # the passes of this turn were chosen for a bill with less of it to compute
+        if fell_short:  # the passes of this turn were chosen for a bill with less of it to compute
             self._narrow(prefill)
         others = chain(self._prefills.values(), self._expected.values())
         waiting = [other.beginning for other in others if other.reads and other is not prefill and not other.begun]
         leased = [kv.leased for kv in prefill.sequence.kvs]
         try:
             prefill.begin(self._readers.common, waiting)
-            self._readers.renew()
+            self._readers.renew_outlooks()
         except Exception as error:
             yield Failed(prefill.sequence, error)
             return False
         if any(kv.cached < tokens for kv, tokens in zip(prefill.sequence.kvs, leased, strict=True)):
-            self._narrow(prefill)  # it could not be restored: the same
+            self._narrow(prefill)  # not all of it could be restored: here too, there is more to compute
         yield Begun(prefill.sequence)
         return True
 

@@ -34,6 +34,9 @@ class Readers:
     """
     The sequences that run, as readers of prefixes that they have in common.
 
+    Before a sequence begins, its outlook (`SequenceKV.outlook`) says for its bill how much it will read together with
+    others. When it begins, `common` lets it read as much.
+
     Args:
         running: Returns all sequences that prefill or decode.
         decoders: Those that decode, by model.
@@ -65,13 +68,13 @@ class Readers:
         """Sequences that read a prefix together with others, or did."""
         return sum(any(kv.common is not None for kv in sequence.kvs) for sequence in self._running())
 
-    def expect(self, sequence: Sequence) -> None:
+    def update_outlook(self, sequence: Sequence) -> None:
         """
-        Note what a sequence that is to begin will not have to copy, for its bill.
+        Foresee for its bill how many tokens a sequence that has not begun will read together with others.
 
-        What is leased counts, by it and by another: nothing evicts that before the sequence is looked up. What another
-        is still to compute counts as well; `settle` checks that. Of two that are to begin, the later is billed what it
-        has alone. Whichever begins first, they take as much.
+        Tokens that are stored count: this sequence and the other one lease them here, so nothing evicts them before the
+        lookup. Tokens that the other one has still to compute count as well; `correct_outlook` checks them. If neither
+        has begun, only the later one is billed for less. The sum is the same whichever begins first.
         """
         for kv in sequence.kvs:
             kv.outlook.tokens, kv.outlook.alike = 0, {}
@@ -87,40 +90,40 @@ class Readers:
                 if readable:
                     kv.outlook.alike[before] = readable
 
-    def settle(self, sequence: Sequence) -> bool:
+    def correct_outlook(self, sequence: Sequence) -> bool:
         """
-        Bill a sequence that begins now what it has alone indeed, where others were to compute the rest before.
+        Replace what was foreseen of a sequence that begins now by what it can read indeed, if it counted on others.
 
         Returns:
-            Whether they have computed less than was counted on.
+            Whether others have computed less than it counted on, so that it takes more than it was billed for.
         """
-        short = False
+        fell_short = False
         for kv in sequence.kvs:
             if promised := kv.outlook.promised:
                 kv.release_lease()
                 kv.lease_ahead(sequence.request, self._prefixes)
                 best = self._best(kv, kv.sharable(sequence.prompt))
                 kv.outlook.tokens = 0 if best is None else _readable(_stops(best[2]), best[0])
-                short = short or kv.outlook.tokens < promised
-        return short
+                fell_short = fell_short or kv.outlook.tokens < promised
+        return fell_short
 
-    def forgo(self, sequence: Sequence) -> None:
-        """Give back what a sequence has leased that does not begin now."""
+    def drop_outlook(self, sequence: Sequence) -> None:
+        """Give back what was leased for a sequence that does not begin now, and count on no others for it."""
         for kv in sequence.kvs:
             kv.release_lease()
             kv.outlook.promised = 0
 
     def distrust(self, sequence: Sequence) -> None:
-        """Give back what a sequence has leased, and bill it only for what is certain: others fell short of the rest."""
+        """Drop the outlook of a sequence; it counts on no others any more, as they computed less than it counted on."""
         for kv in sequence.kvs:
             kv.outlook.trusts = False
-        self.forgo(sequence)
+        self.drop_outlook(sequence)
 
-    def renew(self) -> None:
-        """Note anew what sequences that are to begin will not have to copy: another one has begun, or has ended."""
+    def renew_outlooks(self) -> None:
+        """Foresee anew what sequences that have not begun will read together: another one has begun, or has ended."""
         for sequence in self._running():
             if any((kv.prefix is not None or kv.outlook.promised) and not kv.begun for kv in sequence.kvs):
-                self.expect(sequence)
+                self.update_outlook(sequence)
 
     def common(self, kv: SequenceKV, prompt: list[int]) -> SharedPrefix | None:
         """
@@ -145,7 +148,7 @@ class Readers:
         return None if best is None or best[0] < sharing.LEAST_SHARED else best
 
     def _alike(self, sequence: Sequence, kv: SequenceKV) -> Iterator[tuple[Sequence, SequenceKV]]:
-        """Yield each KV before one that is to begin which has a beginning in common with it."""
+        """Yield each KV that comes before a KV that has not begun, and begins with the same tokens."""
         beginning = sequence.prompt[: sharing.LEAST_SHARED]
         for other, before in self._before(sequence, kv):
             if other.prompt[: sharing.LEAST_SHARED] == beginning and before.reads:
