@@ -101,10 +101,10 @@ class Governor:
         self._counts: dict[tuple[Source, int], int] = {}
         """What `count` returned since a pass was measured: it is asked for each row of the next one."""
         self._rows = 0
-        self.share(1)
+        self.set_rows(1)
 
-    def share(self, rows: int) -> None:
-        """Speak of passes that so many rows share, from now on."""
+    def set_rows(self, rows: int) -> None:
+        """Set how many rows share the passes that are measured, and decided on, from now on."""
         if rows == self._rows:
             return
         self._rows = rows
@@ -125,7 +125,7 @@ class Governor:
             checks: What was guessed; no tokens of a row that only waited for its pending token.
             tokens: Tokens that the step brought.
         """
-        self.share(rows)
+        self.set_rows(rows)
         guessed, late = [check for check in checks if check.guessed], self._late
         if late is None and self._fed_again and tokens != rows:
             late = 0.0
@@ -177,7 +177,7 @@ class Governor:
 
     def unmeasured(self, rows: int, checks: Sequence[Check]) -> None:
         """Take a step of unknown time: guesses count as what they are feared to take."""
-        self.share(rows)
+        self.set_rows(rows)
         self._late, self._fed_again = None, False
         costs, guessed = self._costs, [check for check in checks if check.guessed]
         self.counted(guessed)
