@@ -17,8 +17,8 @@ from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.resolver import Wanted
 from daemon.engine.background.task import PROMPT, Task, Waiting, until
 from daemon.engine.calls.driver import Call, Services, leased
+from daemon.engine.calls.misnamed import retry_misnamed
 from daemon.engine.calls.model_lookup import Found
-from daemon.engine.calls.model_search import searched
 from daemon.engine.calls.prefix_reuse import kv_of, read_ahead, restored
 from daemon.engine.execution.pooling import Pooled, check_trunk
 from daemon.engine.execution.request import Request, SamplingParams
@@ -50,7 +50,7 @@ def embed(services: Services, call_id: int, request: pb.EmbedRequest, program: s
         SidecarError: REQUEST_EXCEEDS_MEMORY; or why the model cannot be had, or a text cannot be used.
     """
     began = services.clock()
-    prepared, ticket = yield from searched(lambda: _prepare_and_load(services, call_id, request))
+    prepared, ticket = yield from retry_misnamed(lambda: _prepare_and_load(services, call_id, request))
     try:
         sequences = _sequences(services, call_id, request, prepared, ticket)
     except BaseException:

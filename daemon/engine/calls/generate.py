@@ -14,8 +14,8 @@ from daemon.cache.resolver import Wanted
 from daemon.engine.background.task import PROMPT, TEMPLATE, Task, Waiting
 from daemon.engine.calls.draft import DEFAULT_TOKENS, DraftModel, check_ahead, draft_model
 from daemon.engine.calls.driver import Call, Services, leased
+from daemon.engine.calls.misnamed import retry_misnamed
 from daemon.engine.calls.model_lookup import Found
-from daemon.engine.calls.model_search import searched
 from daemon.engine.calls.options import requests_of, sampling_of
 from daemon.engine.calls.prefix_reuse import kv_of, read_ahead, restored
 from daemon.engine.execution.bill import head_bytes
@@ -73,7 +73,7 @@ def generate(services: Services, call_id: int, request: pb.GenerateRequest, prog
     with ExitStack() as held:
         held.enter_context(record.restore)
         held.enter_context(record.drafts)
-        prepared, ticket = yield from searched(lambda: _prepare_and_load(services, call_id, request, record))
+        prepared, ticket = yield from retry_misnamed(lambda: _prepare_and_load(services, call_id, request, record))
         held.callback(ticket.cancel)
         assert ticket.lease is not None
         assert record.asked is not None

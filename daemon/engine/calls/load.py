@@ -11,7 +11,7 @@ from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.resolver import Wanted
 from daemon.engine.background.task import TEMPLATE, Task, Waiting, already
 from daemon.engine.calls.driver import Call, Services, leased
-from daemon.engine.calls.model_search import searched
+from daemon.engine.calls.misnamed import retry_misnamed
 from daemon.engine.execution.bill import head_bytes
 from daemon.engine.execution.request import Speculation
 from daemon.engine.execution.row_bills import BilledRow, prompt_bill
@@ -33,7 +33,7 @@ def load(services: Services, call_id: int, request: pb.GetOrLoadRequest) -> Call
             fewer positions; or why the model cannot be had.
     """
     began = services.clock()
-    source, result = yield from searched(lambda: _find_and_load(services, call_id, request))
+    source, result = yield from retry_misnamed(lambda: _find_and_load(services, call_id, request))
     if isinstance(result, Ticket):
         try:
             context_length = _settle(services, request, result.name)
