@@ -73,7 +73,7 @@ def run(config: Config, engine: Sequence[str] | None = None, wake_lock: WakeLock
     """
     if config.group_models and not config.group_ranks:
         raise ConfigError("group_models is set, but group_ranks is not; set it to the addresses of the machines.")
-    _settle()
+    _set_up_process()
     logs.configure(config.log_level, None)
     prepare_socket_path(config.socket)
     with InstanceLock.acquire(config.socket, ORPHAN_SECONDS) as lock:
@@ -107,7 +107,7 @@ def note_engine(lock: InstanceLock, pid: int) -> None:
         log.warning("lock_file_unwritable", error=cause(error))
 
 
-def _settle() -> None:
+def _set_up_process() -> None:
     """Set up descriptors, signals, limits and places. Raises ConfigError if a limit is too low."""
     process_setup.hold_standard_streams()
     process_setup.ignore_stray_signals()

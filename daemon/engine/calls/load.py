@@ -36,7 +36,7 @@ def load(services: Services, call_id: int, request: pb.GetOrLoadRequest) -> Call
     source, result = yield from retry_misnamed(lambda: _find_and_load(services, call_id, request))
     if isinstance(result, Ticket):
         try:
-            context_length = _settle(services, request, result.name)
+            context_length = _keep_choices(services, request, result.name)
             info = _describe(result, context_length, services.clock() - began)
             assert result.lease is not None
             info.max_request_tokens = _most_tokens(services, result.lease.model, info.context_length)
@@ -100,7 +100,7 @@ def _begin(services: Services, request: pb.GetOrLoadRequest, source: ModelSource
     )
 
 
-def _settle(services: Services, request: pb.GetOrLoadRequest, name: str) -> int | None:
+def _keep_choices(services: Services, request: pb.GetOrLoadRequest, name: str) -> int | None:
     """Keep what the call chose for a model that is ready now, and return the context length that was ever chosen."""
     if request.HasField("context_length"):
         services.overrides.choose_context_length(name, request.adapter, request.context_length)
