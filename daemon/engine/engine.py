@@ -116,8 +116,8 @@ class Engine:
             self._recall(call_id, command)
 
     def _hold(self, call_id: int, *, held: bool) -> None:
-        if call_id in self._services.held:
-            self._services.held[call_id] = held
+        if call_id in self._services.embeds_held:
+            self._services.embeds_held[call_id] = held
         else:
             self._runner.hold(call_id, held=held)
 

@@ -77,7 +77,7 @@ def _run(
 ) -> Waiting[None]:
     """Let the runner compute texts, at most AHEAD beyond the one that is sent next, and send their vectors in order."""
     given, ours = 0, dict.fromkeys(sequences)
-    services.held[call_id] = False
+    services.embeds_held[call_id] = False
     try:
         yield from _restored(services, request, sequences)
         for index, pooled in enumerate(vectors):
@@ -87,14 +87,14 @@ def _run(
                     services.runner.add(sequence)
                     del ours[sequence]
                 given = index + AHEAD
-            yield from until(lambda done=pooled.done: done() and not services.held[call_id])  # type: ignore[misc]
+            yield from until(lambda done=pooled.done: done() and not services.embeds_held[call_id])  # type: ignore[misc]
             if pooled.error is not None:
                 raise pooled.error
             vector = pb.Embedding(index=index, values=pooled.vector)
             pooled.sent()
             services.outbox.embed(call_id, pb.EmbedResponse(embedding=vector))
     finally:
-        del services.held[call_id]
+        del services.embeds_held[call_id]
         services.runner.cancel(call_id)
         for sequence in ours:
             sequence.release()

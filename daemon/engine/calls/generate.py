@@ -125,7 +125,7 @@ def _prepare_and_load(
 def _prepare(services: Services, request: pb.GenerateRequest, now: float, found: Found) -> Task[PreparedRequest]:
     """Return the task that reads the model's tokenizer, renders the conversation if there is one, and tokenises it."""
     assert isinstance(found, ModelSource)
-    source = services.limited(found, request.adapter)
+    source = services.with_context_length(found, request.adapter)
     # Encoding takes turns; ids need none, and do not wait for a long text.
     lane = source.path, "tokens" if request.HasField("tokens") else "text"
 

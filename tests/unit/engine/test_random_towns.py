@@ -93,7 +93,7 @@ class Town(Day):
         """Let so many things happen, and look whether anything is left."""
         super().live(steps)
         engine = self._harness.engine
-        assert not engine._services.held
+        assert not engine._services.embeds_held
         assert not engine._services.coming
         assert not engine._disk.restores
         assert not self._harness.run(
