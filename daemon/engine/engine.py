@@ -149,7 +149,7 @@ class Engine:
         if loads:
             self._load_slice()
         if runs or loads:
-            self._runner.gauges.steps.observe(self._clock() - began)
+            self._runner.timings.steps.observe(self._clock() - began)
             self._buffers.turned()
         if self._clock() - self._swept >= SWEEP_SECONDS:
             self._sweep()

@@ -52,7 +52,7 @@ class Runner:
     Attributes:
         prompt_tokens: Tokens of prompts that were computed since the start.
         generated_tokens: Tokens that were sampled since the start.
-        gauges: Times between tokens, and rows of a step.
+        timings: Histograms of the times between tokens and of the turns, and of the rows of a step.
         governors: What guessing brings for each model.
         max_batch: Slots of each model.
         readers: The running sequences, as readers of prefixes that they have in common.
@@ -70,7 +70,7 @@ class Runner:
     ) -> None:
         self.prompt_tokens = 0
         self.generated_tokens = 0
-        self.gauges = EngineTimings()
+        self.timings = EngineTimings()
         self._prefixes = prefixes
         self.governors = Governors()
         self.max_batch = max_batch
@@ -182,7 +182,7 @@ class Runner:
             self._prefills.add(sequence)
         self._note_stuck()
         if rows := self._active:
-            self.gauges.rows.observe(rows)
+            self.timings.rows.observe(rows)
         for model, decoder in list(self._decoders.items()):
             began, active = self._clock(), decoder.active
             self._take(decoder, decoder.step(), decoder.firsts())
@@ -319,7 +319,7 @@ class Runner:
         if not sequence.generated:
             failpoint("token.first")
         else:
-            self.gauges.gaps.observe(now - sequence.times.last_token)
+            self.timings.gaps.observe(now - sequence.times.last_token)
         piece, reason = sequence.accept(token, now)
         if piece:
             logprobs = sequence.request.top_logprobs is not None
