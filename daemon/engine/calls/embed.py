@@ -52,12 +52,10 @@ def embed(services: Services, call_id: int, request: pb.EmbedRequest, program: s
     began = services.clock()
     prepared, ticket = yield from retry_misnamed(lambda: _prepare_and_load(services, call_id, request))
     try:
-        sequences = _sequences(services, call_id, request, prepared, ticket)
+        sequences = _sequences(services, call_id, request, prepared, ticket, program)
     except BaseException:
         ticket.cancel()
         raise
-    for sequence in sequences:
-        sequence.program = program
     vectors = [sequence.pooled for sequence in sequences if sequence.pooled is not None]
     yield from _run(services, call_id, request, sequences, vectors)
     usage = pb.Usage(prompt_tokens=prepared.tokens, cached_tokens=sum(pooled.cached for pooled in vectors))
@@ -136,14 +134,19 @@ def _prepare_and_load(
 
 
 def _sequences(
-    services: Services, call_id: int, request: pb.EmbedRequest, prepared: PreparedTexts, ticket: Ticket[LoadedModel]
+    services: Services,
+    call_id: int,
+    request: pb.EmbedRequest,
+    prepared: PreparedTexts,
+    ticket: Ticket[LoadedModel],
+    program: str,
 ) -> list[Sequence]:
     """Return a sequence for each text. They hold the model from now on; the last of them gives it back."""
     assert ticket.lease is not None
     source = prepared.source
     services.overrides.done(ticket.name, request.adapter)
     _refuse_unable(services, prepared, ticket.lease.model)
-    times = services.clock()
+    arrived = services.clock()
     leases = ticket.lease.split(len(prepared.texts))
     sequences = []
     for lease, ids, shared in zip(leases, prepared.texts, prepared.shared, strict=True):
@@ -160,9 +163,10 @@ def _sequences(
             stop_ids=frozenset(),
             message_ends=prepared.message_ends,
             priority=request.priority,
+            program=program,
         )
         pooled = Pooled(prepared.pooling, prepared.normalize, prepared.dimensions, prepared.skipped)
-        sequences.append(Sequence(options, kv, Output(str, ()), Times(times), pooled=pooled))
+        sequences.append(Sequence(options, kv, Output(str, ()), Times(arrived), pooled=pooled))
     return sequences
 
 
