@@ -80,7 +80,7 @@ class Runner:
         self._clock, self._own_clock = clock, own_clock
         self._times = ChunkSizer()
         self._waiting: WaitingList[Sequence] = WaitingList()
-        self._tried: list[int] | None = None
+        self._calls_in_vain: list[int] | None = None
         """The calls that there were when a start was last tried in vain; None if something was being computed."""
         self._unfit: Sequence | None = None
         """The sequence that did not fit in memory in this turn."""
@@ -113,7 +113,7 @@ class Runner:
     @property
     def busy(self) -> bool:
         """Whether `step` has work: not if all running sequences are held and no waiting one can start."""
-        return bool(self.computes_prompts or self._active or (len(self._waiting) and not self._stuck))
+        return bool(self.computes_prompts or self._active or (len(self._waiting) and not self._start_in_vain))
 
     def fresh(self, seconds: float) -> int:
         """Return how many sequences wait if nothing is being computed and all came within so many seconds; else 0."""
@@ -132,9 +132,9 @@ class Runner:
         return max(map(self._times.usual_step, () if self._active else self._waiting.models), default=0.0)
 
     @property
-    def _stuck(self) -> bool:
+    def _start_in_vain(self) -> bool:
         """Whether no call has come or gone since a start was tried in vain: another try would be so too, for now."""
-        return self._tried == self._calls()
+        return self._calls_in_vain == self._calls()
 
     @property
     def _active(self) -> int:
@@ -174,13 +174,13 @@ class Runner:
 
     def retry(self) -> None:
         """Try to start what waits: memory may have become free of something else than requests, as of weights."""
-        self._tried = None
+        self._calls_in_vain = None
 
     def step(self) -> None:
         """Do one turn: start sequences, decode each model once, and compute a chunk of prefill."""
         for sequence in self._waiting.starting(self._running, self.max_batch, self._fits):
             self._prefills.add(sequence)
-        self._note_stuck()
+        self._conclude_start()
         if rows := self._active:
             self.timings.rows.observe(rows)
         for model, decoder in list(self._decoders.items()):
@@ -202,9 +202,9 @@ class Runner:
             self._unfit = sequence
         return fits
 
-    def _note_stuck(self) -> None:
+    def _conclude_start(self) -> None:
         """Note whether another start would be in vain; if nothing runs at all, refuse the sequence that did not fit."""
-        self._tried = None if self.computes_prompts or self._active else self._calls()
+        self._calls_in_vain = None if self.computes_prompts or self._active else self._calls()
         unfit, self._unfit = self._unfit, None
         if unfit is not None and not (len(self._prefills) or self._decoders):
             # Waiting would free no memory. One a turn: those behind it may be smaller, and fit.
