@@ -149,8 +149,12 @@ def _group(config: Config) -> Group | None:
     return Group(config)
 
 
-def note_of_no_group(config: Config) -> Callable[[], Awaitable[None]]:
-    """Return the function that notes an Invalidate of all, for a group that this machine was part of, or joins."""
+def note_for_later_group(config: Config) -> Callable[[], Awaitable[None]]:
+    """
+    Return the function that notes on the disk that prefixes were invalidated, for a daemon without a group.
+
+    A group that this machine was part of may have left prefixes there. A later group drops them by the note.
+    """
     folder = config.kv_disk_group_folder
     note = Note(config.state_dir, folder)
 
@@ -257,7 +261,7 @@ class Daemon:
         from daemon.server.grpc_server import Server
 
         aliases = self._config.aliases
-        routes = Routes(self._router, aliases=aliases, note=note_of_no_group(self._config))
+        routes = Routes(self._router, aliases=aliases, note=note_for_later_group(self._config))
         if self._group is not None:
             group = self._group
             routes = Routes(
