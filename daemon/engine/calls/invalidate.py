@@ -247,7 +247,7 @@ class Invalidator:
         for kv in (kv for sequence in self._runner.sequences() for kv in sequence.kvs):
             if accept(kv.namespace):
                 kv.invalidated()
-        self._runner.readers.renew_outlooks()
+        self._runner.readers.outlooks.renew()
 
 
 def _answer(entries: list[Entry[LoadedModel]], dropped: list[Dropped]) -> pb.InvalidateResponse:

@@ -223,11 +223,11 @@ class PrefillQueue:
         prompt may be billed for less than all of it, because others are to compute its beginning. If they have computed
         less, and all of the prompt does not fit, it waits for a slot again. From then on it counts on no others.
         """
-        fell_short = self._readers.correct_outlook(prefill.sequence)
+        fell_short = self._readers.outlooks.correct(prefill.sequence)
         if fell_short and not self._make_room():
             self._expected[prefill.sequence] = self._prefills.pop(prefill.sequence)
-            self._readers.distrust(prefill.sequence)
-            self._readers.renew_outlooks()
+            self._readers.outlooks.distrust(prefill.sequence)
+            self._readers.outlooks.renew()
             yield Postponed(prefill.sequence)
             return False
         if fell_short:  # the passes of this turn were chosen for a bill with less of it to compute
@@ -237,7 +237,7 @@ class PrefillQueue:
         leased = [kv.leased for kv in prefill.sequence.kvs]
         try:
             prefill.begin(self._readers.common, waiting)
-            self._readers.renew_outlooks()
+            self._readers.outlooks.renew()
         except Exception as error:
             yield Failed(prefill.sequence, error)
             return False

@@ -194,11 +194,11 @@ class Runner:
 
     def _fits(self, sequence: Sequence) -> bool:
         """Whether a sequence that waits fits in memory now. Frees memory for it."""
-        self.readers.update_outlook(sequence)
+        self.readers.outlooks.update(sequence)
         billed = self.live_kv_bytes()
         fits = self._make_room(self._bill(sequence).total - billed, billed)
         if not fits:
-            self.readers.drop_outlook(sequence)
+            self.readers.outlooks.drop(sequence)
             self._unfit = sequence
         return fits
 
@@ -347,4 +347,4 @@ class Runner:
             tokens, first = sequence.tokens_in(kv), sequence.resumable_in(kv)
             kv.store(tokens, self._prefixes, Resume.YES, sequence.request.request_id, first=first)
         sequence.release()
-        self.readers.renew_outlooks()
+        self.readers.outlooks.renew()
