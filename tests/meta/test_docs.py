@@ -240,6 +240,16 @@ def _exists(path: str) -> bool:
 
 
 @pytest.mark.parametrize("name", DESIGN)
+def test_functions_that_a_page_names_in_a_file_are_there(name: str) -> None:
+    """Such as `update` and `renew` in `daemon/engine/execution/outlooks.py`."""
+    text = (ROOT / "docs" / name).read_text()
+    for names, path in re.findall(r"((?:`\w+`(?:, | and )?)+) in `(daemon/[\w/]+\.py)`", text):
+        code = (ROOT / path).read_text()
+        parts = re.findall(r"`(\w+)`", names)
+        assert not [part for part in parts if not re.search(rf"^ *(?:def |class |){part}\b", code, re.MULTILINE)], path
+
+
+@pytest.mark.parametrize("name", DESIGN)
 def test_classes_that_a_page_names_exist(name: str) -> None:
     """Such as `Turns.took` and `policy.Turns`: with that attribute, or in that module."""
     known = names_of_classes()
