@@ -261,7 +261,7 @@ def test_classes_that_a_page_names_exist(name: str) -> None:
 
 @cache
 def names_of_classes() -> dict[str, set[str]]:
-    """Return the names within each class of the daemon, and the classes of each module, by the last part of its name."""
+    """Return the names within each class of the daemon, and the classes of each module, by its last name."""
     names: defaultdict[str, set[str]] = defaultdict(set)
     for path in (ROOT / "daemon").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
