@@ -175,8 +175,8 @@ class Bench:
         sizer = self.runner._times
         sizer.size = lambda *_, **__: WIDTH  # type: ignore[method-assign]
         sizer.most_together = lambda *_: WIDTH  # type: ignore[method-assign]
-        self._original, self._promised = self.runner._note_stuck, 0
-        self.runner._note_stuck = self._started  # type: ignore[method-assign]
+        self._original, self._promised = self.runner._conclude_start, 0
+        self.runner._conclude_start = self._started  # type: ignore[method-assign]
         self._prefixes = self.harness.engine._memory._prefixes
         self._store = self._prefixes.store
         self._prefixes.store = self._storing  # type: ignore[method-assign]

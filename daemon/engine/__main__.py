@@ -65,7 +65,7 @@ def main() -> int:
     logs.configure(config.log_level, None)
     logs.take_over()
     seen = SeenTime(clocks.awake, MOST_BETWEEN_BEATS)
-    loop = Loop(seen, _settle)
+    loop = Loop(seen, _collect_garbage)
     engines: list[Engine] = []  # gets its one item later: the link is up before the engine is built
     link = Link(socket.socket(fileno=arguments.fd), loop, lambda: sum(engine.stuck for engine in engines))
     hello = partial(ipc.Hello, mlx_version=version("mlx"), mlx_lm_version=version("mlx-lm"), device=device_name())
@@ -99,7 +99,7 @@ def main() -> int:
     return 0
 
 
-def _settle() -> None:
+def _collect_garbage() -> None:
     """
     Collect garbage while the engine is idle, and leave the survivors out of later collections.
 

@@ -139,7 +139,7 @@ def build_engine(
         background=background,
         outbox=outbox,
         clock=clock,
-        names=invalidator.known,
+        names=invalidator.names,
         namespaces=namespaces,
         overrides=overrides,
         places=places,

@@ -116,8 +116,8 @@ class Engine:
             self._recall(call_id, command)
 
     def _hold(self, call_id: int, *, held: bool) -> None:
-        if call_id in self._services.held:
-            self._services.held[call_id] = held
+        if call_id in self._services.embeds_held:
+            self._services.embeds_held[call_id] = held
         else:
             self._runner.hold(call_id, held=held)
 
@@ -149,7 +149,7 @@ class Engine:
         if loads:
             self._load_slice()
         if runs or loads:
-            self._runner.gauges.steps.observe(self._clock() - began)
+            self._runner.timings.steps.observe(self._clock() - began)
             self._buffers.turned()
         if self._clock() - self._swept >= SWEEP_SECONDS:
             self._sweep()

@@ -22,7 +22,7 @@ MAX_WAITING_TOKENS = 2_000_000
 LEAST_RETRY_SECONDS, MOST_RETRY_SECONDS = 0.5, 60.0
 """Bounds of the time to retry that is computed from the speed of the queue."""
 _RECENT = 32
-"""Places that became free last, from which that speed is computed."""
+"""Calls that began to run last, from which that speed is computed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -67,7 +67,7 @@ class Admission:
         self.rejected = 0
         self._most_of_program = max_waiting if most_of_program is None else most_of_program
         self._clock = clock
-        self._drained: deque[float] = deque(maxlen=_RECENT)
+        self._recent_starts: deque[float] = deque(maxlen=_RECENT)
         """When waiting calls began to run, the last few, oldest first."""
         self._max_waiting = max_waiting
         self._on_idle = on_idle
@@ -152,7 +152,7 @@ class Admission:
     def began(self, place: Place) -> None:
         """Note that a call runs. Harmless twice."""
         if place.waiting and place.tokens:  # calls without a prompt do not tell the queue's speed
-            self._drained.append(self._clock())
+            self._recent_starts.append(self._clock())
         place.waiting = False
 
     def _full(self, why: str) -> SidecarError:
@@ -160,9 +160,9 @@ class Admission:
 
     def _until_a_place(self) -> float:
         """Estimate the seconds until a place becomes free, from the mean time between the last few."""
-        if len(self._drained) < 2:
+        if len(self._recent_starts) < 2:
             return RETRY_SECONDS
-        each = (self._clock() - self._drained[0]) / len(self._drained)
+        each = (self._clock() - self._recent_starts[0]) / len(self._recent_starts)
         return min(MOST_RETRY_SECONDS, max(LEAST_RETRY_SECONDS, each))
 
     def close(self) -> None:

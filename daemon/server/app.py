@@ -74,7 +74,7 @@ def run(config: Config, engine: Sequence[str] | None = None, wake_lock: WakeLock
     """
     if config.group_models and not config.group_ranks:
         raise ConfigError("group_models is set, but group_ranks is not; set it to the addresses of the machines.")
-    _settle()
+    _set_up_process()
     logs.configure(config.log_level, None)
     prepare_socket_path(config.socket)
     with InstanceLock.acquire(config.socket, ORPHAN_SECONDS) as lock:
@@ -108,7 +108,7 @@ def note_engine(lock: InstanceLock, pid: int) -> None:
         log.warning("lock_file_unwritable", error=cause(error))
 
 
-def _settle() -> None:
+def _set_up_process() -> None:
     """Set up descriptors, signals, limits and places. Raises ConfigError if a limit is too low."""
     process_setup.hold_standard_streams()
     process_setup.ignore_stray_signals()
@@ -150,8 +150,12 @@ def _group(config: Config) -> Group | None:
     return Group(config)
 
 
-def note_of_no_group(config: Config) -> Callable[[], Awaitable[None]]:
-    """Return the function that notes an Invalidate of all, for a group that this machine was part of, or joins."""
+def note_for_later_group(config: Config) -> Callable[[], Awaitable[None]]:
+    """
+    Return the function that notes on the disk that prefixes were invalidated, for a daemon without a group.
+
+    A group that this machine was part of may have left prefixes there. A later group drops them by the note.
+    """
     folder = config.kv_disk_group_folder
     note = Note(config.state_dir, folder)
 
@@ -258,7 +262,7 @@ class Daemon:
         from daemon.server.grpc_server import Server
 
         aliases = self._config.aliases
-        routes = Routes(self._router, aliases=aliases, note=note_of_no_group(self._config))
+        routes = Routes(self._router, aliases=aliases, note=note_for_later_group(self._config))
         if self._group is not None:
             group = self._group
             routes = Routes(

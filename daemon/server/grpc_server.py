@@ -92,7 +92,7 @@ class Server:
     The server of one daemon.
 
     Args:
-        router: The ways to the engines.
+        routes: The ways to the engines.
         admission: Gives places in the queue.
         callers: Tells which process a call came from.
         stats: Answers Stats.
@@ -103,7 +103,7 @@ class Server:
 
     def __init__(
         self,
-        router: Routes,
+        routes: Routes,
         admission: Admission,
         callers: Callers,
         stats: Stats,
@@ -115,7 +115,7 @@ class Server:
         arrivals = Arrivals(_ways(), on_refusal=admission.refused)
         interceptor = CallInterceptor(arrivals, on_cancel, on_end)
         self._server = grpc.aio.server(interceptors=[interceptor], options=_OPTIONS)
-        servicer = SidecarService(router, admission, callers, stats, aliases)
+        servicer = SidecarService(routes, admission, callers, stats, aliases)
         sidecar_pb2_grpc.add_SidecarServiceServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)

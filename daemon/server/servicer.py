@@ -34,7 +34,7 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
     The RPCs. Errors leave as `SidecarError`; the interceptor turns them into statuses.
 
     Args:
-        router: The ways to the engines.
+        routes: The ways to the engines.
         admission: Gives places in the queue.
         callers: Tells which process a call came from.
         stats: Answers Stats.
@@ -43,13 +43,13 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
 
     def __init__(
         self,
-        router: Routes,
+        routes: Routes,
         admission: Admission,
         callers: Callers,
         stats: Stats,
         aliases: Mapping[str, str] | None = None,
     ) -> None:
-        self._router = router
+        self._routes = routes
         self._admission = admission
         self._callers = callers
         self._stats = stats
@@ -65,7 +65,7 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         self._resolve(request)
         with self._admission.admit(caller) as place:
             self._admission.began(place)  # a load never counts as waiting: max_queue is about prompts
-            with closing(self._router.open(ipc.Command(load=request))) as call:
+            with closing(self._routes.open(ipc.Command(load=request))) as call:
                 place.drop = call.fail
                 async for event in call.events():
                     _note_load(event.load)
@@ -83,7 +83,7 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         await asyncio.sleep(0)  # here and below: other calls get their turn between the stages of a large request
         command = ipc.Command(generate=request, program=caller.program)
         await asyncio.sleep(0)
-        with self._admission.admit(caller) as place, closing(self._router.open(command)) as call:
+        with self._admission.admit(caller) as place, closing(self._routes.open(command)) as call:
             seq, tokens = count(), 0
             async for event in self._running(place, call):
                 tokens += event.generate.finished.usage.completion_tokens
@@ -101,7 +101,7 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         bind_contextvars(target=request.WhichOneof("target"), dry_run=request.dry_run)
         answer = pb.InvalidateResponse()
         with ExitStack() as held:
-            opened = await self._router.everywhere(ipc.Command(invalidate=request))
+            opened = await self._routes.everywhere(ipc.Command(invalidate=request))
             calls = [held.enter_context(closing(call)) for call in opened]
             for call in calls:
                 async for event in call.events():
@@ -119,7 +119,7 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         bind_contextvars(texts=len(request.texts))
         await asyncio.sleep(0)
         command = ipc.Command(embed=request, program=caller.program)
-        with self._admission.admit(caller) as place, closing(self._router.open(command)) as call:
+        with self._admission.admit(caller) as place, closing(self._routes.open(command)) as call:
             async for event in self._running(place, call):
                 if event.embed.HasField("finished"):
                     bind_contextvars(cached_tokens=event.embed.finished.usage.cached_tokens)
@@ -135,7 +135,7 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         answer = pb.TokenizeResponse()
         with self._admission.admit(caller) as place:
             self._admission.began(place)  # it never waits for a slot of the model
-            with closing(self._router.open(ipc.Command(tokenize=request))) as call:
+            with closing(self._routes.open(ipc.Command(tokenize=request))) as call:
                 place.drop = call.fail
                 async for event in call.events():
                     answer = event.tokenize
@@ -147,7 +147,7 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         self._caller(context)
         check_list_models(request)
         answer = pb.ListModelsResponse()
-        with closing(self._router.open(ipc.Command(list_models=request))) as call:
+        with closing(self._routes.open(ipc.Command(list_models=request))) as call:
             async for event in call.events():
                 answer = event.list_models
         return answer

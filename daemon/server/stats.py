@@ -52,6 +52,7 @@ class Stats:
         history: Has the samples of the last hour.
         clock: Seconds that never go back.
         http: Returns the state of the process that serves HTTP.
+        group: Adds the figures of the group to an answer, if there is one.
 
     Attributes:
         cancelled: Calls that their client cancelled.

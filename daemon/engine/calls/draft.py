@@ -12,8 +12,8 @@ from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.resolver import Wanted
 from daemon.engine.background.task import Task, Waiting
 from daemon.engine.calls.driver import Services, leased
+from daemon.engine.calls.misnamed import retry_misnamed
 from daemon.engine.calls.model_lookup import Found
-from daemon.engine.calls.model_search import searched
 from daemon.engine.prompt.preparation import PreparedRequest, Prompt
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.kv.mlx.ahead import Ahead
@@ -60,7 +60,7 @@ def draft_model(
             cannot be had.
     """
     check_ahead(model, "draft_model", request.model)
-    return (yield from searched(lambda: _find_and_load(services, request, prepared, on_found)))
+    return (yield from retry_misnamed(lambda: _find_and_load(services, request, prepared, on_found)))
 
 
 def _find_and_load(

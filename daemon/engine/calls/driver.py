@@ -141,7 +141,7 @@ class Services:
         overrides: Context lengths; pins and times to live that were asked of the engine before this one.
         places: Where models lie; ListModels shows them.
         disk: The tier below the prefix cache.
-        held: Embed calls that run, by id: whether the call's reader lags, so that no vectors are to be sent.
+        embeds_held: Embed calls that run, by id: whether the call's reader lags, so that no vectors are to be sent.
         embedders: The models that are known to have hidden states.
         coming: Ids of the Generate calls that have their prompt tokenised. Their requests can start soon, so the
             batching window waits for them.
@@ -161,7 +161,7 @@ class Services:
     overrides: ModelOverrides
     places: Places
     disk: DiskTier
-    held: dict[int, bool] = field(default_factory=dict)
+    embeds_held: dict[int, bool] = field(default_factory=dict)
     embedders: set[ModelKey] = field(default_factory=set)
     coming: set[int] = field(default_factory=set)
 
@@ -203,13 +203,13 @@ class Services:
                 if pin is None:
                     self.overrides.choose_pin(source.name, adapter)
 
-    def limited(self, source: ModelSource, adapter: str) -> ModelSource:
+    def with_context_length(self, source: ModelSource, adapter: str) -> ModelSource:
         """Return a model with the context length that callers chose for its name; any thread."""
         return replace(source, context_override=self.overrides.context_length(source.name, adapter))
 
-    def shares(self, namespace: Namespace, source: ModelSource) -> None:
+    def note_namespace(self, namespace: Namespace, source: ModelSource) -> None:
         """Remember that a request of a model may store prefixes in a namespace."""
-        self.names.shares(namespace)
+        self.names.note_layout(namespace)
         self.namespaces.note(namespace, source)
 
     def with_tokenizer(self, source: ModelSource, then: Callable[[Tokenizer], T | Task[T]]) -> Task[T]:

@@ -17,8 +17,8 @@ from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.resolver import Wanted
 from daemon.engine.background.task import PROMPT, Task, Waiting, until
 from daemon.engine.calls.driver import Call, Services, leased
+from daemon.engine.calls.misnamed import retry_misnamed
 from daemon.engine.calls.model_lookup import Found
-from daemon.engine.calls.model_search import searched
 from daemon.engine.calls.prefix_reuse import kv_of, read_ahead, restored
 from daemon.engine.execution.pooling import Pooled, check_trunk
 from daemon.engine.execution.request import Request, SamplingParams
@@ -50,14 +50,12 @@ def embed(services: Services, call_id: int, request: pb.EmbedRequest, program: s
         SidecarError: REQUEST_EXCEEDS_MEMORY; or why the model cannot be had, or a text cannot be used.
     """
     began = services.clock()
-    prepared, ticket = yield from searched(lambda: _prepare_and_load(services, call_id, request))
+    prepared, ticket = yield from retry_misnamed(lambda: _prepare_and_load(services, call_id, request))
     try:
-        sequences = _sequences(services, call_id, request, prepared, ticket)
+        sequences = _sequences(services, call_id, request, prepared, ticket, program)
     except BaseException:
         ticket.cancel()
         raise
-    for sequence in sequences:
-        sequence.program = program
     vectors = [sequence.pooled for sequence in sequences if sequence.pooled is not None]
     yield from _run(services, call_id, request, sequences, vectors)
     usage = pb.Usage(prompt_tokens=prepared.tokens, cached_tokens=sum(pooled.cached for pooled in vectors))
@@ -77,7 +75,7 @@ def _run(
 ) -> Waiting[None]:
     """Let the runner compute texts, at most AHEAD beyond the one that is sent next, and send their vectors in order."""
     given, ours = 0, dict.fromkeys(sequences)
-    services.held[call_id] = False
+    services.embeds_held[call_id] = False
     try:
         yield from _restored(services, request, sequences)
         for index, pooled in enumerate(vectors):
@@ -87,14 +85,14 @@ def _run(
                     services.runner.add(sequence)
                     del ours[sequence]
                 given = index + AHEAD
-            yield from until(lambda done=pooled.done: done() and not services.held[call_id])  # type: ignore[misc]
+            yield from until(lambda done=pooled.done: done() and not services.embeds_held[call_id])  # type: ignore[misc]
             if pooled.error is not None:
                 raise pooled.error
             vector = pb.Embedding(index=index, values=pooled.vector)
             pooled.sent()
             services.outbox.embed(call_id, pb.EmbedResponse(embedding=vector))
     finally:
-        del services.held[call_id]
+        del services.embeds_held[call_id]
         services.runner.cancel(call_id)
         for sequence in ours:
             sequence.release()
@@ -136,14 +134,19 @@ def _prepare_and_load(
 
 
 def _sequences(
-    services: Services, call_id: int, request: pb.EmbedRequest, prepared: PreparedTexts, ticket: Ticket[LoadedModel]
+    services: Services,
+    call_id: int,
+    request: pb.EmbedRequest,
+    prepared: PreparedTexts,
+    ticket: Ticket[LoadedModel],
+    program: str,
 ) -> list[Sequence]:
     """Return a sequence for each text. They hold the model from now on; the last of them gives it back."""
     assert ticket.lease is not None
     source = prepared.source
     services.overrides.done(ticket.name, request.adapter)
     _refuse_unable(services, prepared, ticket.lease.model)
-    times = services.clock()
+    arrived = services.clock()
     leases = ticket.lease.split(len(prepared.texts))
     sequences = []
     for lease, ids, shared in zip(leases, prepared.texts, prepared.shared, strict=True):
@@ -160,9 +163,10 @@ def _sequences(
             stop_ids=frozenset(),
             message_ends=prepared.message_ends,
             priority=request.priority,
+            program=program,
         )
         pooled = Pooled(prepared.pooling, prepared.normalize, prepared.dimensions, prepared.skipped)
-        sequences.append(Sequence(options, kv, Output(str, ()), Times(times), pooled=pooled))
+        sequences.append(Sequence(options, kv, Output(str, ()), Times(arrived), pooled=pooled))
     return sequences
 
 

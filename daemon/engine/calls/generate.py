@@ -14,8 +14,8 @@ from daemon.cache.resolver import Wanted
 from daemon.engine.background.task import PROMPT, TEMPLATE, Task, Waiting
 from daemon.engine.calls.draft import DEFAULT_TOKENS, DraftModel, check_ahead, draft_model
 from daemon.engine.calls.driver import Call, Services, leased
+from daemon.engine.calls.misnamed import retry_misnamed
 from daemon.engine.calls.model_lookup import Found
-from daemon.engine.calls.model_search import searched
 from daemon.engine.calls.options import requests_of, sampling_of
 from daemon.engine.calls.prefix_reuse import kv_of, read_ahead, restored
 from daemon.engine.execution.bill import head_bytes
@@ -36,20 +36,20 @@ from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 
 @dataclass(slots=True)
-class _Record:
+class _CallState:
     """
-    Times of a call, over all of its searches for the model.
+    What a call keeps over all of its attempts to find and load its model.
 
     Attributes:
         times: The times that go into the answer.
         restore: What the prompt has on the disk.
-        drafts: What it has there under the draft model.
+        draft_restore: What it has there under the draft model.
         asked: When the weights were first asked for; None before.
     """
 
     times: Times
     restore: Restore
-    drafts: Restore
+    draft_restore: Restore
     asked: float | None = None
 
 
@@ -66,41 +66,38 @@ def generate(services: Services, call_id: int, request: pb.GenerateRequest, prog
     Raises:
         SidecarError: REQUEST_EXCEEDS_MEMORY; or why a model cannot be had, or the prompt cannot be used.
     """
-    record = _Record(Times(services.clock()), services.disk.restore(), services.disk.restore())
-    if request.samples > services.runner.max_batch:
-        most = services.runner.max_batch
-        raise invalid("samples", f"is {request.samples}, but this daemon decodes at most {most} at once (max_batch)")
+    state = _CallState(Times(services.clock()), services.disk.restore(), services.disk.restore())
+    _refuse_samples(services, request)
     with ExitStack() as held:
-        held.enter_context(record.restore)
-        held.enter_context(record.drafts)
-        prepared, ticket = yield from searched(lambda: _prepare_and_load(services, call_id, request, record))
+        held.enter_context(state.restore)
+        held.enter_context(state.draft_restore)
+        prepared, ticket = yield from retry_misnamed(lambda: _prepare_and_load(services, call_id, request, state))
         held.callback(ticket.cancel)
         assert ticket.lease is not None
-        assert record.asked is not None
+        assert state.asked is not None
         _refuse_unable(services, request, ticket.lease.model)
         draft: DraftModel | None = None
         if request.draft_model:
-            on_found = partial(read_ahead, services, request, record.drafts, tokens=prepared.prompt.tokens)
+            on_found = partial(read_ahead, services, request, state.draft_restore, tokens=prepared.prompt.tokens)
             draft = yield from draft_model(services, request, prepared, ticket.lease.model, on_found)
             held.callback(draft.lease.release)
         services.overrides.done(ticket.name, request.adapter)
         if ticket.outcome is not LoadOutcome.HIT:
-            record.times.load = services.clock() - record.asked
+            state.times.load = services.clock() - state.asked
         _refuse_if_never(services, request, prepared, [ticket.lease, *([] if draft is None else [draft.lease])])
-        yield from restored(services, request.cache.salt, [record.restore], ticket.lease.model)
+        yield from restored(services, request.cache.salt, [state.restore], ticket.lease.model)
         if draft is not None:
-            yield from restored(services, request.cache.salt, [record.drafts], draft.lease.model)
-        sequence = sequence_of(services, call_id, request, record.times, ticket.lease, prepared.source, prepared)
-        sequence.kv.in_memory = record.restore.in_memory
-        _add_guessers(services, request, sequence, draft, record)
-        for answer in (sequence, *sequence.samples):
-            answer.program = program
+            yield from restored(services, request.cache.salt, [state.draft_restore], draft.lease.model)
+        samples = requests_of(call_id, request, prepared, program)
+        sequence = sequence_of(services, request, samples, state.times, ticket.lease, prepared)
+        sequence.kv.in_memory = state.restore.in_memory
+        _add_guessers(services, request, sequence, draft, state)
         services.runner.add(sequence)
         held.pop_all()  # the sequence gives the leases back
 
 
 def _prepare_and_load(
-    services: Services, call_id: int, request: pb.GenerateRequest, record: _Record
+    services: Services, call_id: int, request: pb.GenerateRequest, state: _CallState
 ) -> Waiting[tuple[PreparedRequest, Ticket[LoadedModel]]]:
     """Find the model and prepare the prompt on other threads, then wait for the weights."""
 
@@ -114,10 +111,10 @@ def _prepare_and_load(
         prepared = yield from services.lookup.find(wanted, partial(_prepare, services, request, now), delayed)
     finally:
         services.coming.discard(call_id)
-    read_ahead(services, request, record.restore, prepared.source, prepared.prompt.tokens)
-    if record.asked is None:
+    read_ahead(services, request, state.restore, prepared.source, prepared.prompt.tokens)
+    if state.asked is None:
         services.outbox.accepted(call_id, len(prepared.prompt.tokens))
-        record.asked = services.clock()
+        state.asked = services.clock()
     ticket = yield from leased(services.load(prepared.source, request.adapter, loaded_only=request.require_loaded))
     return prepared, ticket
 
@@ -125,7 +122,7 @@ def _prepare_and_load(
 def _prepare(services: Services, request: pb.GenerateRequest, now: float, found: Found) -> Task[PreparedRequest]:
     """Return the task that reads the model's tokenizer, renders the conversation if there is one, and tokenises it."""
     assert isinstance(found, ModelSource)
-    source = services.limited(found, request.adapter)
+    source = services.with_context_length(found, request.adapter)
     # Encoding takes turns; ids need none, and do not wait for a long text.
     lane = source.path, "tokens" if request.HasField("tokens") else "text"
 
@@ -168,41 +165,54 @@ def _refuse_if_never(
 
 def sequence_of(
     services: Services,
-    call_id: int,
     request: pb.GenerateRequest,
+    samples: list[Request],
     times: Times,
     lease: ModelLease[LoadedModel],
-    source: ModelSource,
     ready: PreparedRequest,
 ) -> Sequence:
     """
     Return what the runner computes of a request with a model; of several samples the first, which has the others.
 
     They hold the model from now on, and the last of them gives it back. After an error it is the caller's to give back.
+
+    Args:
+        services: The parts that it uses.
+        request: The validated request.
+        samples: The request as the engine runs it, once for each of its samples.
+        times: Its times so far.
+        lease: The hold on its model.
+        ready: The request, prepared for its model.
     """
-    options = requests_of(call_id, request, source.name, ready)
-    answers = [ready, *(ready.again() for _ in options[1:])]
+    answers = [ready, *(ready.again() for _ in samples[1:])]
 
-    def sequence(option: Request, answer: PreparedRequest, lease: ModelLease[LoadedModel]) -> Sequence:
+    def sequence(sample: Request, answer: PreparedRequest, lease: ModelLease[LoadedModel]) -> Sequence:
         constraint = None if answer.constraint is None else answer.constraint.mask(lease.model.vocab_size)
-        kv = kv_of(services, request, lease, source)
+        kv = kv_of(services, request, lease, ready.source)
         text = answer.tokenizer.text_of
-        return Sequence(option, kv, answer.output, times, answer.parser, constraint, text=text)
+        return Sequence(sample, kv, answer.output, times, answer.parser, constraint, text=text)
 
-    first, *samples = map(sequence, options, answers, lease.split(len(options)))
-    first.samples = samples
+    first, *others = map(sequence, samples, answers, lease.split(len(samples)))
+    first.samples = others
     return first
 
 
 def _add_guessers(
-    services: Services, request: pb.GenerateRequest, sequence: Sequence, draft: DraftModel | None, record: _Record
+    services: Services, request: pb.GenerateRequest, sequence: Sequence, draft: DraftModel | None, state: _CallState
 ) -> None:
     """Give a sequence what guesses its tokens: the draft model, if it has one, and the head of its own model."""
     if draft is not None:
         kv = kv_of(services, request, draft.lease, draft.source)
-        kv.in_memory = record.drafts.in_memory
+        kv.in_memory = state.draft_restore.in_memory
         sequence.draft = DraftKV(kv, request.draft_tokens or DEFAULT_TOKENS)
     sequence.head = head_of(sequence, services.runner.governors.of(sequence.model_key))
+
+
+def _refuse_samples(services: Services, request: pb.GenerateRequest) -> None:
+    """Refuse more samples than can ever decode at once."""
+    most = services.runner.max_batch
+    if request.samples > most:
+        raise invalid("samples", f"is {request.samples}, but this daemon decodes at most {most} at once (max_batch)")
 
 
 def _refuse_unable(services: Services, request: pb.GenerateRequest, model: LoadedModel) -> None:

@@ -160,7 +160,7 @@ class Invalidator:
         disk: The tier below the prefix cache.
 
     Attributes:
-        known: The contents that each name stood for.
+        names: The contents that each name stood for.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class Invalidator:
         self._prefixes = prefixes
         self._runner = runner
         self._disk = disk
-        self.known = NameRegistry(self._is_kept)
+        self.names = NameRegistry(self._is_kept)
 
     def _is_kept(self, key: ModelKey) -> bool:
         digest = model_digest(key.weights, key.adapter)
@@ -186,7 +186,7 @@ class Invalidator:
 
         Other names of the same contents lose theirs with it.
         """
-        keys = self.known.keys(target.model)
+        keys = self.names.keys(target.model)
         entries = [entry for entry in self._models.entries() if entry.key in keys and not entry.draining]
         named = self._disk.catalog.of_model(target.model)
         digests = (*(model_digest(key.weights, key.adapter) for key in keys), *named)
@@ -208,11 +208,11 @@ class Invalidator:
 
     def prefix(self, source: ModelSource, salt: str, tokens: list[int], *, dry_run: bool) -> pb.InvalidateResponse:
         """Drop the prompts that begin with a prefix, with every adapter of the model and every state of its files."""
-        keys = {source.key} | self.known.keys(source.name)
+        keys = {source.key} | self.names.keys(source.name)
         wanted = {
             Namespace(key.weights, key.adapter, layout, salt).digest()
             for key in keys
-            for layout in self.known.layouts(key)
+            for layout in self.names.layouts(key)
         }
         named, partition = self._disk.catalog.of_model(source.name), salt_partition(salt)
         digests = (*(model_digest(key.weights, key.adapter) for key in keys), *named)
@@ -247,7 +247,7 @@ class Invalidator:
         for kv in (kv for sequence in self._runner.sequences() for kv in sequence.kvs):
             if accept(kv.namespace):
                 kv.invalidated()
-        self._runner.readers.renew()
+        self._runner.readers.outlooks.renew()
 
 
 def _answer(entries: list[Entry[LoadedModel]], dropped: list[Dropped]) -> pb.InvalidateResponse:

@@ -11,7 +11,7 @@ from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.resolver import Wanted
 from daemon.engine.background.task import TEMPLATE, Task, Waiting, already
 from daemon.engine.calls.driver import Call, Services, leased
-from daemon.engine.calls.model_search import searched
+from daemon.engine.calls.misnamed import retry_misnamed
 from daemon.engine.execution.bill import head_bytes
 from daemon.engine.execution.request import Speculation
 from daemon.engine.execution.row_bills import BilledRow, prompt_bill
@@ -33,10 +33,10 @@ def load(services: Services, call_id: int, request: pb.GetOrLoadRequest) -> Call
             fewer positions; or why the model cannot be had.
     """
     began = services.clock()
-    source, result = yield from searched(lambda: _find_and_load(services, call_id, request))
+    source, result = yield from retry_misnamed(lambda: _find_and_load(services, call_id, request))
     if isinstance(result, Ticket):
         try:
-            context_length = _settle(services, request, result.name)
+            context_length = _keep_choices(services, request, result.name)
             info = _describe(result, context_length, services.clock() - began)
             assert result.lease is not None
             info.max_request_tokens = _most_tokens(services, result.lease.model, info.context_length)
@@ -63,7 +63,7 @@ def _find_and_load(
         return None, model_info.planned(request.model, found)
     _check_length(request.context_length, most_positions(found.config))
     if request.estimate_only:
-        return found, model_info.estimated(services.limited(found, request.adapter))
+        return found, model_info.estimated(services.with_context_length(found, request.adapter))
     if not (request.skip_warmup or services.models.contains(found.key)):
         # Nothing waits for it, and its error is that of the first prompt.
         services.background.run(services.with_tokenizer(found, partial(_warm_up, found)))
@@ -100,7 +100,7 @@ def _begin(services: Services, request: pb.GetOrLoadRequest, source: ModelSource
     )
 
 
-def _settle(services: Services, request: pb.GetOrLoadRequest, name: str) -> int | None:
+def _keep_choices(services: Services, request: pb.GetOrLoadRequest, name: str) -> int | None:
     """Keep what the call chose for a model that is ready now, and return the context length that was ever chosen."""
     if request.HasField("context_length"):
         services.overrides.choose_context_length(name, request.adapter, request.context_length)

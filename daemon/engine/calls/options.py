@@ -16,9 +16,9 @@ SEED_STEP = 0x9E3779B97F4A7C15
 """Distance of the seeds of two samples: 2^64 divided by the golden ratio, so that neighbouring seeds share none."""
 
 
-def requests_of(call_id: int, message: pb.GenerateRequest, model_name: str, ready: PreparedRequest) -> list[Request]:
+def requests_of(call_id: int, message: pb.GenerateRequest, ready: PreparedRequest, program: str) -> list[Request]:
     """Return the samples of a request as scheduling and execution see them, each with its own seed."""
-    first = request_of(call_id, message, model_name, ready)
+    first = request_of(call_id, message, ready, program)
     return [first, *(_sample(first, index) for index in range(1, message.samples))]
 
 
@@ -27,15 +27,15 @@ def _sample(first: Request, index: int) -> Request:
     return replace(first, index=index, sampling=replace(first.sampling, seed=seed))
 
 
-def request_of(call_id: int, message: pb.GenerateRequest, model_name: str, ready: PreparedRequest) -> Request:
+def request_of(call_id: int, message: pb.GenerateRequest, ready: PreparedRequest, program: str) -> Request:
     """
     Return a request as scheduling and execution see it; of several samples the first.
 
     Args:
         call_id: The call that it came with.
         message: The validated request.
-        model_name: The name that its model was asked for by.
-        ready: Its prompt and tokenizer.
+        ready: Its prompt, its model and the tokenizer of that.
+        program: The program that called; empty if it is not known.
     """
     stop, eos_ids = message.stop, ready.tokenizer.eos_ids
     sampling = sampling_of(message, ready.source)
@@ -44,7 +44,7 @@ def request_of(call_id: int, message: pb.GenerateRequest, model_name: str, ready
     return Request(
         call_id=call_id,
         request_id=message.request_id,
-        model_name=model_name,
+        model_name=ready.source.name,
         prompt=ready.prompt.tokens,
         max_tokens=ready.prompt.max_tokens,
         sampling=sampling,
@@ -56,6 +56,7 @@ def request_of(call_id: int, message: pb.GenerateRequest, model_name: str, ready
         prompt_logprobs=message.prompt_logprobs if message.HasField("prompt_logprobs") else None,
         speculation=Speculation(message.speculation or pb.SPECULATION_AUTO),
         places=ready.prompt.places,
+        program=program,
     )
 
 

@@ -55,7 +55,7 @@ def kv_of(
 ) -> SequenceKV:
     """Return the KV of a request under a model, with nothing computed; Stats remembers the model's namespace."""
     namespace = Namespace(source.key.weights, source.key.adapter, lease.model.layout.signature, request.cache.salt)
-    services.shares(namespace, source)
+    services.note_namespace(namespace, source)
     mode = request.cache.mode
     writes = mode in (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_READ_WRITE)
     return SequenceKV(lease, namespace.digest(), reads=reads(request), writes=writes, keep=seconds(request.cache.keep))

@@ -149,7 +149,7 @@ class Batch:
     def _ahead_alone(self, governor: Governor) -> list[tuple[Sequence, Sampled]] | None:
         row = self.rows[0]
         assert row.guesser is not None
-        governor.share(1)
+        governor.set_rows(1)
         offers = [row.offer(row.guesser.most - len(row.unfed))]  # no wider than it is billed
         guesses = row.guess(offers[0]) if worth(self.rows, offers, governor) else []
         if not guesses:

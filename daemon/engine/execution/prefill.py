@@ -93,7 +93,7 @@ class Prefill:
         self._whole = sequence.draft is None and sequence.pooled is None and sequence.request.max_tokens > 0
         """Whether logits of the last token may be computed: a draft and its model begin to decode with it."""
         self._scored = sequence.request.prompt_logprobs is not None
-        self.speed = (self.model_key, "scored") if self._scored else self.model_key
+        self.sizer_key = (self.model_key, "scored") if self._scored else self.model_key
         """What the sizer knows its passes by: scores take time that other prompts of the model do not."""
 
     @property
@@ -225,7 +225,7 @@ class Prefill:
         began = self._clock()
         last = size == self._left and self._stop != self.done + size and self._takes_last(size)
         self._compute(size + last, logits=last)
-        self._sizer.measured(self.speed, size, self._clock() - began)
+        self._sizer.measured(self.sizer_key, size, self._clock() - began)
         self._store()
         self._complete()
         return size
@@ -290,7 +290,7 @@ class Prefill:
         kv.advanced(tokens, kv.cache)
 
     def _size(self, allowance: Allowance) -> int:
-        size = self._sizer.size(self.speed, allowance.long, allowance.least)
+        size = self._sizer.size(self.sizer_key, allowance.long, allowance.least)
         return min(size, SCORED_TOKENS) if self._scored else size
 
     def _next_step(self, allowance: Allowance) -> int:

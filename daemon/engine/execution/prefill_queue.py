@@ -148,7 +148,7 @@ class PrefillQueue:
         self._prefills.pop(sequence, None)
         self._expected.pop(sequence, None)
 
-    def bound(self, spare: Callable[[int], int]) -> None:
+    def limit_passes(self, spare: Callable[[int], int]) -> None:
         """
         Limit the passes of the next turn to what memory allows, those of draft models and of scored prompts as well.
 
@@ -162,10 +162,10 @@ class PrefillQueue:
         for model, prefills in by_model.items():
             self._sizer.limit(model, MAX_CHUNK)
             width = widest([prefill.sequence for prefill in prefills], self._sizer.most(model), spare)
-            for speed, most in chain([(model, width)], *(_widths(prefill, width) for prefill in prefills)):
-                limits[speed] = min(most, limits.get(speed, most))
-        for speed, most in limits.items():
-            self._sizer.limit(speed, most)
+            for key, most in chain([(model, width)], *(_widths(prefill, width) for prefill in prefills)):
+                limits[key] = min(most, limits.get(key, most))
+        for key, most in limits.items():
+            self._sizer.limit(key, most)
 
     def step(self, decode: float | None) -> Iterator[Prefilled]:
         """
@@ -219,36 +219,37 @@ class PrefillQueue:
         """
         Search the prefix cache for a prompt, right before its first chunk, and return whether that went well.
 
-        Not earlier: the prefill before it may compute the beginning that both have in common. A prompt that was billed
-        for that, and does not find it, waits again if it does not fit. Then it trusts in no other any more.
+        The search comes this late because the prefill before it may compute the beginning that both have in common. A
+        prompt may be billed for less than all of it, because others are to compute its beginning. If they have computed
+        less, and all of the prompt does not fit, it waits for a slot again. From then on it counts on no others.
         """
-        short = self._readers.settle(prefill.sequence)
-        if short and not self._make_room():
+        fell_short = self._readers.outlooks.correct(prefill.sequence)
+        if fell_short and not self._make_room():
             self._expected[prefill.sequence] = self._prefills.pop(prefill.sequence)
-            self._readers.distrust(prefill.sequence)
-            self._readers.renew()
+            self._readers.outlooks.distrust(prefill.sequence)
+            self._readers.outlooks.renew()
             yield Postponed(prefill.sequence)
             return False
-        if short:  # the passes of this turn were chosen for a bill with less of it to compute
+        if fell_short:  # the passes of this turn were chosen for a bill with less of it to compute
             self._narrow(prefill)
         others = chain(self._prefills.values(), self._expected.values())
         waiting = [other.beginning for other in others if other.reads and other is not prefill and not other.begun]
         leased = [kv.leased for kv in prefill.sequence.kvs]
         try:
             prefill.begin(self._readers.common, waiting)
-            self._readers.renew()
+            self._readers.outlooks.renew()
         except Exception as error:
             yield Failed(prefill.sequence, error)
             return False
         if any(kv.cached < tokens for kv, tokens in zip(prefill.sequence.kvs, leased, strict=True)):
-            self._narrow(prefill)  # it could not be restored: the same
+            self._narrow(prefill)  # not all of it could be restored: here too, there is more to compute
         yield Begun(prefill.sequence)
         return True
 
     def _narrow(self, prefill: Prefill) -> None:
         """Let the passes of this turn be the narrowest, of a prompt and of others that are computed like it."""
-        for speed in (prefill.model_key, *(part.speed for part in prefill.parts)):
-            self._sizer.limit(speed, LEAST_WIDTH)
+        for key in (prefill.model_key, *(part.sizer_key for part in prefill.parts)):
+            self._sizer.limit(key, LEAST_WIDTH)
 
     def _compute(self, group: list[Prefill], allowance: Allowance) -> Iterator[Prefilled]:
         """Compute the next part of a single prompt, or the rest of several in one pass; nothing without any."""
@@ -280,7 +281,7 @@ class PrefillQueue:
 def _widths(prefill: Prefill, width: int) -> list[tuple[Hashable, int]]:
     """Return the most tokens of the passes of a prompt and of its draft model, by what the sizer knows them by."""
     own, *draft = prefill.parts[::-1]
-    return [(own.speed, width), *((part.speed, widest_draft(prefill.sequence, width)) for part in draft)]
+    return [(own.sizer_key, width), *((part.sizer_key, widest_draft(prefill.sequence, width)) for part in draft)]
 
 
 def _by_root(group: list[Prefill]) -> Iterable[list[Prefill]]:

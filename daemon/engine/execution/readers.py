@@ -19,10 +19,10 @@ from typing import Any
 
 from daemon.cache.identity import ModelKey
 from daemon.engine.execution.decoder import Decoder
+from daemon.engine.execution.outlooks import Holder, Outlooks, readable
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.execution.sequence_kv import SequenceKV
 from daemon.engine.memory.memory_budget import DECODE_ROOM
-from daemon.kv.forks import Beginning, fork
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx import sharing
 from daemon.kv.mlx.layout import capacity_for
@@ -40,6 +40,7 @@ class Readers:
         prefixes: The prefix cache.
 
     Attributes:
+        outlooks: What sequences that have not begun will read together with others.
         copied: Tokens since the start that were copied to become part of a shared prefix.
     """
 
@@ -48,7 +49,7 @@ class Readers:
     ) -> None:
         self._running = running
         self._decoders = decoders
-        self._prefixes = prefixes
+        self.outlooks = Outlooks(running, prefixes, self.best)
         self.copied = 0
 
     def prefixes(self) -> dict[SharedPrefix, int]:
@@ -65,63 +66,6 @@ class Readers:
         """Sequences that read a prefix together with others, or did."""
         return sum(any(kv.common is not None for kv in sequence.kvs) for sequence in self._running())
 
-    def expect(self, sequence: Sequence) -> None:
-        """
-        Note what a sequence that is to begin will not have to copy, for its bill.
-
-        What is leased counts, by it and by another: nothing evicts that before the sequence is looked up. What another
-        is still to compute counts as well; `settle` checks that. Of two that are to begin, the later is billed what it
-        has alone. Whichever begins first, they take as much.
-        """
-        for kv in sequence.kvs:
-            kv.outlook.tokens, kv.outlook.alike = 0, {}
-            for other, before in self._alike(sequence, kv) if kv.reads and kv.loaded.layout.reusable else ():
-                common = fork(_beginning(other, before), _beginning(sequence, kv))
-                leased = self._leased(sequence, kv, other, before, common)
-                if not kv.loaded.shares:
-                    continue  # it copies what is leased, and has that much less to compute
-                tokens = max(leased, common if self._to_come(kv, before, common) else 0)
-                readable = _readable(_stops(before), tokens) if tokens >= sharing.LEAST_SHARED else 0
-                kv.outlook.tokens = max(kv.outlook.tokens, readable)
-                kv.outlook.promised = max(kv.outlook.promised, readable if readable > leased else 0)
-                if readable:
-                    kv.outlook.alike[before] = readable
-
-    def settle(self, sequence: Sequence) -> bool:
-        """
-        Bill a sequence that begins now what it has alone indeed, where others were to compute the rest before.
-
-        Returns:
-            Whether they have computed less than was counted on.
-        """
-        short = False
-        for kv in sequence.kvs:
-            if promised := kv.outlook.promised:
-                kv.release_lease()
-                kv.lease_ahead(sequence.request, self._prefixes)
-                best = self._best(kv, kv.sharable(sequence.prompt))
-                kv.outlook.tokens = 0 if best is None else _readable(_stops(best[2]), best[0])
-                short = short or kv.outlook.tokens < promised
-        return short
-
-    def forgo(self, sequence: Sequence) -> None:
-        """Give back what a sequence has leased that does not begin now."""
-        for kv in sequence.kvs:
-            kv.release_lease()
-            kv.outlook.promised = 0
-
-    def distrust(self, sequence: Sequence) -> None:
-        """Give back what a sequence has leased, and bill it only for what is certain: others fell short of the rest."""
-        for kv in sequence.kvs:
-            kv.outlook.trusts = False
-        self.forgo(sequence)
-
-    def renew(self) -> None:
-        """Note anew what sequences that are to begin will not have to copy: another one has begun, or has ended."""
-        for sequence in self._running():
-            if any((kv.prefix is not None or kv.outlook.promised) and not kv.begun for kv in sequence.kvs):
-                self.expect(sequence)
-
     def common(self, kv: SequenceKV, prompt: list[int]) -> SharedPrefix | None:
         """
         Return the prefix that a prompt can read, instead of copying it; None if no sequence has enough of it.
@@ -130,13 +74,13 @@ class Readers:
             kv: The prompt's KV, which has leased what it can reuse.
             prompt: The tokens that it may share.
         """
-        best = self._best(kv, prompt)
+        best = self.best(kv, prompt)
         if best is None:
             return None
         tokens, sequence, holder = best
         return self._shared(sequence, holder, tokens)
 
-    def _best(self, kv: SequenceKV, prompt: list[int]) -> tuple[int, Sequence, SequenceKV] | None:
+    def best(self, kv: SequenceKV, prompt: list[int]) -> Holder | None:
         """Return the running sequence with the most of a prompt's match, and how much; None if none has enough."""
         if not kv.loaded.shares or kv.prefix is None or kv.prefix.tokens < sharing.LEAST_SHARED:
             return None
@@ -144,41 +88,7 @@ class Readers:
         best = max(holding, key=lambda found: (found[0], found[2].base), default=None)
         return None if best is None or best[0] < sharing.LEAST_SHARED else best
 
-    def _alike(self, sequence: Sequence, kv: SequenceKV) -> Iterator[tuple[Sequence, SequenceKV]]:
-        """Yield each KV before one that is to begin which has a beginning in common with it."""
-        beginning = sequence.prompt[: sharing.LEAST_SHARED]
-        for other, before in self._before(sequence, kv):
-            if other.prompt[: sharing.LEAST_SHARED] == beginning and before.reads:
-                yield other, before
-
-    def _leased(self, sequence: Sequence, kv: SequenceKV, other: Sequence, before: SequenceKV, common: int) -> int:
-        """Return how many tokens in common with another KV are stored, and leased from now on."""
-        kv.lease_ahead(sequence.request, self._prefixes)
-        if before.begun:
-            if before.held >= common > (kv.prefix.tokens if kv.prefix is not None else 0):
-                kv.lease_ahead(sequence.request, self._prefixes, anew=True)  # it has stored more since
-            return 0 if kv.prefix is None else min(kv.prefix.tokens, common, before.sharing_limit)
-        before.lease_ahead(other.request, self._prefixes)
-        return 0 if kv.prefix is None or before.prefix is None else kv.prefix.in_common(before.prefix)
-
-    def _to_come(self, kv: SequenceKV, before: SequenceKV, common: int) -> bool:
-        """Whether a KV waits until another one has computed, and stored, what both have in common."""
-        stores = before.writes and self._prefixes.enabled and common >= self._prefixes.min_prefix_len
-        if not (stores and kv.outlook.trusts):
-            return False
-        return common > before.held or kv.loaded.layout.parts.resumes_anywhere
-
-    def _before(self, sequence: Sequence, kv: SequenceKV) -> Iterator[tuple[Sequence, SequenceKV]]:
-        """Yield each other KV of the namespace that has begun, or is to begin and came before a sequence."""
-        later = False
-        for other in self._running():
-            later = later or other is sequence
-            for before in other.kvs:
-                alike = before.namespace == kv.namespace and before.loaded is kv.loaded
-                if alike and before is not kv and (before.begun or not later):
-                    yield other, before
-
-    def _holding(self, kv: SequenceKV, reusable: list[int]) -> Iterator[tuple[int, Sequence, SequenceKV]]:
+    def _holding(self, kv: SequenceKV, reusable: list[int]) -> Iterator[Holder]:
         """Yield each other KV of the namespace with the number of tokens that both have in common, whole blocks."""
         for sequence in self._running():
             for other in sequence.kvs:
@@ -189,7 +99,7 @@ class Readers:
     def _shared(self, sequence: Sequence, holder: SequenceKV, tokens: int) -> SharedPrefix | None:
         """Return the prefix that a holder reads up to a token, which is made or cut first if that is worth it."""
         path = holder.common.path if holder.common is not None else []
-        stop = _readable(_stops(holder), tokens)
+        stop = readable(holder, tokens)
         found = next((prefix for prefix in path if prefix.stop == stop), None)
         if found is not None:
             return found
@@ -213,21 +123,6 @@ class Readers:
             holder.cache = split(holder.cache, copy=False)
         else:
             self._decoders[sequence.model_key].replace(sequence, split)
-
-
-def _stops(kv: SequenceKV) -> list[int]:
-    """Return the ends, in tokens, of the prefixes that a KV reads; where it has not begun, of what it is to read."""
-    return [kv.outlook.tokens] if kv.common is None else [prefix.stop for prefix in kv.common.path]
-
-
-def _readable(stops: Iterable[int], tokens: int) -> int:
-    """Return how many of the tokens in common with a KV can be read: behind an end of a prefix, few are copied."""
-    read = max((stop for stop in stops if stop <= tokens), default=0)
-    return tokens if tokens - read >= sharing.LEAST_SHARED else read
-
-
-def _beginning(sequence: Sequence, kv: SequenceKV) -> Beginning:
-    return Beginning(kv.namespace, kv.sharable(sequence.prompt))
 
 
 def _in_common(tokens: list[int], others: list[int]) -> int:

@@ -64,6 +64,7 @@ class Request:
             it are wanted.
         speculation: What may guess its next tokens.
         places: Where the prompt's tokens lie in the request; None if that is not known.
+        program: The program that called; empty if it is not known. Programs take turns.
     """
 
     call_id: int
@@ -81,3 +82,4 @@ class Request:
     prompt_logprobs: int | None = None
     speculation: Speculation = Speculation.AUTO
     places: Places | None = None
+    program: str = ""

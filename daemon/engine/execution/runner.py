@@ -52,7 +52,7 @@ class Runner:
     Attributes:
         prompt_tokens: Tokens of prompts that were computed since the start.
         generated_tokens: Tokens that were sampled since the start.
-        gauges: Times between tokens, and rows of a step.
+        timings: Histograms of the times between tokens and of the turns, and of the rows of a step.
         governors: What guessing brings for each model.
         max_batch: Slots of each model.
         readers: The running sequences, as readers of prefixes that they have in common.
@@ -70,7 +70,7 @@ class Runner:
     ) -> None:
         self.prompt_tokens = 0
         self.generated_tokens = 0
-        self.gauges = EngineTimings()
+        self.timings = EngineTimings()
         self._prefixes = prefixes
         self.governors = Governors()
         self.max_batch = max_batch
@@ -80,7 +80,7 @@ class Runner:
         self._clock, self._own_clock = clock, own_clock
         self._times = ChunkSizer()
         self._waiting: WaitingList[Sequence] = WaitingList()
-        self._tried: list[int] | None = None
+        self._calls_in_vain: list[int] | None = None
         """The calls that there were when a start was last tried in vain; None if something was being computed."""
         self._unfit: Sequence | None = None
         """The sequence that did not fit in memory in this turn."""
@@ -113,7 +113,7 @@ class Runner:
     @property
     def busy(self) -> bool:
         """Whether `step` has work: not if all running sequences are held and no waiting one can start."""
-        return bool(self.computes_prompts or self._active or (len(self._waiting) and not self._stuck))
+        return bool(self.computes_prompts or self._active or (len(self._waiting) and not self._start_in_vain))
 
     def fresh(self, seconds: float) -> int:
         """Return how many sequences wait if nothing is being computed and all came within so many seconds; else 0."""
@@ -132,9 +132,9 @@ class Runner:
         return max(map(self._times.usual_step, () if self._active else self._waiting.models), default=0.0)
 
     @property
-    def _stuck(self) -> bool:
+    def _start_in_vain(self) -> bool:
         """Whether no call has come or gone since a start was tried in vain: another try would be so too, for now."""
-        return self._tried == self._calls()
+        return self._calls_in_vain == self._calls()
 
     @property
     def _active(self) -> int:
@@ -174,37 +174,37 @@ class Runner:
 
     def retry(self) -> None:
         """Try to start what waits: memory may have become free of something else than requests, as of weights."""
-        self._tried = None
+        self._calls_in_vain = None
 
     def step(self) -> None:
         """Do one turn: start sequences, decode each model once, and compute a chunk of prefill."""
         for sequence in self._waiting.starting(self._running, self.max_batch, self._fits):
             self._prefills.add(sequence)
-        self._note_stuck()
+        self._conclude_start()
         if rows := self._active:
-            self.gauges.rows.observe(rows)
+            self.timings.rows.observe(rows)
         for model, decoder in list(self._decoders.items()):
             began, active = self._clock(), decoder.active
             self._take(decoder, decoder.step(), decoder.firsts())
             if active:
                 self._times.stepped(model, self._clock() - began, after_prefill=self._prefills.computed)
-        self._prefills.bound(self._spare)
+        self._prefills.limit_passes(self._spare)
         for outcome in self._prefills.step(self.usual_decode):
             self._prefilled(outcome)
 
     def _fits(self, sequence: Sequence) -> bool:
         """Whether a sequence that waits fits in memory now. Frees memory for it."""
-        self.readers.expect(sequence)
+        self.readers.outlooks.update(sequence)
         billed = self.live_kv_bytes()
         fits = self._make_room(self._bill(sequence).total - billed, billed)
         if not fits:
-            self.readers.forgo(sequence)
+            self.readers.outlooks.drop(sequence)
             self._unfit = sequence
         return fits
 
-    def _note_stuck(self) -> None:
+    def _conclude_start(self) -> None:
         """Note whether another start would be in vain; if nothing runs at all, refuse the sequence that did not fit."""
-        self._tried = None if self.computes_prompts or self._active else self._calls()
+        self._calls_in_vain = None if self.computes_prompts or self._active else self._calls()
         unfit, self._unfit = self._unfit, None
         if unfit is not None and not (len(self._prefills) or self._decoders):
             # Waiting would free no memory. One a turn: those behind it may be smaller, and fit.
@@ -319,7 +319,7 @@ class Runner:
         if not sequence.generated:
             failpoint("token.first")
         else:
-            self.gauges.gaps.observe(now - sequence.times.last_token)
+            self.timings.gaps.observe(now - sequence.times.last_token)
         piece, reason = sequence.accept(token, now)
         if piece:
             logprobs = sequence.request.top_logprobs is not None
@@ -347,4 +347,4 @@ class Runner:
             tokens, first = sequence.tokens_in(kv), sequence.resumable_in(kv)
             kv.store(tokens, self._prefixes, Resume.YES, sequence.request.request_id, first=first)
         sequence.release()
-        self.readers.renew()
+        self.readers.outlooks.renew()

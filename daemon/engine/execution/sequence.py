@@ -82,7 +82,6 @@ class Sequence:
         draft: KV of the draft model that guesses for it; None without a draft model.
         head: What the model's MTP head knows of it; None if that does not guess.
         guesses: Tokens that each kind of source guessed for it, and how many of them were right.
-        program: The program that called; empty if it is not known.
         generated: Tokens sampled so far.
         reasoning_tokens: How many of them are reasoning, its marks included.
         pooled: Takes the hidden states of its prompt, which is a text to embed and ends with its prefill; None if it
@@ -105,7 +104,6 @@ class Sequence:
     head: HeadKV | None = None
     guesses: dict[int, tuple[int, int]] = field(default_factory=dict)
     pooled: Pooled | None = None
-    program: str = ""
     generated: list[int] = field(default_factory=list)
     reasoning_tokens: int = 0
     logits: Any = None
@@ -139,6 +137,11 @@ class Sequence:
     def namespace(self) -> str:
         """Digest under which its KV may be shared; namespaces take turns."""
         return self.kv.namespace
+
+    @property
+    def program(self) -> str:
+        """The program that called; programs take turns."""
+        return self.request.program
 
     @property
     def priority(self) -> int:

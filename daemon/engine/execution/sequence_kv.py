@@ -45,7 +45,7 @@ FindsCommon = Callable[["SequenceKV", list[int]], SharedPrefix | None]
 @dataclass(slots=True)
 class Outlook:
     """
-    What a KV that has not begun will read together with running sequences, as its bill foresees it (`readers.py`).
+    What a KV that has not begun will read together with running sequences, as its bill foresees it (`outlooks.py`).
 
     Attributes:
         tokens: Tokens that it will read so.

@@ -36,7 +36,7 @@ def guess(rows: Rows[Row], governor: Governor) -> list[list[int]] | None:
     Returns:
         The guesses of each row, which may be none; None if no row has guesses, and none has to be fed anything again.
     """
-    governor.share(len(rows))
+    governor.set_rows(len(rows))
     longest = max(row.sequence.kv.held for row in rows)
     offers = [row.offer(MOST_FED // len(rows) - 1 - len(row.unfed), longest) for row in rows]
     if not worth(rows, offers, governor):

@@ -122,11 +122,11 @@ def places_of(ids: Sequence[int], text: str, contents: Sequence[str] | None) -> 
     starts = ids.starts if isinstance(ids, TokenIds) else None
     if starts is None:
         return None
-    spans = [Span(0, len(text), None)] if contents is None else found(text, contents)
+    spans = [Span(0, len(text), None)] if contents is None else spans_of(text, contents)
     return Places(starts, len(text), spans)
 
 
-def found(text: str, contents: Sequence[str]) -> list[Span]:
+def spans_of(text: str, contents: Sequence[str]) -> list[Span]:
     """Return the places of contents in a text, in order; those that are not certain are left out."""
     needles = [content.strip() for content in contents]  # templates strip them too
     early = _in_order(text, needles)

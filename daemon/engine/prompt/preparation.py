@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from daemon.cache.identity import ModelSource
 from daemon.engine.output.answer_parser import AnswerParser, AnswerRules
 from daemon.engine.output.chat_markup import ChatMarkup
-from daemon.engine.output.detokenizer import Output
+from daemon.engine.output.detokenizer import Decode, Output
 from daemon.engine.output.tool_calls import Tool
 from daemon.engine.prompt.answer_constraints import (
     AnswerConstraint,
@@ -78,31 +78,31 @@ def prepare_request(
     check_effects(request, default_temperature(source.default_sampling))
     prompt = prepare_prompt(request, source, tokenizer, rendered)
     markup = tokenizer.markup if request.HasField("chat") else None
-    answer, continued = request.HasField("response_format"), request.chat.continue_final_message
+    formed, continued = request.HasField("response_format"), request.chat.continue_final_message
     # A continued prompt ends within the text of an answer: a form holds for the rest, and leaves no room for calls.
-    tools = {} if answer and continued else callable_tools(request.chat)
-    header = markup.answer_header(prompt.tokens) if markup is not None and answer and not continued else ()
+    tools = {} if formed and continued else callable_tools(request.chat)
+    header = markup.answer_header(prompt.tokens) if markup is not None and formed and not continued else ()
     form = form_of(request, tokenizer, markup, tools, header)
-    stops, budget = tuple(request.stop.strings), budget_of(request, markup)
-    before = prompt.tokens if continued or not request.HasField("chat") else ()
+    budget = budget_of(request, markup)
+    constraint: AnswerConstraint | None = None
     if markup is None:
-        kept = None if form is None else FormConstraint(form, tokenizer.eos_ids)
-        return PreparedRequest(source, tokenizer, prompt, Output(tokenizer.decode, stops, before), None, kept)
+        if form is not None:
+            constraint = FormConstraint(form, tokenizer.eos_ids)
+        return PreparedRequest(source, tokenizer, prompt, _output(request, prompt, tokenizer.decode), None, constraint)
     if markup.calls is None:  # the template gets the tools, but no mark tells a call from text
         tools = {}
     wanted = request.chat.enable_thinking or not request.chat.HasField("enable_thinking")
     thinking = markup.thinking(prompt.tokens, wanted=wanted and not continued)
-    bare = continued or (answer and thinking is None and not header)
+    bare = continued or (formed and thinking is None and not header)
     parser = _parser(request, markup, tools, prompt.tokens, bare=bare)
     decode = tokenizer.decoder(markup, calls=bool(tools))
-    constraint: AnswerConstraint | None
     if form is not None:
         ending = ending_of(tokenizer, markup, thinking)
         constraint = FormConstraint(form, tokenizer.eos_ids, thinking, () if tools else header, budget, ending)
     else:
         constraint, unkept = free_constraint(tokenizer, parser, decode, tools, budget, thinking, request.request_id)
         prompt = replace(prompt, warnings=(*prompt.warnings, *unkept))
-    return PreparedRequest(source, tokenizer, prompt, Output(decode, stops, before), parser, constraint)
+    return PreparedRequest(source, tokenizer, prompt, _output(request, prompt, decode), parser, constraint)
 
 
 def _parser(
@@ -119,6 +119,12 @@ def _parser(
         before=request.chat.messages[-1].content if continued and not opened else "",
     )
     return AnswerParser(markup, tuple(tools.values()), rules)
+
+
+def _output(request: pb.GenerateRequest, prompt: Prompt, decode: Decode) -> Output:
+    """Return what turns the ids of the answer into text. An answer that goes on with a text begins behind its ids."""
+    goes_on = request.chat.continue_final_message or not request.HasField("chat")
+    return Output(decode, tuple(request.stop.strings), prompt.tokens if goes_on else ())
 
 
 DEFAULT_MAX_TOKENS = 2048

@@ -264,9 +264,8 @@ class Tokenizer:
             try:
                 self._texts[token] = text = self._one_text(token)[:TOKEN_CHARACTERS]
             except (KeyError, IndexError, TypeError, ValueError):
-                return (
-                    ""  # logits may be wider than the vocabulary; some tokenizers refuse such ids, others ignore them
-                )
+                # Logits may be wider than the vocabulary. Some tokenizers refuse such ids, others ignore them.
+                return ""
         return text
 
     def _one_text(self, token: int) -> str:

@@ -60,7 +60,7 @@ class NameRegistry:
         if len(self._contents) > self._room:
             self._forget()
 
-    def shares(self, namespace: Namespace) -> None:
+    def note_layout(self, namespace: Namespace) -> None:
         """Remember a layout under which prefixes may be stored; prefixes may stay longer in memory than their model."""
         self._layouts.setdefault(ModelKey(namespace.weights, namespace.adapter), set()).add(namespace.layout)
 

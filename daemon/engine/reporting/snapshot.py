@@ -92,7 +92,7 @@ class StatsCollector:
                 generated_tokens=self._runner.generated_tokens,
                 stuck=map(_stuck, self._stuck()),
                 guesses=self._guesses(),
-                **_spread(self._runner.gauges),
+                **_spread(self._runner.timings),
             ),
             memory=self._memory_stats(),
         )
@@ -229,14 +229,14 @@ class StatsCollector:
         )
 
 
-def _spread(gauges: EngineTimings) -> dict[str, Any]:
+def _spread(timings: EngineTimings) -> dict[str, Any]:
     """Return the fields for medians and 99th percentiles."""
     fields: dict[str, Any] = {}
     for suffix, share in (("p50", 0.5), ("p99", 0.99)):
-        for name, times in (("step_time", gauges.steps), ("token_gap", gauges.gaps)):
+        for name, times in (("step_time", timings.steps), ("token_gap", timings.gaps)):
             if times.count:
                 fields[f"{name}_{suffix}"] = duration(times.quantile(share))
-        fields[f"batch_size_{suffix}"] = round(gauges.rows.quantile(share))
+        fields[f"batch_size_{suffix}"] = round(timings.rows.quantile(share))
     return fields
 
 

@@ -33,7 +33,7 @@ class Bet:
         """Return how many guesses of all rows are right in a pass of a width, on average."""
         return sum(self._fits(record) * record.brings(min(width, count)) for record, count in self.guesses)
 
-    def best(self, size: PassCosts, widths: Sequence[int], share: float = 1.0) -> tuple[int, float]:
+    def best(self, costs: PassCosts, widths: Sequence[int], share: float = 1.0) -> tuple[int, float]:
         """
         Return the number of guesses a row, of some, with the largest gain, and the gain; (0, 1) of none.
 
@@ -42,7 +42,7 @@ class Bet:
         best, most = 0, 1.0
         vain = prod(1 - self._fits(record) for record, _ in self.guesses)
         for width in widths:
-            cost = share * ((1 - vain) * size.cost(width) + vain * size.vain)
+            cost = share * ((1 - vain) * costs.cost(width) + vain * costs.vain)
             gain = (self.rows + self.brings(width)) / (self.rows * (1 + cost))
             if gain > most:
                 best, most = width, gain
@@ -58,9 +58,9 @@ class Bet:
         """Whether the last pass that checked guesses of one of the sources lost."""
         return any(record.failed for record, _ in self.guesses)
 
-    def may_be_tried(self, size: PassCosts, widths: Sequence[int]) -> bool:
+    def may_be_tried(self, costs: PassCosts, widths: Sequence[int]) -> bool:
         """Whether a try may find a gain: not where chances are known, and passes at half of their cost would lose."""
-        return not self.compared or self.best(size, widths, 0.5)[1] > WORTH
+        return not self.compared or self.best(costs, widths, 0.5)[1] > WORTH
 
     def put_off(self, now: float) -> float:
         """Return for how many seconds of passes no try is made, as the last ones failed."""

@@ -90,7 +90,8 @@ class Governor:
 
     def __init__(self) -> None:
         self.records: defaultdict[Source, Record] = defaultdict(Record)
-        self._sizes: dict[int, PassCosts] = {}
+        self._costs_by_rows: dict[int, PassCosts] = {}
+        """By the number of rows, rounded up to a power of two: its exponent."""
         self._purse = Purse()
         self._last: Sequence[Check] = ()
         self._late: float | None = None
@@ -100,19 +101,19 @@ class Governor:
         self._counts: dict[tuple[Source, int], int] = {}
         """What `count` returned since a pass was measured: it is asked for each row of the next one."""
         self._rows = 0
-        self.share(1)
+        self.set_rows(1)
 
-    def share(self, rows: int) -> None:
-        """Speak of passes that so many rows share, from now on."""
+    def set_rows(self, rows: int) -> None:
+        """Set how many rows share the passes that are measured, and decided on, from now on."""
         if rows == self._rows:
             return
         self._rows = rows
         self._counts.clear()
-        number = (rows - 1).bit_length()
-        if number not in self._sizes:
-            fewer = max((other for other in self._sizes if other < number), default=None)
-            self._sizes[number] = PassCosts(self._purse, None if fewer is None else self._sizes[fewer])
-        self._size = self._sizes[number]
+        power = (rows - 1).bit_length()
+        if power not in self._costs_by_rows:
+            fewer = max((other for other in self._costs_by_rows if other < power), default=None)
+            self._costs_by_rows[power] = PassCosts(self._purse, None if fewer is None else self._costs_by_rows[fewer])
+        self._costs = self._costs_by_rows[power]
 
     def stepped(self, seconds: float, rows: int, checks: Sequence[Check], tokens: int) -> None:
         """
@@ -124,14 +125,14 @@ class Governor:
             checks: What was guessed; no tokens of a row that only waited for its pending token.
             tokens: Tokens that the step brought.
         """
-        self.share(rows)
+        self.set_rows(rows)
         guessed, late = [check for check in checks if check.guessed], self._late
         if late is None and self._fed_again and tokens != rows:
             late = 0.0
         self._late, self._fed_again = 0.0 if guessed else None, False
         if guessed:
             if late:  # the pass under way began behind guesses
-                self.resumed(late + self._size.step)
+                self.resumed(late + self._costs.step)
             self.guessed(seconds, guessed, tokens)
         elif tokens != rows:
             self._late = None if late is None else late + seconds
@@ -146,7 +147,7 @@ class Governor:
         """Measure a pass without a guess, which brought a token of each row."""
         self._counts.clear()
         self._late, self._fed_again = None, False
-        self._size.plain(seconds)
+        self._costs.plain(seconds)
 
     def guessed(self, seconds: float, checks: Sequence[Check], tokens: int) -> None:
         """
@@ -159,39 +160,39 @@ class Governor:
                 before it computed.
         """
         self.counted(checks)
-        size, rows, width = self._size, self._rows, max(check.guessed for check in checks)
-        first = size.first(rows, width + 1 + max(check.again for check in checks))
-        if not size.measured:
+        costs, rows, width = self._costs, self._rows, max(check.guessed for check in checks)
+        first = costs.first(rows, width + 1 + max(check.again for check in checks))
+        if not costs.measured:
             return
         ahead = rows + sum(check.accepted for check in checks)
-        seconds -= size.step * (tokens > ahead)  # of the pass that was under way
+        seconds -= costs.step * (tokens > ahead)  # of the pass that was under way
         if first:  # it may have compiled what others of its shape only use
-            seconds = min(seconds, (1 + size.risk(width)) * size.step)
+            seconds = min(seconds, (1 + costs.risk(width)) * costs.step)
         else:
-            seconds = size.guessed(seconds, width)
+            seconds = costs.guessed(seconds, width)
             self._share_out(checks, seconds)
         if not any(check.asked for check in checks):
-            size.guessed_at(seconds, ahead / rows)
-            self._judge(checks, seconds - size.step * ahead / rows)
+            costs.guessed_at(seconds, ahead / rows)
+            self._judge(checks, seconds - costs.step * ahead / rows)
 
     def unmeasured(self, rows: int, checks: Sequence[Check]) -> None:
         """Take a step of unknown time: guesses count as what they are feared to take."""
-        self.share(rows)
+        self.set_rows(rows)
         self._late, self._fed_again = None, False
-        size, guessed = self._size, [check for check in checks if check.guessed]
+        costs, guessed = self._costs, [check for check in checks if check.guessed]
         self.counted(guessed)
-        if guessed and size.measured and not any(check.asked for check in guessed):
-            seconds = size.step * (1 + size.risk(max(check.guessed for check in guessed)))
+        if guessed and costs.measured and not any(check.asked for check in guessed):
+            seconds = costs.step * (1 + costs.risk(max(check.guessed for check in guessed)))
             tokens = 1 + sum(check.accepted for check in guessed) / rows
-            size.guessed_at(seconds, tokens)
-            self._judge(guessed, seconds - size.step * tokens)
+            costs.guessed_at(seconds, tokens)
+            self._judge(guessed, seconds - costs.step * tokens)
 
     def resumed(self, seconds: float) -> None:
         """Measure the first pass without a guess behind a pass with guesses, or behind a wait for a token to guess."""
         self._counts.clear()
-        if self._size.measured and not any(check.asked for check in self._last):
+        if self._costs.measured and not any(check.asked for check in self._last):
             width = max((check.guessed for check in self._last), default=0)
-            lost = self._size.resumed(seconds, width)
+            lost = self._costs.resumed(seconds, width)
             if width:
                 self._put_off(self._last, lost)
             else:
@@ -241,18 +242,18 @@ class Governor:
 
         What may be lost grows by a share of each step, until it pays for a try. A gain elsewhere may come before.
         """
-        size, record = self._size, self.records[source]
-        if not size.known:
+        costs, record = self._costs, self.records[source]
+        if not costs.known:
             return 0
         bet = Bet([(record, MOST_GUESSES)])
-        width, gain = bet.best(size, _WIDTHS)
+        width, gain = bet.best(costs, _WIDTHS)
         put_off = bet.put_off(self._purse.spent)
-        if gain > WORTH and (not put_off or bet.compared or size.knows(width)):
+        if gain > WORTH and (not put_off or bet.compared or costs.knows(width)):
             return 0
-        if gain <= WORTH and not bet.may_be_tried(size, _WIDTHS):
+        if gain <= WORTH and not bet.may_be_tried(costs, _WIDTHS):
             return _LONGEST_REST
-        lacking = max((_stake(size) - size.stake) / LOSS_SHARE, put_off)
-        return max(0, min(_LONGEST_REST, int(lacking / size.step)))
+        lacking = max((_stake(costs) - costs.stake) / LOSS_SHARE, put_off)
+        return max(0, min(_LONGEST_REST, int(lacking / costs.step)))
 
     def right(self, source: Source) -> None:
         """Take guesses that were right without a pass: tries are no longer put off for what was lost before."""
@@ -275,31 +276,31 @@ class Governor:
         return record is not None and record.guessed > TRIED and not self.parked(source)
 
     def _chosen(self, bet: Bet) -> int:
-        size, most = self._size, max(count for _, count in bet.guesses)
-        if not size.known or most < 1:
+        costs, most = self._costs, max(count for _, count in bet.guesses)
+        if not costs.known or most < 1:
             return 0
         widths = _WIDTHS[: most.bit_length()]
-        width, gain = bet.best(size, widths)
+        width, gain = bet.best(costs, widths)
         unpaid = bet.failed and (self._late is not None or self._fed_again)  # what the last try cost is not known yet
         put_off = unpaid or bet.put_off(self._purse.spent) > 0
         # What is likely to be right may lose more at first: a text that repeats itself gains it back soon.
-        credit = CREDIT * size.step * max(record.chance for record, _ in bet.guesses)
-        if gain > WORTH and not size.knows(width):
-            unknown = next(one for one in widths if not size.knows(one))
-            feared = size.risk(unknown)
-            risked = max(feared - bet.brings(unknown) / bet.rows, feared / 2) * size.step
-            if size.stake + credit > risked and (bet.compared or not put_off):
+        credit = CREDIT * costs.step * max(record.chance for record, _ in bet.guesses)
+        if gain > WORTH and not costs.knows(width):
+            unknown = next(one for one in widths if not costs.knows(one))
+            feared = costs.risk(unknown)
+            risked = max(feared - bet.brings(unknown) / bet.rows, feared / 2) * costs.step
+            if costs.stake + credit > risked and (bet.compared or not put_off):
                 return unknown
-            width, gain = bet.best(size, [one for one in widths if size.knows(one)])
-        if gain > WORTH and size.budget + credit > 0:
+            width, gain = bet.best(costs, [one for one in widths if costs.knows(one)])
+        if gain > WORTH and costs.budget + credit > 0:
             return width
-        return 1 if size.stake > _stake(size) and not put_off and bet.may_be_tried(size, widths) else 0
+        return 1 if costs.stake > _stake(costs) and not put_off and bet.may_be_tried(costs, widths) else 0
 
     def _share_out(self, checks: Sequence[Check], seconds: float) -> None:
-        usual = self._size.step / self._rows
+        usual = self._costs.step / self._rows
         for check in checks:
             record = self.records[check.source]
-            record.seconds += usual + (seconds - self._size.step) / len(checks)
+            record.seconds += usual + (seconds - self._costs.step) / len(checks)
             record.plain += usual * (1 + check.accepted)
 
     def kinds(self) -> dict[int, list[Source]]:
@@ -321,13 +322,13 @@ class Governor:
         record = self.records.get(source)
         if record is None or record.guessed <= TRIED:
             return False
-        known = [size for size in self._sizes.values() if size.measured]
-        return bool(known) and all(Bet([(record, MOST_GUESSES)]).best(size, _WIDTHS)[1] <= WORTH for size in known)
+        known = [costs for costs in self._costs_by_rows.values() if costs.measured]
+        return bool(known) and all(Bet([(record, MOST_GUESSES)]).best(costs, _WIDTHS)[1] <= WORTH for costs in known)
 
 
-def _stake(size: PassCosts) -> float:
+def _stake(costs: PassCosts) -> float:
     """Return the seconds that must be allowed to be lost before one guess is tried: less than what may be saved up."""
-    return min(size.risk(1), 0.99 * SAVED) * size.step
+    return min(costs.risk(1), 0.99 * SAVED) * costs.step
 
 
 class Governors:

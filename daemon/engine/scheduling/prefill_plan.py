@@ -51,7 +51,7 @@ tokens, so less padding than that is cheaper than a pass of its own.
 """
 
 
-class Waiting(Candidate, Protocol):
+class WaitingRequest(Candidate, Protocol):
     """A request that waits for a slot."""
 
     @property
@@ -63,7 +63,7 @@ class Waiting(Candidate, Protocol):
         """Slots that it takes."""
 
 
-W = TypeVar("W", bound=Waiting)
+W = TypeVar("W", bound=WaitingRequest)
 
 
 class WaitingList(Generic[W]):
@@ -130,7 +130,7 @@ class WaitingList(Generic[W]):
                 return
 
 
-class Pending(Candidate, Protocol):
+class PendingPrefill(Candidate, Protocol):
     """A prefill, as far as the plan needs to know it. `remaining`, `short` and the cost are known once it has begun."""
 
     @property
@@ -153,7 +153,7 @@ class Pending(Candidate, Protocol):
         """Return the seconds that its next pass is billed."""
 
 
-P = TypeVar("P", bound=Pending)
+P = TypeVar("P", bound=PendingPrefill)
 
 
 class PrefillTurn(Generic[P]):
@@ -220,7 +220,7 @@ class PrefillTurn(Generic[P]):
         return group
 
 
-def can_share(prefills: Sequence[Pending], most: int) -> bool:
+def can_share(prefills: Sequence[PendingPrefill], most: int) -> bool:
     """
     Whether prefills can be computed in one pass; a single one always can.
 

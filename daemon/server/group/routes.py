@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack, closing
+from enum import Enum, auto
 from typing import Any, Protocol
 
 from daemon.server.supervision.call_router import CallRouter
@@ -22,9 +23,20 @@ from daemon.shared.model_names import plain
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
-_EVERYWHERE = "everywhere"
-"""The way of a model that runs on all ranks, however it is cut."""
-_ROUTES = {TENSOR: _EVERYWHERE, PIPELINE: _EVERYWHERE}
+
+class _Home(Enum):
+    """Where a model runs."""
+
+    HERE = auto()
+    """At the engine of this machine."""
+    HERE_FIRST = auto()
+    """There, unless it turns out to be too large; from then on at the group."""
+    GROUP = auto()
+    """At the engine of all ranks, however it is cut."""
+
+
+_HOMES = {"none": _Home.HERE, "auto": _Home.HERE_FIRST, TENSOR: _Home.GROUP, PIPELINE: _Home.GROUP}
+"""By the value of `group_models`."""
 MOST_DRAFTS = 256
 """Draft models that are remembered of an engine; from then on, any model may have been one."""
 
@@ -75,7 +87,7 @@ class Routes:
         self._local = local
         self._group = group
         names = aliases or {}
-        self._models = {plain(names.get(name, name)): _ROUTES.get(how, how) for name, how in (models or {}).items()}
+        self._homes = {plain(names.get(name, name)): _HOMES[how] for name, how in (models or {}).items()}
 
     def open(self, command: ipc.Command) -> OpenCall:
         """
@@ -85,14 +97,14 @@ class Routes:
             SidecarError: INVALID_ARGUMENT at `adapter` if the group would have to cut one; as `CallRouter.open` does.
         """
         model = _model(command)
-        how = self._models.get(model, "none") if self._group is not None else "none"
-        if self._group is not None and how != _EVERYWHERE:
+        home = self._home(model)
+        if self._group is not None and home is not _Home.GROUP:
             self._note_draft(command, there=False)
-        if how == "auto":
+        if home is _Home.HERE_FIRST:
             copy = ipc.Command()
             copy.CopyFrom(command)
             return _FirstHere(self._local.open(command), lambda: self._at_group(copy, model))
-        return self._local.open(command) if how == "none" else self._at_group(command, model)
+        return self._local.open(command) if home is _Home.HERE else self._at_group(command, model)
 
     async def everywhere(self, command: ipc.Command) -> list[OpenCall]:
         """
@@ -105,7 +117,7 @@ class Routes:
             OSError: If that cannot be noted.
             SidecarError: As `CallRouter.open` does.
         """
-        runs_here = self._group is None or self._models.get(_model(command)) != _EVERYWHERE
+        runs_here = self._home(_model(command)) is not _Home.GROUP
         here, there = await self._shares(command, runs_here=runs_here)
         noted = there is not None and runs_here and self._away and _drops_prefixes(command.invalidate)
         if noted and self._note is not None:
@@ -123,20 +135,24 @@ class Routes:
     async def _shares(self, command: ipc.Command, *, runs_here: bool) -> tuple[ipc.Command | None, ipc.Command | None]:
         """Return what this machine's engine and the group are asked to drop; None for nothing."""
         request, model = command.invalidate, _model(command)
-        runs_there = request.HasField("all") or self._models.get(model, "none") != "none"
+        runs_there = request.HasField("all") or self._homes.get(model, _Home.HERE) is not _Home.HERE
         whole, left = ipc.Command(invalidate=request), ipc.Command(invalidate=_of_all(request, model))
-        here = whole if runs_here else left if await self._left(left.invalidate, there=False) else None
+        here = whole if runs_here else left if await self._may_be_left(left.invalidate, there=False) else None
         if runs_there:
             return here, ipc.Command(invalidate=request)  # each router numbers its own
-        return here, left if await self._left(left.invalidate, there=True) else None
+        return here, left if await self._may_be_left(left.invalidate, there=True) else None
 
-    async def _left(self, request: pb.InvalidateRequest, *, there: bool) -> bool:
+    async def _may_be_left(self, request: pb.InvalidateRequest, *, there: bool) -> bool:
         """Return whether the group, or this machine's engine, may have something of a model that it does not run."""
         if self._group is None or self._stored is None:
             return False
         model, drafts = request.model, self._drafts[there]
         guessed = model.model in drafts or len(drafts) == MOST_DRAFTS
         return guessed or (model.prefixes and await self._stored(model.model, there))
+
+    def _home(self, model: str) -> _Home:
+        """Return where a model runs now: without a group, each of them here."""
+        return _Home.HERE if self._group is None else self._homes.get(model, _Home.HERE)
 
     def _note_draft(self, command: ipc.Command, *, there: bool) -> None:
         """Remember the draft model of a request; callers choose the names, so that there is a bound."""
@@ -150,7 +166,7 @@ class Routes:
 
     def _at_group(self, command: ipc.Command, model: str) -> EngineCall:
         assert self._group is not None
-        self._models[model] = _EVERYWHERE
+        self._homes[model] = _Home.GROUP
         self._note_draft(command, there=True)
         if getattr(_body(command), "adapter", ""):
             raise invalid("adapter", "cannot be used with a model of the group; merge it into the model")

@@ -98,7 +98,7 @@ def run_together(governor: Governor, passes: int, chances: list[float], cost: fl
         The seconds that it took, divided by those without guesses.
     """
     source, seconds, done = random.Random(seed), 0.0, 0
-    governor.share(len(chances))
+    governor.set_rows(len(chances))
     for _ in range(passes):
         offers = [(Source(3, str(row)), row) for row in range(len(chances)) if source.random() < 0.5]
         counts = {row: count for label, row in offers if (count := governor.count(label, MOST_GUESSES))}
@@ -141,14 +141,14 @@ def test_what_a_guess_costs_is_known_for_each_number_of_rows() -> None:
     governor = Governor()
     run(governor, 2000, {GOOD: 0.8}, 0.05, 1)
     assert governor.count(GOOD, MOST_GUESSES) > 2
-    governor.share(8)
+    governor.set_rows(8)
     assert governor.count(GOOD, MOST_GUESSES) == 0
     for _ in range(200):
         governor.plain(STEP)
     for _ in range(60):
         governor.guessed(3 * STEP, [Check(GOOD, 1, 1)], 9)
     assert governor.count(GOOD, MOST_GUESSES) == 0
-    governor.share(1)
+    governor.set_rows(1)
     assert governor.count(GOOD, MOST_GUESSES) > 2
     assert not governor.parked(GOOD)
 
@@ -234,7 +234,7 @@ def test_first_cost_of_more_rows_is_that_of_fewer() -> None:
     """So that a wide first pass is not made where it cannot gain."""
     governor = Governor()
     run(governor, 2000, {GOOD: 0.3}, 1.0, 1)
-    governor.share(4)
+    governor.set_rows(4)
     for _ in range(10):
         governor.plain(STEP)
     assert governor.count(GOOD, MOST_GUESSES) == 0
@@ -245,7 +245,7 @@ def test_pass_is_as_wide_as_gains_most_for_its_rows() -> None:
     run_together(governor, 2000, [1.0, 1.0], 0.2, 1)
     both = [(Source(3, "0"), 8), (Source(3, "1"), 8)]
     assert governor.width(both) == 8
-    governor.share(2)
+    governor.set_rows(2)
     assert governor.width([(Source(3, "0"), 2)]) <= 2
 
 

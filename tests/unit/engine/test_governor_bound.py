@@ -67,7 +67,7 @@ class Machine:
         """Take one step, in which rows have something to guess with a chance of `offered`."""
         self._step = self._step * (1 + self.drift) if self.drift and self._step < 1.4 * self.usual else self.usual
         governor, most = self.governor, self.source.randint(1, self.window)
-        governor.share(self.rows)
+        governor.set_rows(self.rows)
         labels = {row: label for row in range(self.rows) if self.source.random() < offered
                   for label in [self.source.choice(list(chances))]}  # fmt: skip
         counts = {row: count for row, label in labels.items() if (count := governor.count(label, most))}
@@ -156,7 +156,7 @@ def wrong(governor: Governor, steps: int, guess: float, again: float | None, beg
         The steps lost so far, for each token of a row.
     """
     noise, lost, ahead, unfed, took = random.Random(seed), [0.0], False, False, 0.0
-    governor.share(4)
+    governor.set_rows(4)
     while len(lost) <= steps:
         tries = governor.count(HEAD, 1) and governor.width([(HEAD, 1)] * 4, waits=ahead)
         if tries:

@@ -42,7 +42,7 @@ def answered(
     luck, seconds, done, tokens, began = random.Random(seed), 0.0, 0, 0, TOKENS
     text = [luck.random() < chance for _ in range(TOKENS + MOST_GUESSES)]
     while done < TOKENS:
-        governor.share(rows)
+        governor.set_rows(rows)
         width = governor.count(source, MOST_GUESSES)
         width = min(width, governor.width([(source, width)])) if rows > 1 and width else width
         right = next((place for place in range(width) if not text[done + place]), width)

@@ -46,7 +46,7 @@ def test_step_that_begins_a_pass_behind_one_that_fed_tokens_again_is_paid() -> N
     waits = []
     for begin in (0.0, 0.9):
         governor = Governor()
-        governor.share(4)
+        governor.set_rows(4)
         until_a_try(governor, UNSEEN)
         steps = [(2.0, 4, [Check(UNSEEN, 1, 0)]), (1.0, 4, list[Check]()), (begin, 0, []), (1.0, 4, [])]
         for seconds, tokens, checks in steps:
@@ -80,7 +80,7 @@ def test_guesses_that_are_right_without_a_pass_end_the_wait_for_tries() -> None:
 def test_wait_for_a_token_is_a_bet_on_it(rows: int, chance: float, vain: float, waits: bool) -> None:
     """A guess that continues another token than the pending one is none, and the pass behind the wait begins late."""
     governor = Governor()
-    governor.share(rows)
+    governor.set_rows(rows)
     for place in range(400):
         governor.plain(1.0)
         governor.guessed(1.05, [Check(COMPARED, 1, 1, asked=True)] * rows, 2 * rows)

@@ -38,7 +38,7 @@ def test_decode_steps_leak_no_memory(harness: Harness, rounds: int, tokens: int)
         after = measure()
         assert after[0] <= memory + page_rounding(20)
     assert after[1] <= objects + 300
-    assert len(harness.engine._runner.gauges.gaps._buckets) < 500
+    assert len(harness.engine._runner.timings.gaps._buckets) < 500
 
 
 def test_unused_mlx_buffers_are_freed_under_load(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ def test_model_name_maps_to_all_its_contents() -> None:
 def test_cache_layouts_belong_to_a_model_content() -> None:
     known = NameRegistry(lambda _: True)
     for layout in ("plain", "windowed", "plain"):
-        known.shares(Namespace("one", "", layout, "salt"))
+        known.note_layout(Namespace("one", "", layout, "salt"))
     assert known.layouts(ModelKey("one")) == {"plain", "windowed"}
     assert known.layouts(ModelKey("two")) == set()
 
@@ -35,10 +35,10 @@ def test_registry_keeps_used_models_and_is_bounded() -> None:
     kept = ModelKey("kept")
     known = NameRegistry(lambda key: key == kept, most=10)
     known.seen(_source("old", "kept"))
-    known.shares(Namespace("kept", "", "plain", ""))
+    known.note_layout(Namespace("kept", "", "plain", ""))
     for number in range(1000):
         known.seen(_source("changing", str(number)))
-        known.shares(Namespace(str(number), "", "plain", ""))
+        known.note_layout(Namespace(str(number), "", "plain", ""))
     assert len(known) == 10
     assert known.keys("old") == {kept}
     assert known.layouts(kept) == {"plain"}

@@ -136,7 +136,7 @@ def test_step_without_a_match_asks_nothing_but_its_source() -> None:
 def test_no_row_waits_for_its_token_if_too_few_rows_have_something_to_guess(offering: int, waits: bool) -> None:
     """A wide pass costs all rows; a wait for a token lets the device idle."""
     source, governor, waited = Source(Speculation.NGRAM, LONG), Governor(), list[bool]()
-    governor.share(4)
+    governor.set_rows(4)
     for _ in range(200):
         governor.plain(1.0)
         governor.guessed(2.2, [Check(source, 2, 2, asked=True)] * 4, 12)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.engine.prompt.places import Place, Places, Span, TokenIds, found, places_of, starts_of
+from daemon.engine.prompt.places import Place, Places, Span, TokenIds, places_of, spans_of, starts_of
 
 ROLES = ["system", "user", "assistant"]
 CONTENTS = st.lists(
@@ -27,7 +27,7 @@ def rendered(contents: list[str]) -> tuple[str, list[int]]:
 def test_content_that_is_found_is_in_its_place(contents: list[str]) -> None:
     text, begins = rendered(contents)
 
-    for start, stop, message, skipped in found(text, contents):
+    for start, stop, message, skipped in spans_of(text, contents):
         assert message is not None
         assert start == begins[message]
         assert text[start:stop] == contents[message].strip()
@@ -38,14 +38,14 @@ def test_contents_of_an_ordinary_chat_are_all_found() -> None:
     contents = ["Be brief.", " What is it?\n", "A door.", "What is it?"]
     text, begins = rendered(contents)
 
-    assert [span.start for span in found(text, contents)] == begins
-    assert [span.skipped for span in found(text, contents)] == [0, 1, 0, 0]
+    assert [span.start for span in spans_of(text, contents)] == begins
+    assert [span.skipped for span in spans_of(text, contents)] == [0, 1, 0, 0]
 
 
 def test_content_equal_to_a_mark_is_not_found() -> None:
     text, begins = rendered(["Be brief.", "user", "Good."])
 
-    assert [(span.message, span.start) for span in found(text, ["Be brief.", "user", "Good."])] == [
+    assert [(span.message, span.start) for span in spans_of(text, ["Be brief.", "user", "Good."])] == [
         (0, begins[0]),
         (2, begins[2]),
     ]
@@ -56,8 +56,8 @@ def test_rewritten_contents_end_the_search_in_time() -> None:
     contents = [f"rewritten {number}" for number in range(20)]
     text, _ = rendered(["no"] * 20 + ["kept"])
 
-    assert found(text, [*contents[:7], "kept"]) == [Span(text.index("kept"), text.index("kept") + 4, 7)]
-    assert found(text, [*contents, "kept"]) == []
+    assert spans_of(text, [*contents[:7], "kept"]) == [Span(text.index("kept"), text.index("kept") + 4, 7)]
+    assert spans_of(text, [*contents, "kept"]) == []
 
 
 def test_place_is_that_of_the_token() -> None:

@@ -52,7 +52,7 @@ def test_cold_prompts_that_start_together_are_billed_once(
         for sequence in prompts:
             sequence.kv.outlook.tokens = 0
         full = runner._bill().kv
-        runner.readers.renew()
+        runner.readers.outlooks.renew()
         assert runner._bill().kv == billed
     assert expected == [0, 400, 400]
     assert billed < full
@@ -142,7 +142,7 @@ def test_prompt_waits_again_if_others_fell_short(
             memory.budget = replace(memory.budget, limit=used.weights + bill(list(self), ()).total)
             if fault == "the first is invalidated":
                 next(iter(self)).kv.writes = False
-                runner.readers.renew()
+                runner.readers.outlooks.renew()
 
     monkeypatch.setattr(Runner, "_prefilled", seen)
     monkeypatch.setattr(PrefillQueue, "add", limited)

@@ -10,7 +10,7 @@ import pytest
 
 from daemon.kv.disk.files import Files
 from daemon.kv.disk.note import Note
-from daemon.server.app import note_of_no_group
+from daemon.server.app import note_for_later_group
 from daemon.server.group.group import Group
 from daemon.shared.config import Config
 from daemon.v1 import ipc_pb2 as ipc
@@ -76,14 +76,14 @@ async def test_note_is_written_beside_the_event_loop(config: Config, monkeypatch
     monkeypatch.setattr(Note, "write", lambda self: threads.append(threading.current_thread()))
     config.kv_disk_group_folder.mkdir(parents=True)
     await Group(config).note_invalidated()
-    await note_of_no_group(config)()
+    await note_for_later_group(config)()
     assert len(threads) == 2
     assert threading.current_thread() not in threads
 
 
 async def test_without_a_group_its_directory_decides(config: Config) -> None:
     """A daemon that never had one leaves no note."""
-    note = note_of_no_group(config)
+    note = note_for_later_group(config)
     await note()
     assert not noted(config)
     config.kv_disk_group_folder.mkdir(parents=True)

@@ -30,7 +30,7 @@ MODES = (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_READ_WRITE, pb.CACHE_MODE_READ
 INSTRUCTION = "Find what sails the sea and is not a whale at all: "
 
 
-class Several:
+class SeveralModels:
     """
     Requests to several models, some of them with an adapter.
 
@@ -72,7 +72,7 @@ class Several:
         return request
 
 
-class Town(Day):
+class MixedDay(Day):
     """
     A day on which texts are embedded as well, and models loaded.
 
@@ -93,7 +93,7 @@ class Town(Day):
         """Let so many things happen, and look whether anything is left."""
         super().live(steps)
         engine = self._harness.engine
-        assert not engine._services.held
+        assert not engine._services.embeds_held
         assert not engine._services.coming
         assert not engine._disk.restores
         assert not self._harness.run(
@@ -217,10 +217,10 @@ def vectors(events: list[ipc.Event]) -> np.ndarray[Any, Any]:
     return np.array([part.values for part in parts], dtype=np.float32)
 
 
-def a_town(
+def a_mixed_day(
     engine: Callable[..., Harness], folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, *, disk: bool
-) -> Town:
-    """Return a town whose first model is of a kind, and print its seed; the others are plain, and it has an adapter."""
+) -> MixedDay:
+    """Return a day whose first model is of a kind and has an adapter, while the others are plain; print its seed."""
     seed = random.SystemRandom().getrandbits(32)
     print("seed", seed)  # noqa: T201 - shown with a failure
     rng = random.Random(seed)
@@ -243,16 +243,16 @@ def a_town(
     if family in EXACT:
         asked.append((Requests(rng, other, "", marked=False, head=False), ""))
     embeds = embedding_model(folder / "vectors", rng.choice(["lasttoken", "mean_tokens"]), family=family)
-    requests: Any = Several(rng, asked)
-    return Town(embeds, alone, lambda: engine(**settings), requests, cold, rng, disk=disk, scarce=True)
+    requests: Any = SeveralModels(rng, asked)
+    return MixedDay(embeds, alone, lambda: engine(**settings), requests, cold, rng, disk=disk, scarce=True)
 
 
 @pytest.mark.parametrize(("kind", "disk"), [("qwen3", True), ("gemma3_text", False)])
-def test_answers_and_vectors_of_a_random_town_are_those_of_cold_runs(
+def test_answers_and_vectors_of_a_random_mixed_day_are_those_of_cold_runs(
     engine: Callable[..., Harness], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, disk: bool
 ) -> None:
     """Several models that push each other out; nothing is left when all has ended."""
-    a_town(engine, tmp_path, monkeypatch, kind, disk=disk).live(20)
+    a_mixed_day(engine, tmp_path, monkeypatch, kind, disk=disk).live(20)
 
 
 @pytest.mark.slow
@@ -262,6 +262,6 @@ def test_answers_and_vectors_of_a_random_month_are_those_of_cold_runs(
     engine: Callable[..., Harness], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, disk: bool
 ) -> None:
     """It is long enough that prefixes are reused, and restored for an adapter."""
-    town = a_town(engine, tmp_path, monkeypatch, kind, disk=disk)
-    town.live(scaled(700))
-    assert town.reused
+    day = a_mixed_day(engine, tmp_path, monkeypatch, kind, disk=disk)
+    day.live(scaled(700))
+    assert day.reused

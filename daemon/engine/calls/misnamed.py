@@ -1,4 +1,4 @@
-"""Repeats the search and load of a call's model where its files turn out to hold something else than expected."""
+"""Repeats the search and the load of a model where its files turn out to hold other weights than expected."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ from typing import TypeVar
 from daemon.cache.mlx.loader import MisnamedError
 from daemon.engine.background.task import Waiting
 
-_MOST = 3
-"""Searches of one call for one model."""
+_MOST_ATTEMPTS = 3
+"""Attempts of one call to find and load one model."""
 
 T = TypeVar("T")
 
 
-def searched(attempt: Callable[[], Waiting[T]]) -> Waiting[T]:
+def retry_misnamed(attempt: Callable[[], Waiting[T]]) -> Waiting[T]:
     """
-    Run an attempt to find and load a model; run it again after a MisnamedError, which it raises if that stays.
+    Find and load a model by `attempt`. After a MisnamedError it is tried again, `_MOST_ATTEMPTS` times in all.
 
     The load that failed has corrected the name of the content, so the next search finds it by its right name. The
     caller's own copy may even be sound: its load was shared with that of a misnamed copy.
+
+    Raises:
+        MisnamedError: That of the last attempt.
     """
-    for _ in range(_MOST - 1):
+    for _ in range(_MOST_ATTEMPTS - 1):
         try:
             return (yield from attempt())
         except MisnamedError:
