@@ -193,7 +193,7 @@ class Services:
         )
 
     def _move_pin(self, source: ModelSource, adapter: str, pin: bool | None) -> None:
-        """Let a pin follow a directory that has other files now: nothing leads to what it held before."""
+        """Let a pin follow a directory when its files changed: nothing leads to what it held before."""
         pinned = [entry for entry in self.models.entries() if entry.pinned and not entry.draining]
         for entry in pinned:
             before = entry.model.source
