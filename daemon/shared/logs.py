@@ -211,7 +211,9 @@ class _PrivateFile(RotatingFileHandler):
 
     def is_at(self, path: Path) -> bool:
         """Tell whether a path leads to the file that this writes."""
-        with suppress(OSError, ValueError, AttributeError):  # there is none, or the last rotation failed
+        if self.stream is None:  # the last rotation failed
+            return False
+        with suppress(OSError, ValueError):
             return os.path.samestat(os.fstat(self.stream.fileno()), path.stat())
         return False
 
