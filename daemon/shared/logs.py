@@ -213,7 +213,7 @@ class _PrivateFile(RotatingFileHandler):
         """Tell whether a path leads to the file that this writes."""
         if self.stream is None:  # the last rotation failed
             return False
-        with suppress(OSError, ValueError):  # there is none
+        with suppress(OSError, ValueError):
             return os.path.samestat(os.fstat(self.stream.fileno()), path.stat())
         return False
 

@@ -153,7 +153,7 @@ def test_restart_kills_a_daemon_that_hangs(mac: Mac, service: Service, monkeypat
 @pytest.mark.parametrize("command", ["stop", "uninstall"])
 def test_service_stop_takes_no_wait_option(mac: Mac, command: str) -> None:
     """They wait for an end, as long as launchd does."""
-    assert "No such option: --wait" in mac.service(command, "--wait", "5", status=2)
+    assert "No such option '--wait'" in mac.service(command, "--wait", "5", status=2)
 
 
 def test_service_commands_can_be_repeated(mac: Mac, service: Service) -> None:
