@@ -6,6 +6,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,4 +176,30 @@ def test_unknown_weights_are_digested_once_for_all(
         assert pb.LoadProgress(stage=pb.LOAD_STAGE_QUEUED, bytes_done=size, bytes_total=size) in events
     harness.finish(other)
     assert len(reads) <= 2  # one for GetOrLoad, one for Generate, whose search is another
+    harness.settle()
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_batching_window_waits_for_no_model_being_read(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    """Unless the engine is a rank of a group: the first of them alone hears that, and all begin the same passes."""
+    path, reading, go_on = _large_copy(tmp_path, monkeypatch), threading.Event(), threading.Event()
+
+    def slow(file: Path, size: int, report: Callable[[int, int], None] | None, rest: Callable[[float], None]) -> str:
+        if report is not None:
+            report(0, size)
+        reading.set()
+        assert go_on.wait(60)
+        return real(file, size, report, rest)
+
+    real = digests._sha256
+    monkeypatch.setattr(digests, "_sha256", slow)
+    harness.engine._services = replace(harness.engine._services, alone=alone)
+    call = harness.begin(generate("The", model=path))
+    harness.until(reading.is_set)
+    harness.step()
+    assert (call in harness.engine._services.coming) is not alone
+    go_on.set()
+    harness.finish(call)
     harness.settle()
