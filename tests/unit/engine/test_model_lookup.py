@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from daemon.cache import digests
+from daemon.cache.callbacks import ignore
 from daemon.cache.resolver import EMBEDDED_PATH, Resolver
+from daemon.engine.calls.model_lookup import _Search, _Waiter
 from daemon.shared.errors import Reason, SidecarError
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine.harness import Harness, generate
@@ -203,3 +205,14 @@ def test_batching_window_waits_for_no_model_being_read(
     go_on.set()
     harness.finish(call)
     harness.settle()
+
+
+def test_search_that_no_call_waits_for_is_not_joined() -> None:
+    """Whether its thread has noticed or not: on ranks of a group, some have and others have not."""
+    first, second, late = (_Waiter(ignore) for _ in range(3))
+    search = _Search(first, ignore)
+    assert search.join(second)
+    first.abandoned = second.abandoned = True
+    assert not search.join(late)
+    with pytest.raises(SidecarError):
+        search.reading(1, 2)
