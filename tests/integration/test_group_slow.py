@@ -156,6 +156,21 @@ def test_group_computes_while_a_large_model_is_read(folder: Path, start_group: C
     group.stop()
 
 
+@pytest.mark.parametrize("how", ["tensor", "pipeline"])
+def test_draft_model_guesses_in_a_group(folder: Path, start_group: Callable[..., RunningGroup], how: str) -> None:
+    """Its passes follow each other without a look at their tokens, and each of them crosses the ranks in turn."""
+    model = str(write_random(folder / "model", WIDE, 7))
+    draft = str(write_random(folder / "draft", {**WIDE, "num_hidden_layers": 2}, 8))
+    group = start_group(group_models=f"{model}={how},{draft}={how}")
+    with group.front.client() as client:
+        group.ready(client)
+        answer = ids(client, model)
+        for other in (draft, model):
+            assert ids(client, model, draft_model=other, draft_tokens=3, timeout=60.0) == answer
+        assert client.stats().group.restarts == 0
+    group.stop()
+
+
 def test_stopped_rank_ends_calls_with_a_reason(folder: Path, start_group: Callable[..., RunningGroup]) -> None:
     """A rank that is silent is given up; its machine starts another engine in its place."""
     model = str(copy_of_embedded(folder, "large"))
