@@ -14,6 +14,7 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
     from daemon.engine.engine import Engine
 
 DRAIN_SECONDS = 1.0
+COLLECT_ALL_SECONDS = 600.0
+"""An idle engine looks for garbage among all objects so often."""
 MOST_BETWEEN_BEATS = 3.0
 """Seconds. A heartbeat reads the clock each second; a longer gap means that no thread of this process ran meanwhile."""
 
@@ -65,7 +68,7 @@ def main() -> int:
     logs.configure(config.log_level, None)
     logs.take_over()
     seen = SeenTime(clocks.awake, MOST_BETWEEN_BEATS)
-    loop = Loop(seen, _collect_garbage)
+    loop = Loop(seen, IdleCollector(seen))
     engines: list[Engine] = []  # gets its one item later: the link is up before the engine is built
     link = Link(socket.socket(fileno=arguments.fd), loop, lambda: sum(engine.stuck for engine in engines))
     hello = partial(ipc.Hello, mlx_version=version("mlx"), mlx_lm_version=version("mlx-lm"), device=device_name())
@@ -99,15 +102,30 @@ def main() -> int:
     return 0
 
 
-def _collect_garbage() -> None:
+class IdleCollector:
     """
-    Collect garbage while the engine is idle, and leave the survivors out of later collections.
+    Collects garbage while the engine is idle, and leaves the survivors out of later collections.
 
     Most survivors are modules and the index of the prefix cache, which stay. Going through them takes 50 ms; without
-    this, that happens in the middle of streams.
+    this, that happens in the middle of streams. Others are dropped later, and some of these refer to themselves, as
+    tokenizers do: only a collection frees them. So now and then one goes through all.
+
+    Args:
+        clock: Seconds that never go back.
     """
-    gc.collect()
-    gc.freeze()
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._last_of_all = clock()
+
+    def __call__(self) -> None:
+        """Collect garbage."""
+        now = self._clock()
+        if now - self._last_of_all >= COLLECT_ALL_SECONDS:
+            self._last_of_all = now
+            gc.unfreeze()
+        gc.collect()
+        gc.freeze()
 
 
 def _harden() -> None:

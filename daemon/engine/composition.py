@@ -144,6 +144,7 @@ def build_engine(
         overrides=overrides,
         places=places,
         disk=disk,
+        alone=ranks is None,
     )
     source = pressure if config.evict_on_memory_pressure else normal
     relief = Relief(source, prefixes.memory_usage, prefixes.shed, models.shed, clock)

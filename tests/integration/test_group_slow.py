@@ -141,6 +141,36 @@ def _caught(failed: list[BaseException], ask: Callable[[str, int], None], prompt
         failed.append(error)
 
 
+def test_group_computes_while_a_large_model_is_read(folder: Path, start_group: Callable[..., RunningGroup]) -> None:
+    """Its weights are hashed, and the first rank alone hears how far that is: all ranks begin the same passes still."""
+    small = str(write_random(folder / "small", WIDE, 7))
+    large = str(write_random(folder / "large", {**WIDE, "hidden_size": 1152, "vocab_size": 20_000}, 7))
+    group = start_group(group_models=f"{small}=tensor,{large}=tensor")
+    with group.front.client() as client:
+        group.ready(client)
+        answer, restarts = ids(client, small), client.stats().group.restarts
+        with client.generate(large, PROMPT):
+            for _ in range(scaled(20)):
+                assert ids(client, small) == answer
+        assert client.stats().group.restarts == restarts
+    group.stop()
+
+
+@pytest.mark.parametrize("how", ["tensor", "pipeline"])
+def test_draft_model_guesses_in_a_group(folder: Path, start_group: Callable[..., RunningGroup], how: str) -> None:
+    """Its passes follow each other without a look at their tokens, and each of them crosses the ranks in turn."""
+    model = str(write_random(folder / "model", WIDE, 7))
+    draft = str(write_random(folder / "draft", {**WIDE, "num_hidden_layers": 2}, 8))
+    group = start_group(group_models=f"{model}={how},{draft}={how}")
+    with group.front.client() as client:
+        group.ready(client)
+        answer = ids(client, model)
+        for other in (draft, model):
+            assert ids(client, model, draft_model=other, draft_tokens=3, timeout=60.0) == answer
+        assert client.stats().group.restarts == 0
+    group.stop()
+
+
 def test_stopped_rank_ends_calls_with_a_reason(folder: Path, start_group: Callable[..., RunningGroup]) -> None:
     """A rank that is silent is given up; its machine starts another engine in its place."""
     model = str(copy_of_embedded(folder, "large"))

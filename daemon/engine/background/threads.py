@@ -100,16 +100,18 @@ class Threads:
                 self._start(job)
 
     def _start(self, job: Job) -> None:
+        inbox: _Inbox = SimpleQueue()
+        inbox.put(job)  # a thread keeps its arguments to its end, and a job has a request
         # Not an executor of the standard library: at its end the process would wait for hanging threads too.
-        thread = threading.Thread(target=self._run, args=(job,), name=self._name, daemon=True)
+        thread = threading.Thread(target=self._run, args=(inbox,), name=self._name, daemon=True)
         try:
             thread.start()
         except RuntimeError:  # the system has no more
             self._end(job)
             job.failed(OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
 
-    def _run(self, job: Job | None) -> None:
-        inbox: _Inbox = SimpleQueue()
+    def _run(self, inbox: _Inbox) -> None:
+        job = inbox.get()
         while job is not None:
             self._work(job)
             clear_contextvars()

@@ -145,6 +145,8 @@ class Services:
         embedders: The models that are known to have hidden states.
         coming: Ids of the Generate calls that have their prompt tokenised. Their requests can start soon, so the
             batching window waits for them.
+        alone: Whether no other rank does the same. What a search reports reaches the first rank of a group alone, so it
+            must decide nothing there.
     """
 
     models: Models
@@ -164,6 +166,7 @@ class Services:
     embeds_held: dict[int, bool] = field(default_factory=dict)
     embedders: set[ModelKey] = field(default_factory=set)
     coming: set[int] = field(default_factory=set)
+    alone: bool = True
 
     def load(
         self,

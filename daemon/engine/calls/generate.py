@@ -102,7 +102,8 @@ def _prepare_and_load(
     """Find the model and prepare the prompt on other threads, then wait for the weights."""
 
     def delayed(_: Progress) -> None:
-        services.coming.discard(call_id)  # its model is downloaded or read first: the batching window need not wait
+        if services.alone:  # its model is downloaded or read first: the batching window need not wait
+            services.coming.discard(call_id)
 
     services.coming.add(call_id)
     try:

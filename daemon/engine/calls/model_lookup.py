@@ -19,7 +19,6 @@ from daemon.engine.calls.giants import Giants
 from daemon.engine.calls.model_places import Places
 from daemon.shared import liveness
 from daemon.shared.errors import Reason, SidecarError
-from daemon.shared.readings import agreed
 
 Found = ModelSource | int
 """A model; or, for a call that asked for an estimate, the bytes of weights of a model that is not on this machine."""
@@ -161,7 +160,7 @@ class _Search:
     One search and the calls that wait for it; the watcher of the resolver.
 
     A search that no call waits for any more is abandoned: its next report raises in the thread that works, and no
-    call can join it from then on.
+    call can join it. That follows from the calls alone: on ranks of a group, threads report at other moments.
 
     Args:
         first: The call that began it.
@@ -175,14 +174,13 @@ class _Search:
         self.sign: liveness.Sign = liveness.current()
         self._post = post
         self._waiters = [first]
-        self._abandoned = False
         self._last: Progress | None = None
         self._lock = threading.Lock()
 
     def join(self, waiter: _Waiter) -> bool:
-        """Add a call, which gets the latest progress at once; False if the search was abandoned."""
+        """Add a call, which gets the latest progress at once; False if the search is abandoned."""
         with self._lock:
-            if agreed(self._abandoned):
+            if not self._calls():
                 return False
             self._waiters.append(waiter)
             last = self._last
@@ -191,10 +189,9 @@ class _Search:
         return True
 
     def end(self) -> list[_Waiter]:
-        """Close the search and return the calls that wait for it."""
+        """Return the calls that wait for it; it has ended."""
         with self._lock:
-            self._abandoned = True
-            return [waiter for waiter in self._waiters if not waiter.abandoned]
+            return self._calls()
 
     def downloading(self, done: int, total: int) -> None:
         """Report the bytes of a download; any thread."""
@@ -207,11 +204,14 @@ class _Search:
     def _report(self, progress: Progress) -> None:
         self.sign()
         with self._lock:
-            self._waiters = [waiter for waiter in self._waiters if not waiter.abandoned]
-            if not self._waiters:
-                self._abandoned = True
+            waiters = self._calls()
+            if not waiters:
                 raise SidecarError(Reason.INTERNAL, "no call waits for this search any more")
             self._last = progress
-            waiters = list(self._waiters)
         for waiter in waiters:
             self._post(partial(waiter.report, progress))
+
+    def _calls(self) -> list[_Waiter]:
+        """Return the calls that wait for it, and forget the others; for the thread that has the lock."""
+        self._waiters = [waiter for waiter in self._waiters if not waiter.abandoned]
+        return list(self._waiters)

@@ -145,7 +145,7 @@ class PrefillQueue:
 
     def drop(self, sequence: Sequence) -> None:
         """Forget a sequence; an unknown one is no error."""
-        self._prefills.pop(sequence, None)
+        self._vacate(sequence)
         self._expected.pop(sequence, None)
 
     def limit_passes(self, spare: Callable[[int], int]) -> None:
@@ -225,7 +225,8 @@ class PrefillQueue:
         """
         fell_short = self._readers.outlooks.correct(prefill.sequence)
         if fell_short and not self._make_room():
-            self._expected[prefill.sequence] = self._prefills.pop(prefill.sequence)
+            self._expected[prefill.sequence] = prefill
+            self._vacate(prefill.sequence)
             self._readers.outlooks.distrust(prefill.sequence)
             self._readers.outlooks.renew()
             yield Postponed(prefill.sequence)
@@ -245,6 +246,12 @@ class PrefillQueue:
             self._narrow(prefill)  # not all of it could be restored: here too, there is more to compute
         yield Begun(prefill.sequence)
         return True
+
+    def _vacate(self, sequence: Sequence) -> None:
+        """Take the slot of a sequence away, if it has one."""
+        prefill = self._prefills.pop(sequence, None)
+        if prefill is not None:
+            self._turns.left(prefill)
 
     def _narrow(self, prefill: Prefill) -> None:
         """Let the passes of this turn be the narrowest, of a prompt and of others that are computed like it."""

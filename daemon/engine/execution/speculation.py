@@ -276,6 +276,8 @@ class DraftGuesses:
             logits = kv.loaded.model(tokens[None], cache=kv.cache)[:, -1, : sequence.loaded.vocab_size]
             tokens = mx.argmax(logits, axis=-1)
             guesses.append(tokens)
+            # In a pipeline of ranks, receiving for the next pass depends on nothing: it must not come before this pass.
+            mx.async_eval(tokens)
             if not index:
                 kv.advanced(len(unseen), kv.cache)
                 self._undo = Undo(kv.cache, whole=True)

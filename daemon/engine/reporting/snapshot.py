@@ -152,7 +152,6 @@ class StatsCollector:
     def _prefix_cache(self) -> pb.PrefixCacheStats:
         prefixes = self._prefixes
         counters, limits = prefixes.counters, prefixes.limits
-        prefixes.keeps.expire()
         return pb.PrefixCacheStats(
             blocks=prefixes.trie.blocks,
             max_blocks=limits.blocks,

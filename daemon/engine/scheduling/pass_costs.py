@@ -146,7 +146,8 @@ class PassCosts:
     def knows(self, width: int) -> bool:
         """Whether passes with so many guesses were measured."""
         cost = self._costs.get(_bucket(width))
-        return cost is not None and cost.passes >= _MEASURED and self._passes - cost.latest < _STALE
+        aged = self._passes // _AGES * _AGES  # as `learnt` tells it: else a cost would depend on when it was asked for
+        return cost is not None and cost.passes >= _MEASURED and aged - cost.latest < _STALE
 
     def cost(self, width: int) -> float:
         """Return what so many guesses are expected to add to a pass, as a share of it; the best case if not known."""

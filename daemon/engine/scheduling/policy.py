@@ -281,6 +281,7 @@ class Turns(Generic[R]):
         self._programs: dict[Hashable, int] = {}
         """The serial number of the last turn of each program's namespaces, and of each program, the oldest first."""
         self._passed: dict[R, int] = {}
+        """How often later arrivals passed a request since its last turn, also while it was no candidate."""
 
     def first(self, candidates: Sequence[R]) -> R | None:
         """Return the candidate that has the next turn; None without candidates."""
@@ -300,7 +301,10 @@ class Turns(Generic[R]):
             served.pop(key, None)
             served[key] = turn
             _forget_first(served)
-        earlier = candidates[: candidates.index(chosen)] if chosen in candidates else ()
-        self._passed = {request: self._passed.get(request, 0) for request in candidates if request is not chosen}
-        for request in earlier:
-            self._passed[request] += 1
+        self._passed.pop(chosen, None)
+        for request in candidates[: candidates.index(chosen)] if chosen in candidates else ():
+            self._passed[request] = self._passed.get(request, 0) + 1
+
+    def left(self, request: R) -> None:
+        """Forget how often a request was passed over, because it waits no longer; an unknown one is no error."""
+        self._passed.pop(request, None)

@@ -100,6 +100,7 @@ class WaitingList(Generic[W]):
         """Remove a request; an unknown one is no error."""
         if request in self._requests:
             self._requests.remove(request)
+        self._turns.left(request)
 
     def arrived_since(self, moment: float) -> int:
         """Return the number of requests if all of them arrived since a moment; 0 if an older one waits."""

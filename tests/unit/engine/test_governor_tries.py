@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 
 from daemon.engine.scheduling.governor import Check, Governor, Source
-from daemon.engine.scheduling.pass_costs import LOSS_SHARE
+from daemon.engine.scheduling.pass_costs import LOSS_SHARE, PassCosts, Purse
 
 COMPARED, UNSEEN = Source(3, "short"), Source(5)
 """A source whose guesses are compared with what is decoded, and one whose guesses cost a pass each."""
@@ -92,3 +94,20 @@ def test_wait_for_a_token_is_a_bet_on_it(rows: int, chance: float, vain: float, 
     offers = [(COMPARED, 1)] * rows
     assert governor.width(offers) == 1
     assert governor.width(offers, waits=True) == waits
+
+
+def test_cost_of_guesses_is_the_same_however_often_asked() -> None:
+    """Figures ask at moments of their own, and all ranks of a group have to decide alike."""
+    asked, seldom = PassCosts(Purse()), PassCosts(Purse())
+    for costs in (asked, seldom):
+        for _ in range(9):
+            costs.plain(0.01)
+        for _ in range(4):
+            costs.guessed(0.02, 1)
+            costs.guessed_at(0.02, 1.0)
+    known = asked.cost(1)
+    while (cost := asked.cost(1)) == known:
+        assert deepcopy(seldom).cost(1) == cost
+        for costs in (asked, seldom):
+            costs.plain(0.01)
+    assert seldom.cost(1) == cost

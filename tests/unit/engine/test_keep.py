@@ -71,6 +71,15 @@ def test_kept_prompt_is_listed_until_its_time_is_over(harness: Harness) -> None:
     assert harness.figures.prefix_cache.kept_yielded == 0
 
 
+def test_figures_end_no_keep(harness: Harness) -> None:
+    """Each rank of a group reads a clock of its own for them, and all have to keep the same."""
+    harness.run(request("embedded", ids(100), HOUR))
+    harness.slept += 4000  # of a machine that has run for longer
+    harness.engine._outbox.publish()
+    harness.slept -= 4000
+    assert len(harness.engine._memory._prefixes.keeps) == 1
+
+
 def test_kept_prompt_is_kept_from_its_first_token(harness: Harness) -> None:
     """Before the answer ends: a long answer does not leave its prompt to eviction."""
     call = harness.begin(request("embedded", ids(100), HOUR))

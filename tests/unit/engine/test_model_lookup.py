@@ -6,13 +6,16 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from daemon.cache import digests
+from daemon.cache.callbacks import ignore
 from daemon.cache.resolver import EMBEDDED_PATH, Resolver
+from daemon.engine.calls.model_lookup import _Search, _Waiter
 from daemon.shared.errors import Reason, SidecarError
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine.harness import Harness, generate
@@ -176,3 +179,40 @@ def test_unknown_weights_are_digested_once_for_all(
     harness.finish(other)
     assert len(reads) <= 2  # one for GetOrLoad, one for Generate, whose search is another
     harness.settle()
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_batching_window_waits_for_no_model_being_read(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    """Unless the engine is a rank of a group: the first of them alone hears that, and all begin the same passes."""
+    path, reading, go_on = _large_copy(tmp_path, monkeypatch), threading.Event(), threading.Event()
+
+    def slow(file: Path, size: int, report: Callable[[int, int], None] | None, rest: Callable[[float], None]) -> str:
+        if report is not None:
+            report(0, size)
+        reading.set()
+        assert go_on.wait(60)
+        return real(file, size, report, rest)
+
+    real = digests._sha256
+    monkeypatch.setattr(digests, "_sha256", slow)
+    harness.engine._services = replace(harness.engine._services, alone=alone)
+    call = harness.begin(generate("The", model=path))
+    harness.until(reading.is_set)
+    harness.step()
+    assert (call in harness.engine._services.coming) is not alone
+    go_on.set()
+    harness.finish(call)
+    harness.settle()
+
+
+def test_search_that_no_call_waits_for_is_not_joined() -> None:
+    """Whether its thread has noticed or not: on ranks of a group, some have and others have not."""
+    first, second, late = (_Waiter(ignore) for _ in range(3))
+    search = _Search(first, ignore)
+    assert search.join(second)
+    first.abandoned = second.abandoned = True
+    assert not search.join(late)
+    with pytest.raises(SidecarError):
+        search.reading(1, 2)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -173,6 +175,21 @@ def test_failed_thread_start_fails_only_its_call(bench: Bench, monkeypatch: pyte
     assert (refused.reason, bool(refused.retry_after)) == (Reason.MACHINE_EXHAUSTED, True), refused.message
     bench.run(task(LOOKUP, "a", lambda: 1))
     assert bench.hear() == 1
+
+
+def test_thread_keeps_nothing_of_its_first_task(bench: Bench) -> None:
+    """The thread stays for others. A task has a request, with a long prompt, or a piece of KV that was written."""
+    dropped = threading.Event()
+
+    def run() -> None:
+        large = Bench()
+        weakref.finalize(large, dropped.set)
+        bench.run(task(LOOKUP, "a", partial(getattr, large, "heard")))
+
+    run()
+    bench.hear()
+    bench.heard.clear()
+    assert dropped.wait(PATIENCE)
 
 
 def test_closing_drops_waiting_and_hanging_work() -> None:
