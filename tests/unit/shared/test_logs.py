@@ -292,14 +292,14 @@ class _FullStderr(_Stderr):
 def test_full_disk_of_log_and_stderr_fails_no_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a service of macOS both are on one disk. The line is logged at a rotation, which makes a new file."""
 
-    def full(path: str, flags: int) -> int:
+    def full(file: logs._PrivateFile, path: str, flags: int) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(logs, "sys", SimpleNamespace(stderr=_FullStderr(terminal=False), exc_info=sys.exc_info))
     monkeypatch.setattr(logs, "MAX_FILE_BYTES", 1)
     logs.configure("info", tmp_path / "log")
     structlog.get_logger("daemon").info("kept")
-    monkeypatch.setattr(logs, "_open_private", full)
+    monkeypatch.setattr(logs._PrivateFile, "_open_private", full)
     structlog.get_logger("daemon").info("lost")
     assert json.loads((tmp_path / "log.1").read_text())["event"] == "kept"
     assert not (tmp_path / "log").exists()
