@@ -35,8 +35,8 @@ agents: $(VENV)/.developed ## Real coding agents, which npm installs once, chang
 attacks: $(VENV)/.developed ## What an attacker or an unlucky machine does to a daemon, and the answer that each must get
 	$(BIN)/python -m pytest tests/attacks -n 2 --dist loadfile
 
-group: $(VENV)/.developed ## Groups on loopback: random neighbours, ranks that die or stop, mlx-lm's own sharding
-	$(BIN)/python -m pytest -m slow tests/integration/test_group_slow.py tests/integration/test_group_disk_slow.py
+group: $(VENV)/.developed ## Groups on loopback: random work and neighbours, ranks that die or stop, mlx-lm's own sharding
+	$(BIN)/python -m pytest -m slow tests/integration/test_group_slow.py tests/integration/test_group_*_slow.py
 
 chaos: $(VENV)/.developed ## Random clients against a daemon that is killed all the time: MINUTES=5, SEED=
 	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))

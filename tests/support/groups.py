@@ -33,6 +33,24 @@ def child_engines(parent: int) -> list[int]:
 START_SECONDS = 300
 """Patience until all ranks take calls: as many engines start at once, and some tries may fail on a busy machine."""
 
+AHEAD = """
+import sys
+import time
+
+if "daemon.engine" in sys.orig_argv:
+    from daemon.shared import observed_time
+
+    begun, told = observed_time.SeenTime.__init__, time.clock_gettime
+
+    def begin(clock, *arguments):
+        begun(clock, *arguments)
+        clock._seen += {seconds}
+
+    observed_time.SeenTime.__init__ = begin
+    time.clock_gettime = lambda clock: told(clock) + {seconds}
+"""
+"""A module that Python imports at the start of an engine, so that each of its clocks is ahead."""
+
 
 @dataclass(slots=True)
 class RunningGroup:
@@ -49,7 +67,14 @@ class RunningGroup:
 
     @classmethod
     def start(
-        cls, folder: Path, ranks: int = 2, roots: str = "", failpoints: str = "", kv_disk_mb: str = "0", **settings: str
+        cls,
+        folder: Path,
+        ranks: int = 2,
+        roots: str = "",
+        failpoints: str = "",
+        kv_disk_mb: str = "0",
+        ahead: str = "",
+        **settings: str,
     ) -> RunningGroup:
         """
         Start a group.
@@ -60,6 +85,7 @@ class RunningGroup:
             roots: Model roots of the others.
             failpoints: Those of the others.
             kv_disk_mb: That of all ranks; "64,0" if the others have 0.
+            ahead: Seconds by which the clocks of the others are ahead: of machines that have run for longer.
             settings: Keys of the daemon.
         """
         disk, _, others_disk = kv_disk_mb.partition(",")
@@ -71,7 +97,7 @@ class RunningGroup:
             (home / "daemon.log").unlink(missing_ok=True)
             # Port 0: the system chooses one that is free, and the log tells which.
             own = {"model_roots": roots, "test_failpoints": failpoints, "kv_disk_mb": others_disk or disk}
-            others.append(join(home, "127.0.0.1:0", key, **own))
+            others.append(join(home, "127.0.0.1:0", key, ahead, **own))
         addresses = [address_of(other) for other in others]
         home = folder / "0"
         home.mkdir(exist_ok=True)
@@ -117,9 +143,12 @@ class RunningGroup:
                 daemon.wait()
 
 
-def join(home: Path, listen: str, key: Path, **settings: str) -> RunningDaemon:
-    """Start `mlx-sidecar join`; `settings` are configuration keys."""
+def join(home: Path, listen: str, key: Path, ahead: str = "", **settings: str) -> RunningDaemon:
+    """Start `mlx-sidecar join`, with clocks that are ahead by so many seconds; `settings` are configuration keys."""
     command = [sys.executable, "-m", "daemon", "join"]
+    if ahead:
+        (home / "sitecustomize.py").write_text(AHEAD.format(seconds=ahead))
+        command = ["env", f"PYTHONPATH={home}", *command]
     return RunningDaemon.start(home, command, group_listen=listen, group_key_file=str(key), **settings)
 
 

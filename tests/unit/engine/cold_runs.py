@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
+from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.unit.engine.harness import Answer, Harness
+from tests.unit.engine.harness import Answer
 
 CLOSE = 2e-3
 """Of log-probabilities, where the shape of a product or of a scan depends on where a chunk begins."""
@@ -48,16 +49,30 @@ class Sample:
         return [turn, *(pb.ChatMessage(role="tool", content="done", tool_call_id=call.id) for call in turn.tool_calls)]
 
 
+class Runs(Protocol):
+    """
+    An engine that runs requests: a harness, or a daemon.
+
+    Attributes:
+        events: Events of requests that have ended; nothing needs them any more.
+    """
+
+    events: list[ipc.Event]
+
+    def run(self, request: pb.GenerateRequest) -> Answer:
+        """Return the answer to a request."""
+
+
 class ColdRuns:
     """
     Cold runs of requests, each of which is run once.
 
     Args:
-        harness: An engine of its own.
+        harness: An engine of its own, or whatever answers as one.
         bound: How far log-probabilities may be off; 0 for bits.
     """
 
-    def __init__(self, harness: Harness, bound: float) -> None:
+    def __init__(self, harness: Runs, bound: float) -> None:
         self._harness = harness
         self._bound = bound
         self._known: dict[bytes, Answer] = {}
@@ -70,7 +85,7 @@ class ColdRuns:
             own, alone = Sample(answer, finished.index), Sample(cold)
             assert own.said == alone.said, f"sample {finished.index}"
             self._same(own.logprobs, alone.logprobs)
-            self._same(_scores(answer), _scores(cold))
+            self._same(scores(answer), scores(cold))
 
     def _run(self, request: pb.GenerateRequest, seed: int | None) -> Answer:
         """Return the answer to a request, or to one of its samples, which its seed names."""
@@ -97,6 +112,6 @@ class ColdRuns:
             assert abs(one.logprob - other.logprob) <= self._bound
 
 
-def _scores(answer: Answer) -> list[pb.TokenLogprob]:
+def scores(answer: Answer) -> list[pb.TokenLogprob]:
     """Return the log-probabilities of a prompt."""
     return [entry for event in answer.events for entry in event.generate.prompt_logprobs.logprobs]
