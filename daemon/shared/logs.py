@@ -15,7 +15,6 @@ import signal
 import stat
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,6 +27,7 @@ import structlog
 
 from daemon.shared.log_fields import Words, permitted
 from daemon.shared.log_frames import frames, library_event
+from daemon.shared.observed_time import polls
 
 if TYPE_CHECKING:
     import asyncio
@@ -251,11 +251,8 @@ def _claim(fd: int, wait: float) -> None:
     Raises:
         OSError: If a process has it that does not end.
     """
-    deadline = time.monotonic() + wait
-    while not _locked(fd):
-        if time.monotonic() >= deadline:
-            raise OSError(errno.EBUSY, "another process writes it; each needs a log_file of its own")
-        time.sleep(_CLAIM_POLL_SECONDS)
+    if not any(_locked(fd) for _ in polls(wait, _CLAIM_POLL_SECONDS)):
+        raise OSError(errno.EBUSY, "another process writes it; each needs a log_file of its own")
 
 
 def _locked(fd: int) -> bool:
