@@ -192,10 +192,9 @@ class Digests:
     def _read(self, path: Path, report: Report | None) -> str:
         started = self._now_ns()
         stamp = Stamp.of(path)
-        is_old = self._was_seen(path, stamp)
+        is_settled = stamp.ctime_ns + SETTLED_NS < started or self._was_seen(path, stamp)
         with self._aside() if stamp.size > QUICK_BYTES else nullcontext(ignore) as rest:
             digest = _sha256(path, stamp.size, report, rest)
-        is_settled = stamp.ctime_ns + SETTLED_NS < started or is_old
         if is_settled and Stamp.of(path) == stamp:
             self._remember(path, stamp, digest)
         return digest
