@@ -34,7 +34,7 @@ _HINTS = {
     _EIO: _LOADED,
     _ALREADY: _LOADED,
     119: "the service is disabled; run: launchctl enable {target}",
-    125: "nobody is logged in at the screen: log in there, or run: {install}; or background items are switched off in "
+    125: "there is no login at the screen: log in there, or run: {install}; or background items are switched off in "
     "System Settings > General > Login Items",
     134: "the plist is for another kind of session; run: {install}",
 }
