@@ -76,7 +76,7 @@ def install(session: Session, /, kind: agent.Kind, wait: float, as_json: bool, *
     def make(background: bool) -> agent.Agent:
         return agent.of_this_environment(resolved, os.environ, Path.home(), background=background, kind=kind)
 
-    service, before = _service(wait, kind), _variables(kind)
+    service, before = _service(kind, wait), _variables(kind)
     changed = service.install(make)
     _tell(service, "Installed" if changed else "Installed already", as_json)
     if lost := sorted(before - _variables(kind)):
@@ -98,7 +98,7 @@ def _variables(kind: agent.Kind) -> set[str]:
 @_join
 def uninstall(kind: agent.Kind) -> None:
     """Drain the service, end it and remove it. Logs, configuration and downloaded models stay."""
-    done = _service(0, kind).uninstall()
+    done = _service(kind).uninstall()
     click.echo("Uninstalled." if done else "The service was not installed.")
 
 
@@ -108,7 +108,7 @@ def uninstall(kind: agent.Kind) -> None:
 @_json
 def start(kind: agent.Kind, wait: float, as_json: bool) -> None:
     """Start the installed service and wait until it serves."""
-    service = _service(wait, kind)
+    service = _service(kind, wait)
     changed = service.start()
     _tell(service, "Started" if changed else "Running already", as_json)
 
@@ -117,7 +117,7 @@ def start(kind: agent.Kind, wait: float, as_json: bool) -> None:
 @_join
 def stop(kind: agent.Kind) -> None:
     """Drain the service and end it, until the next login or `start`."""
-    done = _service(0, kind).stop()
+    done = _service(kind).stop()
     click.echo("Stopped." if done else "The service was not running.")
 
 
@@ -127,7 +127,7 @@ def stop(kind: agent.Kind) -> None:
 @_json
 def restart(kind: agent.Kind, wait: float, as_json: bool) -> None:
     """Drain the service, start it again and wait until it serves."""
-    service = _service(wait, kind)
+    service = _service(kind, wait)
     service.restart()
     _tell(service, "Restarted", as_json)
 
@@ -137,7 +137,7 @@ def restart(kind: agent.Kind, wait: float, as_json: bool) -> None:
 @_json
 def status(kind: agent.Kind, as_json: bool) -> None:
     """Show what launchd knows of the service and whether it serves. Exit status 3 if it does not."""
-    state = _service(0, kind).status()
+    state = _service(kind).status()
     if as_json:
         print_json(_plain(state))
     else:
@@ -153,7 +153,7 @@ def status(kind: agent.Kind, as_json: bool) -> None:
 @click.option("--stderr", is_flag=True, help="Show what was printed before there was a log: tracebacks, refusals.")
 def logs(following: bool, lines: int, kind: agent.Kind, stderr: bool) -> None:
     """Print the service's log."""
-    state = _service(0, kind).status()
+    state = _service(kind).status()
     path = state.stderr if stderr or state.log is None else state.log
     if not following and not path.exists():
         raise ServiceError(f"there is no log at {path} yet")
@@ -171,7 +171,7 @@ def _read(path: Path, lines: int, following: bool) -> Iterator[str]:
         raise ServiceError(f"{path} cannot be read ({error.strerror})") from None
 
 
-def _service(wait: float, kind: agent.Kind) -> Service:
+def _service(kind: agent.Kind, wait: float = 0.0) -> Service:
     return Service(Launchctl(), Path.home(), look if kind is agent.DAEMON else look_for_rank, wait, kind)
 
 
