@@ -19,11 +19,9 @@ from daemon.engine.output.notations.syntax import (
     CallSyntax,
     Choice,
     Json,
-    Maybe,
     Part,
     Pattern,
     Sequence,
-    Several,
     Text,
     Unenforceable,
     arguments,
@@ -132,9 +130,7 @@ def _read_key(reader: Reader) -> Steps[str]:
 def _call(tool: Tool) -> Part:
     """Return the syntax of a call. Values are JSON, which the parser reads as well, or words of Python."""
     root = arguments(tool)
-    parts = members(root, lambda key, schema: _pair(key, schema, root))
-    if parts and isinstance(parts[0], Maybe) and isinstance(parts[0].part, Several):
-        parts = [Maybe(Several(parts[0].part.part, ", "))]
+    parts = members(root, lambda key, schema: _pair(key, schema, root), ", ")
     return Sequence((Text(f"{tool.name}("), listed(parts, ", "), Text(")")))
 
 

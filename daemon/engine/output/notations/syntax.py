@@ -138,13 +138,14 @@ _OF_A_ROOT = (
 """Keywords of an object with members that are not one list, or that depend on each other."""
 
 
-def members(schema: Mapping[str, Any], of: Callable[[str | None, Any], Part]) -> list[Part]:
+def members(schema: Mapping[str, Any], of: Callable[[str | None, Any], Part], between: str = "") -> list[Part]:
     """
     Return the syntax of each member of an object, in the order of its schema; those that may be missing are Maybe.
 
     Args:
         schema: The schema of the object, which is its own root.
         of: Returns the syntax of a member, given its name and its schema. Without a name it has any.
+        between: The text between two members of any names.
 
     Raises:
         Unenforceable: If the schema is made of others, so that its members are not one list.
@@ -155,7 +156,7 @@ def members(schema: Mapping[str, Any], of: Callable[[str | None, Any], Part]) ->
     properties, required = described(schema)
     others = schema.get("additionalProperties", schema.get("unevaluatedProperties"))
     if not properties and others is not False:
-        return [Maybe(Several(of(None, others if isinstance(others, dict) else {}), ""))]
+        return [Maybe(Several(of(None, others if isinstance(others, dict) else {}), between))]
     return [of(name, part) if name in required else Maybe(of(name, part)) for name, part in properties.items()]
 
 
