@@ -23,9 +23,9 @@ from daemon.engine.output.notations.syntax import (
     Sequence,
     Several,
     Text,
-    Unenforceable,
     arguments,
     listed,
+    refuse_name,
 )
 from daemon.engine.output.reader import Malformed, Reader, Sink, Steps, read_until, read_value
 from daemon.engine.output.tool_calls import CallWriter, Tool
@@ -145,10 +145,7 @@ def _style(quote: str) -> Style:
 
     def of_members(parts: Mapping[str, Part], required: frozenset[str]) -> Part:
         for name in parts:
-            if not _KEY.fullmatch(name):
-                raise Unenforceable(
-                    f"has the property {name!r}, a name that this model's notation of calls cannot hold"
-                )
+            refuse_name(name, _KEY)
         # As the template has them, in what a model reads of its tools, and in its calls.
         ordered = sorted(parts.items(), key=lambda pair: pair[0].lower())
         pairs = {name: Sequence((Text(f"{name}:"), part)) for name, part in ordered}

@@ -18,6 +18,7 @@ from daemon.engine.output.notations.syntax import (
     Sequence,
     Text,
     arguments,
+    member_name,
     members,
     raw_value,
 )
@@ -63,7 +64,7 @@ def _in_tags(name: str, start: str, tags: Tags) -> Notation:
         root = arguments(tool)
 
         def pair(key: str | None, schema: Any) -> Part:
-            name = Pattern(r"[^<>\s]{1,100}") if key is None else Text(key)
+            name = member_name(key)
             value = raw_value(schema, root, tags.value_end)
             return Sequence((_LINE, Text(tags.key), name, Text(tags.key_end), _LINE, Text(tags.value), value))
 

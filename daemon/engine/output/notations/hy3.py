@@ -15,10 +15,10 @@ from daemon.engine.output.notations.notation import Notation, read_end
 from daemon.engine.output.notations.syntax import (
     CallSyntax,
     Part,
-    Pattern,
     Sequence,
     Text,
     arguments,
+    member_name,
     members,
     raw_value,
 )
@@ -54,9 +54,8 @@ def _call(tool: Tool) -> Part:
 
 
 def _pair(name: str | None, schema: Any, root: Mapping[str, Any]) -> Part:
-    key = Pattern(r"[^<>\s]{1,100}") if name is None else Text(name)
     value = raw_value(schema, root, f"{_VALUE_END}\n")
-    return Sequence((Text(_KEY), key, Text(f"{_KEY_END}\n{_VALUE}"), value))
+    return Sequence((Text(_KEY), member_name(name), Text(f"{_KEY_END}\n{_VALUE}"), value))
 
 
 HY3 = Notation("Hy3", (_BLOCK,), _read, CallSyntax(_call, f"{_BLOCK}\n", _BLOCK_END, between=""))

@@ -28,11 +28,10 @@ from daemon.engine.output.notations.syntax import (
     Free,
     Json,
     Part,
-    Pattern,
     Sequence,
     Text,
-    Unenforceable,
     arguments,
+    member_name,
     members,
     no_strings,
     raw_value,
@@ -43,6 +42,8 @@ from daemon.engine.output.reader import Malformed, Reader, Steps, read_until, re
 from daemon.engine.output.tool_calls import CallWriter, NamedArguments, Tool
 
 _NAME = re.compile(r"""\s*name\s*=\s*(?:"([^"]*)"|'([^']*)')\s*""")
+_KEY = re.compile(r'[^<>"\n]*')
+"""A name that an argument can have."""
 _IS_STRING = re.compile(r"""string\s*=\s*["'](true|false)["']\s*""")
 _TEXT = ArgumentType(frozenset({"string"}))
 _JSON = ArgumentType(frozenset({"number", "boolean", "null", "object", "array"}))
@@ -100,10 +101,8 @@ def _invocations(name: str, blocks: dict[str, str], tags: _Tags) -> Notation:
 
 def _parameter(key: str | None, schema: Any, root: Mapping[str, Any], tags: _Tags) -> Part:
     """Return the syntax of an argument; of any name for None."""
-    if key is not None and re.search('[<>"\n]', key):
-        raise Unenforceable(f"has the property {key!r}, a name that this model's notation of calls cannot hold")
     end = f"{tags.parameter_end}\n"
-    name = Pattern(r'[^<>"\s]{1,100}') if key is None else Text(key)
+    name = member_name(key, _KEY, r'[^<>"\s]{1,100}')
     if tags.states_strings:
         value: Part = Choice(tuple(_stated(type_of([schema], root), schema, root, end)))
     else:

@@ -21,8 +21,8 @@ from daemon.engine.output.notations.syntax import (
     Pattern,
     Sequence,
     Text,
-    Unenforceable,
     arguments,
+    member_name,
     members,
     no_strings,
     raw_value,
@@ -35,6 +35,8 @@ _FUNCTION, _FUNCTION_END = "<function name=", "</function>"
 _PARAM, _PARAM_END = "<param name=", "</param>"
 _CDATA, _CDATA_ENDS = "<![CDATA[", (f"]]>{_PARAM_END}", f"]]>\n{_PARAM_END}")
 _NAME = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)')\s*""")
+_KEY = re.compile(r'[^<>"\n]*')
+"""A name that an argument can have."""
 _MARKUP = re.compile("[<&\n]")
 
 
@@ -71,9 +73,7 @@ def _call(tool: Tool) -> Part:
 
 
 def _param(key: str | None, schema: Any, root: Mapping[str, Any]) -> Part:
-    if key is not None and re.search('[<>"\n]', key):
-        raise Unenforceable(f"has the property {key!r}, a name that this model's notation of calls cannot hold")
-    name = Pattern(r'[^<>"\s]{1,100}') if key is None else Text(key)
+    name = member_name(key, _KEY, r'[^<>"\s]{1,100}')
     return Sequence((Text(f'{_PARAM}"'), name, Text('">'), _value(schema, root)))
 
 

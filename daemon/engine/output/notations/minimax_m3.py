@@ -26,8 +26,8 @@ from daemon.engine.output.notations.syntax import (
     Sequence,
     Several,
     Text,
-    Unenforceable,
     arguments,
+    refuse_name,
 )
 from daemon.engine.output.reader import Cut, Malformed, Reader, Steps, read_until
 from daemon.engine.output.tool_calls import CallWriter, NamedArguments, Tool
@@ -36,6 +36,8 @@ _MARK = "]<]minimax[>["
 _START, _END = f"{_MARK}<tool_call>", f"{_MARK}</tool_call>"
 _INVOKE, _INVOKE_END = f"{_MARK}<invoke", f"{_MARK}</invoke>"
 _NAME = re.compile(r"""\s*name\s*=\s*"([^"]*)"\s*""")
+_MEMBER = re.compile(r"[^<>/\n]*")
+"""A name that an element can have."""
 
 
 def _read(reader: Reader, calls: CallWriter) -> Steps[None]:
@@ -130,8 +132,7 @@ def _choices(part: Part) -> tuple[Part, ...]:
 
 
 def _element(name: str, part: Part) -> Part:
-    if re.search("[<>/\n]", name):
-        raise Unenforceable(f"has the property {name!r}, a name that this model's notation of calls cannot hold")
+    refuse_name(name, _MEMBER)
     close = f"{_MARK}</{name}>"
     ended = [Free(close) if inner is _ANY else Sequence((inner, Text(close))) for inner in _choices(part)]
     return Sequence((Text(f"{_MARK}<{name}>"), Choice(tuple(ended))))

@@ -20,12 +20,11 @@ from daemon.engine.output.notations.syntax import (
     Choice,
     Json,
     Part,
-    Pattern,
     Sequence,
     Text,
-    Unenforceable,
     arguments,
     listed,
+    member_name,
     members,
     python_words,
     within,
@@ -135,9 +134,7 @@ def _call(tool: Tool) -> Part:
 
 
 def _pair(key: str | None, schema: Any, root: Mapping[str, Any]) -> Part:
-    if key is not None and not _KEY.fullmatch(key):
-        raise Unenforceable(f"has the property {key!r}, a name that this model's notation of calls cannot hold")
-    name = Pattern("[A-Za-z_][A-Za-z0-9_]{0,63}") if key is None else Text(key)
+    name = member_name(key, _KEY, "[A-Za-z_][A-Za-z0-9_]{0,63}")
     value = Choice((Json(within(schema, root)), *python_words(type_of([schema], root))))
     return Sequence((name, Text("="), value))
 

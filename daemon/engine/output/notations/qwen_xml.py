@@ -25,11 +25,10 @@ from daemon.engine.output.notations.notation import Notation, read_end
 from daemon.engine.output.notations.syntax import (
     CallSyntax,
     Part,
-    Pattern,
     Sequence,
     Text,
-    Unenforceable,
     arguments,
+    member_name,
     members,
     raw_value,
 )
@@ -38,6 +37,8 @@ from daemon.engine.output.tool_calls import CallWriter, NamedArguments, Tool
 
 _FUNCTION, _FUNCTION_END = "<function=", "</function>"
 _PARAMETER, _PARAMETER_END = "<parameter=", "</parameter>"
+_KEY = re.compile(r"[^<>\n]*")
+"""A name that a parameter can have."""
 
 
 def in_tags(name: str, start: str, end: str, line: str, *, bare: bool = False) -> Notation:
@@ -71,11 +72,8 @@ def in_tags(name: str, start: str, end: str, line: str, *, bare: bool = False) -
 
 def _parameter(key: str | None, schema: Any, root: Mapping[str, Any], line: str) -> Part:
     """Return the syntax of a parameter, with `line` on either side of its value; of any name for None."""
-    if key is not None and re.search("[<>\n]", key):
-        raise Unenforceable(f"has the property {key!r}, a name that this model's notation of calls cannot hold")
     value = raw_value(schema, root, f"{line}{_PARAMETER_END}\n")
-    name = Pattern(r"[^<>\s]{1,100}") if key is None else Text(key)
-    return Sequence((Text(_PARAMETER), name, Text(f">{line}"), value))
+    return Sequence((Text(_PARAMETER), member_name(key, _KEY), Text(f">{line}"), value))
 
 
 def _read_function(reader: Reader, calls: CallWriter, line: str) -> Steps[None]:

@@ -160,6 +160,36 @@ def members(schema: Mapping[str, Any], of: Callable[[str | None, Any], Part], be
     return [of(name, part) if name in required else Maybe(of(name, part)) for name, part in properties.items()]
 
 
+def member_name(key: str | None, fits: re.Pattern[str] | None = None, any_name: str = r"[^<>\s]{1,100}") -> Part:
+    """
+    Return the syntax of a member's name.
+
+    Args:
+        key: The name; None for any.
+        fits: What a name of the notation can be; None for any text.
+        any_name: Any name, as a regular expression.
+
+    Raises:
+        Unenforceable: If the notation cannot hold the name.
+    """
+    if key is None:
+        return Pattern(any_name)
+    if fits is not None:
+        refuse_name(key, fits)
+    return Text(key)
+
+
+def refuse_name(name: str, fits: re.Pattern[str]) -> None:
+    """
+    Check that a notation can hold the name of a member.
+
+    Raises:
+        Unenforceable: If it cannot.
+    """
+    if not fits.fullmatch(name):
+        raise Unenforceable(f"has the property {name!r}, a name that this model's notation of calls cannot hold")
+
+
 def described(schema: Mapping[str, Any]) -> tuple[Mapping[str, Any], frozenset[str]]:
     """
     Return the members that the schema of an object describes, and the names of those that it requires.
