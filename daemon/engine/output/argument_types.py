@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import unquote
 
 from daemon.engine.output.json_reader import read_json
+from daemon.engine.output.json_schema import referred
 from daemon.engine.output.python_reader import read_python
 from daemon.engine.output.reader import Malformed, Reader, Sink, Steps, drive
 
@@ -21,12 +21,6 @@ _ALL = frozenset({"string", "number", "boolean", "null", "object", "array"})
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _MOST_SCHEMAS = 500
 """Parts of a schema that are looked at for one argument; a recursive schema has no end."""
-_MOST_DIGITS = 10
-"""Digits of a place in a list that a reference names; Python reads no number of thousands of them."""
-_NAMES = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
-"""Keywords with schemas by names of the caller's own."""
-_VALUES = frozenset({"const", "default", "enum", "examples"})
-"""Keywords with values, and not with schemas."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,45 +167,6 @@ def _alternatives(schema: Any, root: Mapping[str, Any]) -> Iterator[Mapping[str,
         left += inner
         if not inner or any(word in part for word in ("type", "enum", "const", "properties", "nullable")):
             yield part
-
-
-def referred(reference: str, root: Mapping[str, Any]) -> Any:
-    """Return the part of a schema that a reference within it names (RFC 6901); None if there is none."""
-    part: Any = root
-    for step in reference.removeprefix("#").strip("/").split("/"):
-        key = step.replace("~1", "/").replace("~0", "~")
-        if isinstance(part, dict) and key not in part:
-            key = unquote(key)  # a reference is a part of a URI, though not all programs write it so
-        if isinstance(part, dict) and (key in part or not step):
-            part = part[key] if step else part
-        elif isinstance(part, list) and key.isdecimal() and len(key) <= _MOST_DIGITS and int(key) < len(part):
-            part = part[int(key)]
-        else:
-            return None
-    return part
-
-
-def changed(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
-    """
-    Return a schema with each schema in it changed, from the innermost on.
-
-    A property can have the name of a keyword, and a value can look like a schema. Neither is taken for what it is not.
-
-    Args:
-        schema: The schema.
-        change: Returns what takes the place of a schema that is an object.
-    """
-    if isinstance(schema, list):
-        return [changed(part, change) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    return change({word: _changed_part(word, part, change) for word, part in schema.items()})
-
-
-def _changed_part(word: str, part: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
-    if word in _NAMES and isinstance(part, dict):
-        return {name: changed(one, change) for name, one in part.items()}
-    return part if word in _VALUES else changed(part, change)
 
 
 def _value(text: str) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from daemon.engine.output.argument_types import changed
+from daemon.engine.output.json_schema import changed
 from daemon.engine.output.tool_calls import Tool
 from daemon.engine.prompt.conversation import Turn, json_value
 from daemon.engine.prompt.template_shape import FLAGS, SWITCHES, TemplateShape

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from daemon.engine.output.argument_types import ArgumentType, type_of
+from daemon.engine.output.json_schema import within
 from daemon.engine.output.notations.notation import Notation, read_end
 from daemon.engine.output.notations.syntax import (
     CallSyntax,
@@ -36,7 +37,6 @@ from daemon.engine.output.notations.syntax import (
     no_strings,
     raw_value,
     refuse_limits,
-    within,
 )
 from daemon.engine.output.reader import Malformed, Reader, Steps, read_until, read_value
 from daemon.engine.output.tool_calls import CallWriter, NamedArguments, Tool

@@ -14,6 +14,7 @@ from typing import Any
 
 from daemon.engine.output.argument_types import type_of
 from daemon.engine.output.json_reader import quoted
+from daemon.engine.output.json_schema import within
 from daemon.engine.output.notations.notation import Notation, read_end, read_name
 from daemon.engine.output.notations.syntax import (
     CallSyntax,
@@ -27,7 +28,6 @@ from daemon.engine.output.notations.syntax import (
     member_name,
     members,
     python_words,
-    within,
 )
 from daemon.engine.output.python_reader import read_python
 from daemon.engine.output.reader import Malformed, Reader, Steps

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from daemon.engine.output.argument_types import ArgumentType, listed_values, referred, type_names, type_of
+from daemon.engine.output.argument_types import ArgumentType, listed_values, type_names, type_of
+from daemon.engine.output.json_schema import referred, within
 from daemon.engine.output.notations.syntax import (
     Choice,
     Json,
@@ -19,7 +20,6 @@ from daemon.engine.output.notations.syntax import (
     described,
     refuse_limits,
     refuse_words,
-    within,
 )
 
 _SIZES = ("minItems", "maxItems", "uniqueItems", "contains", "prefixItems", "additionalItems", "unevaluatedItems")

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from daemon.engine.output.argument_types import ArgumentType, changed, listed_values, type_names, type_of
+from daemon.engine.output.argument_types import ArgumentType, listed_values, type_names, type_of
+from daemon.engine.output.json_schema import within
 from daemon.engine.output.tool_calls import Tool
 
 
@@ -283,30 +284,6 @@ def refuse_words(kind: ArgumentType, *words: str) -> None:
     for word in words:
         if any(word in part for part in kind.parts):
             raise Unenforceable(f"has `{word}`, which this model's notation of calls cannot keep to")
-
-
-_ELSEWHERE = re.compile(r'"\$ref": "#(?!/(?:\$defs|definitions)/)')
-"""A reference, in JSON, to a part of the schema that is no definition."""
-_WHOLE = "whole"
-
-
-def within(schema: Any, root: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a part of a schema as a schema of its own, with what it may refer to: definitions, or else all of it."""
-    part = schema if isinstance(schema, dict) else {}
-    made = {**{word: root[word] for word in ("$defs", "definitions") if word in root}, **part}
-    if not _ELSEWHERE.search(json.dumps(made)):
-        return made
-    # Without their own names, which would be the base of the references in them.
-    unnamed = {word: value for word, value in root.items() if word not in ("$id", "$schema")}
-    return {**changed(part, _moved), "$defs": {_WHOLE: changed(unnamed, _moved)}}
-
-
-def _moved(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return a schema that refers to the same part where the whole is one of the definitions."""
-    reference = schema.get("$ref")
-    if not isinstance(reference, str) or not reference.startswith("#"):
-        return schema
-    return {**schema, "$ref": f"#/$defs/{_WHOLE}{reference.removeprefix('#')}"}
 
 
 def listed(parts: list[Part], between: str) -> Part:
