@@ -10,6 +10,8 @@ from typing import Any
 from daemon.engine.output.argument_types import ArgumentType, listed_values, type_names, type_of
 from daemon.engine.output.json_schema import referred, within
 from daemon.engine.output.notations.syntax import (
+    MADE_OF,
+    MEMBER_LIMITS,
     Choice,
     Json,
     Later,
@@ -23,16 +25,11 @@ from daemon.engine.output.notations.syntax import (
 )
 
 _SIZES = ("minItems", "maxItems", "uniqueItems", "contains", "prefixItems", "additionalItems", "unevaluatedItems")
-_MEMBERS = (
-    "patternProperties", "minProperties", "maxProperties", "propertyNames", "dependentRequired", "dependentSchemas",
-    "dependencies",
-)  # fmt: skip
-_MADE_OF = ("$ref", "anyOf", "oneOf", "allOf")
 _LIMITS = frozenset({
     "properties", "required", "additionalProperties", "items", "enum", "const", "pattern", "minLength", "maxLength",
     "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
 })  # fmt: skip
-"""Keywords that limit a value further, where they stand beside one of `_MADE_OF`."""
+"""Keywords that limit a value further, where they stand beside one of `MADE_OF`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +83,7 @@ class Values:
             if not isinstance(part, dict) or id(part) in seen:
                 continue
             seen.add(id(part))
-            words = [word for word in _MADE_OF if isinstance(part.get(word), str | list)]
+            words = [word for word in MADE_OF if isinstance(part.get(word), str | list)]
             if words[1:] or (words and part.keys() & _LIMITS) or (words == ["allOf"] and len(part["allOf"]) > 1):
                 raise Unenforceable(f"has `{words[0]}` with more limits, which this model's notation cannot keep to")
             for word in words:
@@ -147,7 +144,7 @@ class Values:
     def _objects(self, kind: ArgumentType) -> list[Part]:
         if "object" not in kind.kinds:
             return []
-        refuse_words(kind, *_MEMBERS)
+        refuse_words(kind, *MEMBER_LIMITS)
         parts = [part for part in kind.parts if part.get("properties")]
         return [self._object(part) for part in parts] if parts else [self._mapping(kind)]
 

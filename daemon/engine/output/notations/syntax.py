@@ -132,10 +132,14 @@ def json_call(before: str, named: str, after: str) -> Callable[[Tool], Part]:
     return call
 
 
-_OF_A_ROOT = (
-    "$ref", "anyOf", "oneOf", "allOf", "not", "if", "const", "enum", "patternProperties", "minProperties",
-    "maxProperties", "propertyNames", "dependentRequired", "dependentSchemas", "dependencies",
+MADE_OF = ("$ref", "anyOf", "oneOf", "allOf")
+"""Keywords that make a schema of others."""
+MEMBER_LIMITS = (
+    "patternProperties", "minProperties", "maxProperties", "propertyNames", "dependentRequired", "dependentSchemas",
+    "dependencies",
 )  # fmt: skip
+"""Keywords by which members of an object have any names, are counted, or depend on each other."""
+_OF_A_ROOT = (*MADE_OF, "not", "if", "const", "enum", *MEMBER_LIMITS)
 """Keywords of an object with members that are not one list, or that depend on each other."""
 
 
