@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,8 @@ def is_complete(path: Path) -> bool:
     """
     Return whether a snapshot has its configuration and all its weights.
 
-    After an interrupted download, huggingface_hub returns an incomplete snapshot, unless it has a list of its files.
+    After an interrupted download, huggingface_hub returns an incomplete snapshot, unless it has a list of its files. It
+    takes any file that is there for whole: a full disk or a loss of power can leave one that is cut short.
     An index may list files that mlx-lm does not load: they are never downloaded.
     """
     return _COMPLETE.get((path, list_state(path)), [path], lambda: _is_complete(path))
@@ -109,7 +111,7 @@ def _is_complete(path: Path) -> bool:
     # An index may be left over from other files, and it may come after them: the Hub's own list is right.
     listed = _listed(path)
     if listed is not None:
-        return listed <= names
+        return listed.keys() <= names and not _other_sizes(path, listed)
     index = path / "model.safetensors.index.json"
     if not index.is_file():
         return _has_all_numbers(names)
@@ -120,13 +122,19 @@ def _is_complete(path: Path) -> bool:
         return False
 
 
-def _listed(path: Path) -> set[str] | None:
-    """Return the weight files of huggingface_hub's list of all files of a snapshot; None if it has none."""
+def _listed(path: Path) -> dict[str, int] | None:
+    """Return the weight files and their sizes of huggingface_hub's list of a snapshot's files; None without a list."""
     try:
         files = json.loads(read(_list(path)))["files"]
-        return {name for name in files if is_weight_file(name)}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, SidecarError):
+        return {name: file["size"] for name, file in files.items() if is_weight_file(name)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SidecarError):
         return None
+
+
+def _other_sizes(path: Path, listed: dict[str, int]) -> list[str]:
+    """Return the files of a snapshot that are there and have another size than the one that is listed."""
+    sizes = {file.name: file.stat().st_size for file in weight_files(path) if file.is_file()}
+    return [name for name, size in listed.items() if sizes.get(name, size) != size]
 
 
 def _list(path: Path) -> Path:
@@ -166,8 +174,14 @@ def _list_files(repo: str, revision: str) -> list[DryRunFileInfo]:
 
 
 def _download(repo: str, revision: str, report: Report) -> Path:
+    bar = _reporting_bar(report)
     with _refusing(repo, revision):
-        return _fetch(repo, revision, tqdm_class=_reporting_bar(report))
+        path = _fetch(repo, revision, tqdm_class=bar)
+        damaged = _other_sizes(path, _listed(path) or {})
+        if damaged:  # huggingface_hub has left them as they are
+            again = [escape(name) for name in damaged]
+            _fetch(repo, revision, tqdm_class=bar, force_download=True, allow_patterns=again)
+        return path
 
 
 @contextmanager
@@ -200,8 +214,8 @@ def _refusing(repo: str, revision: str) -> Iterator[None]:
 
 def _fetch(repo: str, revision: str, **options: Any) -> Path:
     _refuse_irregular(repo, revision)
-    wanted = revision or None
-    return Path(snapshot_download(repo, revision=wanted, allow_patterns=PATTERNS, ignore_patterns=_IGNORED, **options))
+    chosen = {"allow_patterns": PATTERNS, "ignore_patterns": _IGNORED, **options}
+    return Path(snapshot_download(repo, revision=revision or None, **chosen))
 
 
 def _refuse_irregular(repo: str, revision: str) -> None:

@@ -19,6 +19,14 @@ def _snapshot(tmp_path: Path) -> Path:
     return write_model(tmp_path / "models--org--name" / "snapshots" / COMMIT)
 
 
+def _list(snapshot: Path, sizes: dict[str, int]) -> None:
+    """Write huggingface_hub's list of the files of a snapshot."""
+    lists = snapshot.parent.parent / "trees"
+    lists.mkdir()
+    files = {name: {"size": size, "blob_id": "0" * 40} for name, size in sizes.items()}
+    (lists / f"{COMMIT}.json").write_text(json.dumps({"format_version": 1, "files": files}))
+
+
 @pytest.mark.parametrize(
     ("there", "complete"),
     [
@@ -51,10 +59,19 @@ def test_index_that_is_left_over_hides_no_model(snapshot: Path, listed: list[str
     """The Hub's own list of the files counts, where there is one; mlx-lm reads no index."""
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
-    lists = snapshot.parent.parent / "trees"
-    lists.mkdir()
     if listed is not None:
-        files = {name: {"size": 1, "blob_id": "0" * 40} for name in listed}
-        (lists / f"{COMMIT}.json").write_text(json.dumps({"format_version": 1, "files": files}))
+        _list(snapshot, dict.fromkeys(listed, (snapshot / "model.safetensors").stat().st_size))
 
     assert is_complete(snapshot) is complete
+
+
+def test_snapshot_with_a_file_of_another_size_is_incomplete(snapshot: Path) -> None:
+    """A full disk or a loss of power can leave a file that is cut short, which huggingface_hub takes for whole."""
+    weights = snapshot / "model.safetensors"
+    content = weights.read_bytes()
+    _list(snapshot, {weights.name: len(content)})
+
+    assert is_complete(snapshot)
+    for other in (content[:-1], content + b" "):
+        weights.write_bytes(other)
+        assert not is_complete(snapshot)

@@ -224,7 +224,11 @@ def test_list_of_the_hub_is_seen_when_it_comes(tmp_path: Path) -> None:
     assert not the(tmp_path).complete
     lists = snapshot.parent.parent / "trees"
     lists.mkdir()
-    (lists / f"{OLD}.json").write_text(json.dumps({"files": dict.fromkeys(["config.json", "model.safetensors"])}))
+    files = {
+        file.name: {"size": file.stat().st_size}
+        for file in map(snapshot.joinpath, ("config.json", "model.safetensors"))
+    }
+    (lists / f"{OLD}.json").write_text(json.dumps({"files": files}))
     assert the(tmp_path).complete
 
 
