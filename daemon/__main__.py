@@ -30,10 +30,11 @@ def main() -> None:
         sys.exit(CLASH.format(place=", ".join(daemon.__path__)))
     if not daemon.__version__:
         sys.exit(NO_CLIENT)
-    from daemon.shared.process_setup import hold_standard_streams, leave_forks_alone
+    from daemon.shared.process_setup import empty_large_output, hold_standard_streams, leave_forks_alone
 
     leave_forks_alone()  # before gRPC is imported
     hold_standard_streams()  # first: a file opened before could get the descriptor of a closed standard stream
+    empty_large_output()
     _show_anything()
     from daemon.cli import main as command_line
 

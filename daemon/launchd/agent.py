@@ -58,7 +58,7 @@ KEPT_VARIABLES = (
 )
 """
 Library variables that the plist keeps: where models and a token are, how they are fetched, where traces go. Never a
-token itself: other users can read the plist.
+token itself: the plist goes into backups.
 """
 
 

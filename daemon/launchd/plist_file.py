@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from daemon.launchd.errors import AgentError
+from daemon.shared.small_file import replace_in_place
 
 
 class PlistFile:
@@ -32,15 +33,11 @@ class PlistFile:
         Raises:
             AgentError: If the file cannot be written.
         """
-        new = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            new.write_bytes(content)
-            new.chmod(0o644)  # launchd refuses a plist that others may write to
-            new.replace(self.path)
+            # Addresses of proxies in it can have passwords. launchd reads it as root, or as its user.
+            replace_in_place(self.path, content, 0o600)
         except OSError as error:
-            with suppress(OSError):
-                new.unlink()
             raise AgentError(f"{self.path} cannot be written ({error.strerror}); make its directory writable") from None
 
     def remove(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ LEAST_OPEN_FILES = 64
 """With fewer descriptors a handful of clients take them all, and libraries fail to open their files."""
 LEAST_ADDRESS_SPACE = 4 << 30
 """Bytes. Libraries alone reserve 2 GiB of addresses, which costs nothing; a model comes on top of that."""
+
+OUTPUT_BYTES = 1 << 20
+"""Most bytes that a service finds in the file of its output at a start: some thousand starts that failed."""
 
 _TEMPORARY = ("TMPDIR", "TEMP", "TMP", "TEMPDIR")
 _PLACES = (
@@ -67,6 +71,19 @@ def hold_standard_streams() -> None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
+def empty_large_output() -> None:
+    """
+    Empty the file that launchd appends the output of a service to, once it is large.
+
+    launchd starts a service that cannot start again and again, and never shortens the file. It names the service in
+    XPC_SERVICE_NAME. What a shell writes to a file is left alone.
+    """
+    output = os.fstat(2)
+    ours = os.environ.get("XPC_SERVICE_NAME", "").startswith("com.mlx-sidecar.")
+    if ours and stat.S_ISREG(output.st_mode) and output.st_size > OUTPUT_BYTES:
+        os.ftruncate(2, 0)
 
 
 def ignore_stray_signals() -> None:

@@ -17,7 +17,7 @@ from daemon.cli import main, starting
 from daemon.server.group import joiner
 from daemon.shared import logs, process_setup
 from daemon.shared.config import Config
-from daemon.shared.process_setup import OPEN_FILES, settle_places
+from daemon.shared.process_setup import OPEN_FILES, OUTPUT_BYTES, settle_places
 from tests.support.daemons import environment
 from tests.support.groups import write_key
 
@@ -84,3 +84,16 @@ def test_relative_places_reach_a_daemon_in_the_background(tmp_path: Path, monkey
     monkeypatch.setattr(subprocess, "Popen", started)
     starting._detached(["program"], tmp_path / "stderr")
     assert seen == [f"{tmp_path}/hub"]
+
+
+@pytest.mark.parametrize("service", ["com.mlx-sidecar.daemon", "0", ""])
+def test_large_file_for_output_is_emptied_for_a_service_alone(folder: Path, service: str) -> None:
+    """launchd appends to it for ever; a file that a person redirects the output to is theirs."""
+    output = folder / "output"
+    output.write_bytes(bytes(OUTPUT_BYTES + 1))
+    with output.open("ab") as stderr:
+        environ = {**environment(folder), "XPC_SERVICE_NAME": service}
+        subprocess.run([sys.executable, "-m", "daemon", "nonsense"], env=environ, stderr=stderr, check=False)
+    said = output.read_bytes()
+    assert b"No such command" in said
+    assert (len(said) < OUTPUT_BYTES) is (service == "com.mlx-sidecar.daemon")

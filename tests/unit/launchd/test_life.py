@@ -8,6 +8,7 @@ import signal
 from typing import cast
 
 from daemon import __version__
+from daemon.shared.process_setup import OUTPUT_BYTES
 from mlx_sidecar import Client
 from tests.support.daemons import alive, listens, wait_until
 from tests.unit.launchd.mac import Mac
@@ -24,6 +25,7 @@ def test_service_life_from_install_to_uninstall(mac: Mac) -> None:
     state = mac.state()
     assert (state["ready"], state["job"]["pid"], state["job"]["exit_timeout"]) == (True, first.pid, 60)
     assert state["plist"] == str(mac.plist)
+    assert mac.plist.stat().st_mode & 0o777 == 0o600, "proxies in it may have passwords"
     assert (mac.logs / "daemon.log").stat().st_mode & 0o777 == 0o600
     with Client(mac.socket) as client:
         wait_until(lambda: client.stats().model_cache.max_models == 2, "the flag shows in the figures")
@@ -73,6 +75,9 @@ def test_crashed_service_restarts_and_crash_loop_ends(mac: Mac) -> None:
     assert f"max_batch from {config} is 0, but must be" in said
     before = mac.job().runs
     wait_until(lambda: mac.job().runs >= before + 2, "launchd tries again and again")
+    output = mac.logs / "launchd.log"
+    output.write_bytes(bytes(OUTPUT_BYTES + 1))
+    wait_until(lambda: 0 < output.stat().st_size < OUTPUT_BYTES, "the next try empties what it adds to")
     assert "max_batch" in mac.service("logs", "--stderr")
     shown = mac.service("status", status=3)
     assert "last exit     2" in shown
