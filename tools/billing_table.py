@@ -22,7 +22,7 @@ import mlx.core as mx
 from daemon.engine.execution.bill import bill
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx import peak
-from daemon.kv.mlx.ahead import Ahead
+from daemon.kv.mlx.guess_passes import Exactness
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import TINY, write_random
 from tests.unit.engine.harness import Harness
@@ -249,7 +249,7 @@ class Bench:
     @property
     def guesses(self) -> bool:
         """Whether a pass of the model over guesses can be taken back."""
-        return self.harness.engine._models.entries()[0].model.ahead is not Ahead.WRONG
+        return self.harness.engine._models.entries()[0].model.guess_exactness is not Exactness.WRONG
 
     @property
     def _stored(self) -> int:

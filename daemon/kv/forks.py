@@ -128,14 +128,14 @@ def needed_first(follower: Beginning, running: Iterable[R], shortest: int = BLOC
         compute the longest part of it. The second is None if all that the follower can share is computed.
     """
     unstored: list[R] = []
-    ahead: tuple[int, R | None] = 0, None
+    longest: tuple[int, R | None] = 0, None
     for leader in running:
         diverges_at = fork(leader.beginning, follower, max(leader.stored, shortest - 1))
         if diverges_at > leader.done:
-            ahead = max(ahead, (diverges_at, leader), key=lambda pair: pair[0])
+            longest = max(longest, (diverges_at, leader), key=lambda pair: pair[0])
         elif diverges_at:
             unstored.append(leader)
-    return unstored, ahead[1]
+    return unstored, longest[1]
 
 
 def _common_blocks(leader: Beginning, follower: Beginning, most: int) -> int:

@@ -132,7 +132,7 @@ _NUMBERS = """
 FIELDS: Mapping[str, Kind] = {
     **dict.fromkeys(_NUMBERS.split(), _number),
     **dict.fromkeys(("known", "reuses", "joinable", "shares", "dry_run"), _flag),
-    **dict.fromkeys(("ahead", "ahead_together"), _one_of("wrong", "rounded", "shared", "exact")),
+    **dict.fromkeys(("guess_exactness", "guess_exactness_together"), _one_of("wrong", "rounded", "shared", "exact")),
     "address": _pattern(r"[0-9.]{7,15}(:\d{1,5})?"),
     "began": _TIME,
     "caller": _pattern(r"[\w.+()@-]{1,64}"),

@@ -49,7 +49,7 @@ from daemon.cache.mlx.shard import WHOLE, Shard
 from daemon.cache.mlx.warm_up import PROMPT, WarmUp, warm_up
 from daemon.cache.mlx.weights import FileDigest, Reading
 from daemon.cache.pace import SLICE_SECONDS, Pace, paced
-from daemon.kv.mlx.ahead import Ahead
+from daemon.kv.mlx.guess_passes import Exactness
 from daemon.kv.mlx.layout import Layout
 from daemon.kv.mlx.workspace import NO_WORK, Workspace, measuring
 from daemon.shared.errors import Reason, SidecarError
@@ -100,8 +100,8 @@ class LoadedModel:
         nbytes: Bytes of its weights.
         vocab_size: Width of its logits.
         joinable: Whether its sequences can share a forward pass.
-        ahead: How exact a pass over guessed tokens is.
-        ahead_together: The same, if several sequences share the pass.
+        guess_exactness: How exact a pass over guessed tokens is.
+        guess_exactness_together: The same, if several sequences share the pass.
         work: The memory that a forward pass takes.
         shares: Whether its sequences can read one copy of a prefix that they have in common.
         warmup_time: Seconds that the warm-up took; 0 if there was none.
@@ -115,8 +115,8 @@ class LoadedModel:
     nbytes: int
     vocab_size: int
     joinable: bool = False
-    ahead: Ahead = Ahead.WRONG
-    ahead_together: Ahead = Ahead.WRONG
+    guess_exactness: Exactness = Exactness.WRONG
+    guess_exactness_together: Exactness = Exactness.WRONG
     work: Workspace = NO_WORK
     shares: bool = False
     warmup_time: float = 0.0
@@ -307,8 +307,8 @@ def _loaded(
         needed,
         verdict.vocab_size,
         verdict.joinable,
-        verdict.ahead,
-        verdict.ahead_together,
+        verdict.guess_exactness,
+        verdict.guess_exactness_together,
         work,
         shares=verdict.joinable and verdict.shares and layout.bills_own,
         last=verdict.view(model),

@@ -19,8 +19,8 @@ from daemon.cache.mlx.last_logits import LastLogits, viewing
 from daemon.cache.mlx.load_notes import Kind, LoadNotes, name_of
 from daemon.cache.mlx.shard import WHOLE, Shard
 from daemon.kv.mlx import shared_attention
-from daemon.kv.mlx.ahead import Ahead, trying
-from daemon.kv.mlx.ahead_rows import trying_rows
+from daemon.kv.mlx.guess_passes import Exactness, trying
+from daemon.kv.mlx.guess_passes_of_rows import trying_rows
 from daemon.kv.mlx.layerwise import Pass, forward_layerwise
 from daemon.kv.mlx.layout import Layout, describing
 from daemon.kv.mlx.self_test import proven, proving, without_reuse
@@ -40,8 +40,8 @@ class Verdict:
         reuses: Whether a restored cache computes what it was copied from does.
         vocab_size: Width of the logits.
         joinable: Whether sequences can share a forward pass.
-        ahead: How exact a pass over guessed tokens is.
-        ahead_together: The same, if several sequences share the pass.
+        guess_exactness: How exact a pass over guessed tokens is.
+        guess_exactness_together: The same, if several sequences share the pass.
         shares: Whether sequences can read one copy of a prefix; the modules then attend through `shared_attention`.
         views: Whether logits after the last token of a pass alone can be had.
     """
@@ -49,8 +49,8 @@ class Verdict:
     reuses: bool
     vocab_size: int
     joinable: bool
-    ahead: Ahead
-    ahead_together: Ahead
+    guess_exactness: Exactness
+    guess_exactness_together: Exactness
     shares: bool
     views: bool
 
@@ -94,8 +94,8 @@ class Verdicts:
             reuses=verdict.reuses,
             joinable=verdict.joinable,
             shares=verdict.shares,
-            ahead=verdict.ahead.name.lower(),
-            ahead_together=verdict.ahead_together.name.lower(),
+            guess_exactness=verdict.guess_exactness.name.lower(),
+            guess_exactness_together=verdict.guess_exactness_together.name.lower(),
         )
         return layout, verdict
 
@@ -110,18 +110,20 @@ def _name(key: ModelKey, layout: Layout) -> str:
 
 
 def _encoded(verdict: Verdict) -> Any:
-    return {**asdict(verdict), "ahead": verdict.ahead.name, "ahead_together": verdict.ahead_together.name}
+    alone, together = verdict.guess_exactness.name, verdict.guess_exactness_together.name
+    return {**asdict(verdict), "guess_exactness": alone, "guess_exactness_together": together}
 
 
 def _decoded(values: Any) -> Verdict:
     flags = {name: values[name] for name in ("reuses", "joinable", "shares", "views")}
     if not all(type(flag) is bool for flag in flags.values()) or type(values["vocab_size"]) is not int:
         raise ValueError("no verdict")
-    ahead, together = Ahead[values["ahead"]], Ahead[values["ahead_together"]]
-    return Verdict(vocab_size=values["vocab_size"], ahead=ahead, ahead_together=together, **flags)
+    alone, together = (Exactness[values[name]] for name in ("guess_exactness", "guess_exactness_together"))
+    vocab_size = values["vocab_size"]
+    return Verdict(vocab_size=vocab_size, guess_exactness=alone, guess_exactness_together=together, **flags)
 
 
-VERDICTS: Kind[Verdict] = Kind("verdicts.json", 1, _encoded, _decoded)
+VERDICTS: Kind[Verdict] = Kind("verdicts.json", 2, _encoded, _decoded)
 """The version goes up whenever the tests of the same code would mean something else by the same words."""
 
 
@@ -131,12 +133,12 @@ def _testing(source: ModelSource, model: Any, layout: Layout, shard: Shard) -> S
     layout = shard.alike(source, layout)
     logits = yield from _a_token(model, layout)
     joinable = yield from proving(model)
-    ahead = yield from trying(model, layout)
-    together = yield from trying_rows(model, ahead, joinable=joinable)
+    alone = yield from trying(model, layout)
+    together = yield from trying_rows(model, alone, joinable=joinable)
     shares = yield from proving_shared(model, layout)
     view = yield from viewing(model, layout)
     vocab_size = int(logits.shape[-1])
-    return layout, Verdict(layout.reusable, vocab_size, joinable, ahead, together, shares, view is not None)
+    return layout, Verdict(layout.reusable, vocab_size, joinable, alone, together, shares, view is not None)
 
 
 def _a_token(model: Any, layout: Layout) -> Pass:

@@ -16,7 +16,7 @@ from daemon.engine.calls.misnamed import retry_misnamed
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.prompt.preparation import PreparedRequest, Prompt
 from daemon.engine.prompt.tokenizer import Tokenizer
-from daemon.kv.mlx.ahead import Ahead
+from daemon.kv.mlx.guess_passes import Exactness
 from daemon.shared.errors import invalid
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
@@ -59,7 +59,7 @@ def draft_model(
         SidecarError: INVALID_ARGUMENT at `draft_model` if the two models cannot work together; or why the draft model
             cannot be had.
     """
-    check_ahead(model, "draft_model", request.model)
+    check_takes_back(model, "draft_model", request.model)
     return (yield from retry_misnamed(lambda: _find_and_load(services, request, prepared, on_found)))
 
 
@@ -83,7 +83,7 @@ def _find_and_load(
     ticket = yield from leased(services.load(source, loaded_only=request.require_loaded))
     assert ticket.lease is not None
     try:
-        check_ahead(ticket.lease.model, "draft_model", request.draft_model)
+        check_takes_back(ticket.lease.model, "draft_model", request.draft_model)
         services.overrides.done(ticket.name, "")
     except BaseException:
         ticket.cancel()
@@ -107,7 +107,7 @@ def _refuse_small(draft: ModelSource, prompt: Prompt) -> None:
         raise invalid("draft_model", said)
 
 
-def check_ahead(model: LoadedModel, field: str, name: str) -> None:
+def check_takes_back(model: LoadedModel, field: str, name: str) -> None:
     """
     Refuse a model that cannot take tokens back, as a wrong guess has to leave its KV.
 
@@ -119,5 +119,5 @@ def check_ahead(model: LoadedModel, field: str, name: str) -> None:
     Raises:
         SidecarError: INVALID_ARGUMENT at the field.
     """
-    if model.ahead is Ahead.WRONG:
+    if model.guess_exactness is Exactness.WRONG:
         raise invalid(field, f"needs models that can take tokens back, and the cache of {name} cannot; leave it out")

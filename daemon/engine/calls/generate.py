@@ -12,7 +12,7 @@ from daemon.cache.load import LoadOutcome, Progress, Ticket
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.resolver import Wanted
 from daemon.engine.background.task import PROMPT, TEMPLATE, Task, Waiting
-from daemon.engine.calls.draft import DEFAULT_TOKENS, DraftModel, check_ahead, draft_model
+from daemon.engine.calls.draft import DEFAULT_TOKENS, DraftModel, check_takes_back, draft_model
 from daemon.engine.calls.driver import Call, Services, leased
 from daemon.engine.calls.misnamed import retry_misnamed
 from daemon.engine.calls.model_lookup import Found
@@ -152,7 +152,7 @@ def _refuse_if_never(
     vectors = row_vectors(sampling_of(request, prepared.source), masked=masked, scored=request.HasField("top_logprobs"))
     drafted = 0 if len(models) == 1 else request.draft_tokens or DEFAULT_TOKENS
     speculation = Speculation(request.speculation or pb.SPECULATION_AUTO)
-    fed = 1 + guessable(speculation, models[0].ahead, drafted)
+    fed = 1 + guessable(speculation, models[0].guess_exactness, drafted)
     headed = has_head(speculation, models[0], alone=len(models) == 1 and request.samples <= 1)
 
     def need(tokens: int) -> int:
@@ -220,7 +220,7 @@ def _refuse_unable(services: Services, request: pb.GenerateRequest, model: Loade
     """Refuse what a request asks for and the daemon cannot do with its model: kept prefixes, or kinds of guesses."""
     _refuse_keep(services, request, model)
     if request.speculation in (pb.SPECULATION_NGRAM, pb.SPECULATION_MTP):
-        check_ahead(model, "speculation", request.model)
+        check_takes_back(model, "speculation", request.model)
     if request.speculation == pb.SPECULATION_MTP and isinstance(model.mtp, str):
         raise invalid("speculation", f"cannot be MTP with {request.model}: {model.mtp}; leave it out")
 

@@ -124,7 +124,7 @@ def _most_tokens(services: Services, model: LoadedModel, context_length: int) ->
     """Return how many tokens of prompt and completion fit beside weights; idle models and prefixes make room."""
     others = [entry for entry in services.models.entries() if entry.key != model.source.key]
     stay = [entry.nbytes for entry in others if entry.pinned or not services.models.limits.evict_on_memory_pressure]
-    fed = 1 + guessable(Speculation.AUTO, model.ahead, 0)
+    fed = 1 + guessable(Speculation.AUTO, model.guess_exactness, 0)
     headed = has_head(Speculation.AUTO, model, alone=True)
 
     def need(tokens: int) -> int:

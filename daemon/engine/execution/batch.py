@@ -124,7 +124,7 @@ class Batch:
         firsts = [row for row in self.rows if not row.sequence.generated]
         return [(row.sequence, sampled) for row in firsts if (sampled := _reported(row)) is not None]
 
-    def ahead(self, governor: Governor) -> list[tuple[Sequence, Sampled]] | None:
+    def advance_by_guesses(self, governor: Governor) -> list[tuple[Sequence, Sampled]] | None:
         """
         Guess the next tokens of rows, check them in one pass, and return all that is known now.
 
@@ -133,7 +133,7 @@ class Batch:
         if all(row.ends for row in self.rows) or not any(row.guesser for row in self.rows):
             return None
         if len(self.rows) == 1:
-            return self._ahead_alone(governor)
+            return self._guess_alone(governor)
         guesses = guess(self.rows, governor)
         if guesses is None:
             return None
@@ -146,7 +146,7 @@ class Batch:
             for token in ([] if first is None else [first]) + following
         ]
 
-    def _ahead_alone(self, governor: Governor) -> list[tuple[Sequence, Sampled]] | None:
+    def _guess_alone(self, governor: Governor) -> list[tuple[Sequence, Sampled]] | None:
         row = self.rows[0]
         assert row.guesser is not None
         governor.set_rows(1)

@@ -172,8 +172,8 @@ class Decoder:
             yield sequence, token, now
 
     def _advance(self, batch: Batch) -> list[tuple[Sequence, Sampled]]:
-        ahead = batch.ahead(self._governor)
-        return batch.advance() if ahead is None else ahead
+        guessed = batch.advance_by_guesses(self._governor)
+        return batch.advance() if guessed is None else guessed
 
     def _measured(self, rows: list[Row], seconds: float, tokens: int) -> None:
         """Tell the governor how long a step took; only that of rows that shared one pass tells what a pass takes."""

@@ -24,7 +24,7 @@ import mlx.core as mx
 from daemon.cache.mlx.mtp import MtpHead
 from daemon.kv.mlx.adapters import ADAPTERS
 from daemon.kv.mlx.adapters.cache_list import leaves
-from daemon.kv.mlx.ahead import Undo
+from daemon.kv.mlx.guess_passes import Undo
 
 _MOST_UNREAD = 64
 """States that may wait until a guess needs them."""

@@ -73,7 +73,7 @@ class Outlooks:
         for kv in sequence.kvs:
             if promised := kv.outlook.promised:
                 kv.release_lease()
-                kv.lease_ahead(sequence.request, self._prefixes)
+                kv.lease_early(sequence.request, self._prefixes)
                 best = self._best(kv, kv.sharable(sequence.prompt))
                 kv.outlook.tokens = 0 if best is None else readable(best[2], best[0])
                 fell_short = fell_short or kv.outlook.tokens < promised
@@ -106,12 +106,12 @@ class Outlooks:
 
     def _leased(self, sequence: Sequence, kv: SequenceKV, other: Sequence, before: SequenceKV, common: int) -> int:
         """Return how many tokens in common with another KV are stored, and leased from now on."""
-        kv.lease_ahead(sequence.request, self._prefixes)
+        kv.lease_early(sequence.request, self._prefixes)
         if before.begun:
             if before.held >= common > (kv.prefix.tokens if kv.prefix is not None else 0):
-                kv.lease_ahead(sequence.request, self._prefixes, anew=True)  # it has stored more since
+                kv.lease_early(sequence.request, self._prefixes, anew=True)  # it has stored more since
             return 0 if kv.prefix is None else min(kv.prefix.tokens, common, before.sharing_limit)
-        before.lease_ahead(other.request, self._prefixes)
+        before.lease_early(other.request, self._prefixes)
         return 0 if kv.prefix is None or before.prefix is None else kv.prefix.in_common(before.prefix)
 
     def _to_come(self, kv: SequenceKV, before: SequenceKV, common: int) -> bool:

@@ -208,11 +208,11 @@ class PrefillQueue:
         if prefill.begun:
             return prefill
         for part in (part for part in prefill.parts if part.reads):
-            unstored, ahead = needed_first(part.beginning, self._shared(), self._prefixes.min_prefix_len)
+            unstored, leader = needed_first(part.beginning, self._shared(), self._prefixes.min_prefix_len)
             for running in unstored:
                 running.store_computed()
-            if ahead is not None:
-                return next(owner for owner in self._prefills.values() if ahead in owner.parts)
+            if leader is not None:
+                return next(owner for owner in self._prefills.values() if leader in owner.parts)
         return prefill
 
     def _begin(self, prefill: Prefill) -> Generator[Prefilled, None, bool]:

@@ -175,7 +175,7 @@ def draw_likeliest(logits: mx.array) -> Draw:
     return Draw(mx.argmax(logits, axis=-1), _peaks(logits))
 
 
-def sample_ahead(
+def sample_guessed(
     sampler: Sampler, logits: mx.array, guesses: Sequence[int], last: Collection[int], likeliest: Draw, first: int = 0
 ) -> tuple[list[Sampled], Sampler]:
     """

@@ -183,7 +183,7 @@ class SequenceKV:
             explained: Whether to find out why no more of it can be reused.
         """
         parts, prompt = self.loaded.layout.parts, self.sharable(request.prompt)
-        ahead, self.prefix = self.prefix, None
+        early, self.prefix = self.prefix, None
         self.outlook = Outlook(trusts=self.outlook.trusts)
         try:
             self.prefix = prefixes.lookup(self.namespace, prompt, parts)
@@ -192,12 +192,12 @@ class SequenceKV:
                 self.miss = prefixes.explain(self.prefix, prompt, parts, lead)
         except Exception:
             log.exception("prefix_lookup_failed", request_id=request.request_id)
-        if ahead is not None:
-            ahead.release()
+        if early is not None:
+            early.release()
 
-    def lease_ahead(self, request: Request, prefixes: PrefixCache, *, anew: bool = False) -> None:
+    def lease_early(self, request: Request, prefixes: PrefixCache, *, anew: bool = False) -> None:
         """
-        Lease what is stored of a prompt ahead of its lookup, which then finds as much; a fault is only logged.
+        Lease what is stored of a prompt before its lookup, which then finds as much; a fault is only logged.
 
         Args:
             request: The request that has the prompt.
@@ -217,11 +217,11 @@ class SequenceKV:
                 before.release()
 
     def release_lease(self) -> None:
-        """Give up what was leased ahead of the lookup."""
-        ahead, self.prefix = self.prefix, None
+        """Give up what was leased before the lookup."""
+        early, self.prefix = self.prefix, None
         self.outlook.tokens, self.outlook.alike = 0, {}
-        if ahead is not None:
-            ahead.release()
+        if early is not None:
+            early.release()
 
     def restore(self, request: Request, prefixes: PrefixCache, room: int, common: FindsCommon) -> None:
         """

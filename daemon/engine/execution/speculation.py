@@ -32,15 +32,15 @@ from daemon.engine.execution.head_guesses import MOST_OF_HEAD, HeadGuesses
 from daemon.engine.execution.head_kv import HeadKV
 from daemon.engine.execution.ngram_guesses import NgramGuesses
 from daemon.engine.execution.request import Speculation
-from daemon.engine.execution.sampling import Sampled, Sampler, draw_likeliest, sample_ahead
+from daemon.engine.execution.sampling import Sampled, Sampler, draw_likeliest, sample_guessed
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.scheduling.governor import MOST_GUESSES, Check, Governor, Source
 from daemon.kv.keys import BLOCK_TOKENS
-from daemon.kv.mlx.ahead import Ahead, Undo
+from daemon.kv.mlx.guess_passes import Exactness, Undo
 from daemon.kv.mlx.shared_attention import FEW
 from daemon.shared.readings import about_to_wait
 
-_AUTOMATIC = (Ahead.EXACT, Ahead.SHARED)
+_AUTOMATIC = (Exactness.EXACT, Exactness.SHARED)
 """How exact a pass has to be for guesses that no request asks for."""
 _OF_DRAFT = Source(Speculation.DRAFT)
 MOST_FED = 64
@@ -168,7 +168,7 @@ class Guesser:
         logits = sequence.module(sequence.kv)(mx.array([fed]), cache=list(caches))[0, before:]
         about_to_wait()
         drawn = draw_likeliest(logits)
-        sampled, sampler = sample_ahead(sampler, logits, guesses, sequence.request.stop_ids, drawn)
+        sampled, sampler = sample_guessed(sampler, logits, guesses, sequence.request.stop_ids, drawn)
         right = len(sampled) - 1
         known = before + 1 + right
         kept = undo.keep(len(fed), known)
@@ -197,8 +197,8 @@ class Guesser:
     @property
     def _goes_back_beside_others(self) -> bool:
         """Whether the sequence can take back its own part of a pass that it shares, exactly enough for its request."""
-        level, request = self._sequence.loaded.ahead_together, self._sequence.request
-        return level in _AUTOMATIC or (level is not Ahead.WRONG and request.speculation is not Speculation.AUTO)
+        level, request = self._sequence.loaded.guess_exactness_together, self._sequence.request
+        return level in _AUTOMATIC or (level is not Exactness.WRONG and request.speculation is not Speculation.AUTO)
 
     def _room(self, longest: int) -> int:
         """Return how many guesses a pass may have so that what is stored of the sequence stays whole and exact."""
@@ -224,7 +224,7 @@ class Guesser:
         """Tokens of the shortest window, until which its passes have the same bits; 0 if that limits nothing."""
         loaded, request = self._sequence.loaded, self._sequence.request
         windows = [group.window for group in loaded.layout.parts.groups if group.window is not None]
-        limits = loaded.ahead is Ahead.EXACT and request.speculation is Speculation.AUTO
+        limits = loaded.guess_exactness is Exactness.EXACT and request.speculation is Speculation.AUTO
         return min(windows, default=0) if limits else 0
 
 
@@ -313,7 +313,7 @@ def head_of(sequence: Sequence, governor: Governor) -> HeadKV | None:
 
 def has_head(speculation: Speculation, loaded: LoadedModel, *, alone: bool) -> bool:
     """Return whether a request has its model's MTP head; `alone` if it has neither samples nor a draft model."""
-    automatic = speculation is Speculation.AUTO and loaded.ahead in _AUTOMATIC
+    automatic = speculation is Speculation.AUTO and loaded.guess_exactness in _AUTOMATIC
     return alone and not isinstance(loaded.mtp, str) and (automatic or speculation is Speculation.MTP)
 
 
@@ -332,19 +332,19 @@ def most_guesses(sequence: Sequence) -> int:
     if sequence.pooled is not None:
         return 0
     drafted = 0 if sequence.draft is None else sequence.draft.count
-    return guessable(sequence.request.speculation, sequence.loaded.ahead, drafted)
+    return guessable(sequence.request.speculation, sequence.loaded.guess_exactness, drafted)
 
 
-def guessable(speculation: Speculation, ahead: Ahead, drafted: int) -> int:
+def guessable(speculation: Speculation, exactness: Exactness, drafted: int) -> int:
     """
     Return how many tokens a pass may check.
 
     Args:
         speculation: What the request asks for.
-        ahead: What its model can.
+        exactness: How exact passes over guesses of its model are.
         drafted: Tokens that a draft model guesses at a time; 0 without one.
     """
     if speculation is Speculation.MTP:
         return MOST_OF_HEAD
-    automatic = speculation is Speculation.AUTO and ahead in _AUTOMATIC
+    automatic = speculation is Speculation.AUTO and exactness in _AUTOMATIC
     return drafted or (MOST_GUESSES if automatic or speculation is Speculation.NGRAM else 0)

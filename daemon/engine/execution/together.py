@@ -19,10 +19,10 @@ import mlx.core as mx
 
 from daemon.engine.execution.head_kv import View, compute
 from daemon.engine.execution.row import Row
-from daemon.engine.execution.sampling import Sampled, draw_likeliest, sample_ahead
+from daemon.engine.execution.sampling import Sampled, draw_likeliest, sample_guessed
 from daemon.engine.execution.speculation import MOST_FED
 from daemon.engine.scheduling.governor import Governor, Source
-from daemon.kv.mlx.ahead_rows import RowsUndo, padded
+from daemon.kv.mlx.guess_passes_of_rows import RowsUndo, padded
 from daemon.shared.readings import about_to_wait
 
 
@@ -75,7 +75,7 @@ def check(rows: Rows[Row], guesses: Rows[list[int]], caches: list[Any]) -> list[
     drawn, sampled = draw_likeliest(logits), []
     for index, (row, own) in enumerate(zip(rows, guesses, strict=True)):
         first = index * tokens.shape[1] + before[index]
-        following, row.sampler = sample_ahead(row.sampler, logits, own, row.sequence.request.stop_ids, drawn, first)
+        following, row.sampler = sample_guessed(row.sampler, logits, own, row.sequence.request.stop_ids, drawn, first)
         sampled.append(following)
     known = [count + len(following) for count, following in zip(before, sampled, strict=True)]
     for index, (row, kept) in enumerate(zip(rows, undo.keep(known), strict=True)):

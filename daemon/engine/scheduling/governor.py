@@ -164,16 +164,16 @@ class Governor:
         first = costs.first(rows, width + 1 + max(check.again for check in checks))
         if not costs.measured:
             return
-        ahead = rows + sum(check.accepted for check in checks)
-        seconds -= costs.step * (tokens > ahead)  # of the pass that was under way
+        sampled = rows + sum(check.accepted for check in checks)
+        seconds -= costs.step * (tokens > sampled)  # of the pass that was under way
         if first:  # it may have compiled what others of its shape only use
             seconds = min(seconds, (1 + costs.risk(width)) * costs.step)
         else:
             seconds = costs.guessed(seconds, width)
             self._share_out(checks, seconds)
         if not any(check.asked for check in checks):
-            costs.guessed_at(seconds, ahead / rows)
-            self._judge(checks, seconds - costs.step * ahead / rows)
+            costs.guessed_at(seconds, sampled / rows)
+            self._judge(checks, seconds - costs.step * sampled / rows)
 
     def unmeasured(self, rows: int, checks: Sequence[Check]) -> None:
         """Take a step of unknown time: guesses count as what they are feared to take."""

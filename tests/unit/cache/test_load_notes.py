@@ -19,7 +19,7 @@ from daemon.cache.mlx.load_notes import Kind, LoadNotes, NoteFile
 from daemon.cache.mlx.measurements import MEASUREMENTS, Measurements
 from daemon.cache.mlx.self_tests import VERDICTS, Verdict
 from daemon.kv.mlx import workspace
-from daemon.kv.mlx.ahead import Ahead
+from daemon.kv.mlx.guess_passes import Exactness
 from daemon.kv.mlx.layout import Layout
 from daemon.kv.mlx.workspace import Workspace
 from daemon.shared.small_file import replace_small
@@ -27,7 +27,7 @@ from tests.support.builders import tiny_llama
 from tests.unit.cache.loads import run
 
 WORK = Workspace(((64, 100.5), (256, 292.0)), ((0, 0.0), (3072, 1.25)), 700.0)
-VERDICT = Verdict(True, 64, True, Ahead.EXACT, Ahead.ROUNDED, False, True)
+VERDICT = Verdict(True, 64, True, Exactness.EXACT, Exactness.ROUNDED, False, True)
 NOTES: dict[str, tuple[Kind[Any], Any]] = {"measurements": (MEASUREMENTS, WORK), "verdicts": (VERDICTS, VERDICT)}
 FILE_NAME = MEASUREMENTS.file_name
 HERE = "here"
@@ -150,7 +150,7 @@ def test_figures_that_make_no_sense_are_refused(path: Path, work: Workspace) -> 
     assert file.read() == {}
 
 
-@pytest.mark.parametrize("wrong", [{"reuses": 1}, {"vocab_size": "64"}, {"ahead": "SOON"}, {"views": None}])
+@pytest.mark.parametrize("wrong", [{"reuses": 1}, {"vocab_size": "64"}, {"guess_exactness": "SOON"}, {"views": None}])
 def test_verdict_that_makes_no_sense_is_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
     odd = replace(VERDICTS, encode=lambda verdict: {**VERDICTS.encode(verdict), **wrong})
     NoteFile(tmp_path, odd, HERE).write({"name": VERDICT})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.kv.mlx.ahead import Ahead
+from daemon.kv.mlx.guess_passes import Exactness
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import marked_model
 from tests.unit.engine import marked_calls
@@ -73,15 +73,15 @@ def test_automatic_guesses_are_made_where_they_are_exact(engine: Callable[..., H
     """Latent attention multiplies in another order when it has one token; its answers keep their bits."""
     harness = engine(guesses=True)
     greedy = pb.Sampling(logit_bias={11: 100.0})
-    levels = {"llama": Ahead.EXACT, "deepseek_v3": Ahead.ROUNDED, "qwen3_next": Ahead.EXACT}
+    levels = {"llama": Exactness.EXACT, "deepseek_v3": Exactness.ROUNDED, "qwen3_next": Exactness.EXACT}
     for family, level in levels.items():
         path = str(write(tmp_path, Family(family)))
         plain = harness.run(asked(path, OFF, sampling=greedy, max_tokens=80))
         entry = next(entry for entry in harness.engine._models.entries() if path in entry.names)
-        assert entry.model.ahead is level
+        assert entry.model.guess_exactness is level
         answers = [harness.run(asked(path, AUTO, sampling=greedy, max_tokens=80)) for _ in range(2)]
         assert all(answer.content == plain.content for answer in answers)
-        assert any(guesses(answer)[0] for answer in answers) == (level is Ahead.EXACT)
+        assert any(guesses(answer)[0] for answer in answers) == (level is Exactness.EXACT)
 
 
 def test_window_that_is_full_gets_no_automatic_guesses(engine: Callable[..., Harness], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from daemon.cache.mlx.module_size import arrays, nbytes
 from daemon.cache.mlx.mtp import MtpHead
 from daemon.engine.execution import head_kv
 from daemon.engine.execution.head_kv import HeadKV
-from daemon.kv.mlx.ahead import Undo
+from daemon.kv.mlx.guess_passes import Undo
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.heads import CONFIGS, add_head, model_with_head
 from tests.support.models import marked_model, random_model

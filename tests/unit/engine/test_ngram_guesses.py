@@ -14,7 +14,7 @@ from daemon.engine.execution.together import guess
 from daemon.engine.scheduling.governor import Check, Governor, Source
 from daemon.engine.scheduling.ngrams import LONG, NgramIndex
 from daemon.engine.scheduling.pass_costs import PassCosts
-from daemon.kv.mlx.ahead import Ahead
+from daemon.kv.mlx.guess_passes import Exactness
 
 
 @pytest.mark.parametrize(("stop_ids", "guessed"), [({4}, []), ({9}, [5, 1, 2])])
@@ -123,7 +123,9 @@ def test_rows_of_a_pass_take_one_decision(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_step_without_a_match_asks_nothing_but_its_source() -> None:
     """Most steps of prose are such, and each is compared with one of a request that does not guess at all."""
-    sequence: Any = SimpleNamespace(draft=None, pooled=None, request=None, loaded=SimpleNamespace(ahead=Ahead.EXACT))
+    sequence: Any = SimpleNamespace(
+        draft=None, pooled=None, request=None, loaded=SimpleNamespace(guess_exactness=Exactness.EXACT)
+    )
     sequence.request = SimpleNamespace(speculation=Speculation.NGRAM)
     source: Any = SimpleNamespace(ready=lambda: False)
     guesser = Guesser(sequence, source)

@@ -17,7 +17,7 @@ from daemon.cache.mlx.measurements import MEASUREMENTS
 from daemon.cache.mlx.self_tests import VERDICTS
 from daemon.engine.background import task
 from daemon.engine.memory.pressure import Level
-from daemon.kv.mlx.ahead import Ahead
+from daemon.kv.mlx.guess_passes import Exactness
 from daemon.server.supervision.supervisor import State
 from daemon.shared.errors import Reason, SidecarError, invalid
 from daemon.shared.log_fields import FIELDS, Words, cause, permitted, refusal
@@ -59,7 +59,7 @@ def test_every_enum_value_may_be_logged() -> None:
     """The list names them itself, so that it needs nothing of the engine."""
     assert all(FIELDS["state"](state.value) for state in State)
     assert all(FIELDS["pressure"](level.name.lower()) for level in Level)
-    assert all(FIELDS["ahead"](level.name.lower()) for level in Ahead)
+    assert all(FIELDS["guess_exactness"](level.name.lower()) for level in Exactness)
     assert all(FIELDS["reason"](str(reason)) for reason in Reason)
     assert all(FIELDS["work"](kind.name) for kind in vars(task).values() if isinstance(kind, task.Kind))
     assert all(FIELDS["reason"](name) for name in ("stop", "length", "tool_calls"))

@@ -8,12 +8,12 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
-from daemon.kv.mlx import ahead
-from daemon.kv.mlx.ahead import Ahead, Undo, trying
+from daemon.kv.mlx import guess_passes
+from daemon.kv.mlx.guess_passes import Exactness, Undo, trying
 from daemon.kv.mlx.layout import Layout
 from daemon.kv.mlx.self_test import probe
 from daemon.shared.slices import drain
-from tests.unit.kv.ahead_models import close, fed, model_of
+from tests.unit.kv.guess_pass_models import close, fed, model_of
 
 FAMILIES = ["llama", "deepseek_v3", "gemma3_text", "gpt_oss", "qwen3_next", "mamba", "recurrent_gemma", "baichuan_m1"]
 TOKENS = [(7 * i + i * i) % 700 for i in range(60)]
@@ -73,15 +73,20 @@ def test_single_tokens_are_undone_as_a_whole(model: Any, before: int) -> None:
 
 @pytest.mark.parametrize(
     ("family", "level"),
-    [("llama", Ahead.EXACT), ("qwen3_next", Ahead.EXACT), ("deepseek_v3", Ahead.ROUNDED), ("mamba2", Ahead.ROUNDED)],
+    [
+        ("llama", Exactness.EXACT),
+        ("qwen3_next", Exactness.EXACT),
+        ("deepseek_v3", Exactness.ROUNDED),
+        ("mamba2", Exactness.ROUNDED),
+    ],
 )
-def test_exactness_is_found_out_at_load(family: str, level: Ahead) -> None:
+def test_exactness_is_found_out_at_load(family: str, level: Exactness) -> None:
     model = model_of(family)
     assert drain(trying(model, probe(model))) is level
 
 
 def test_model_without_reusable_layout_does_not_guess() -> None:
-    assert drain(trying(model_of("llama"), Layout("unknown", 0))) is Ahead.WRONG
+    assert drain(trying(model_of("llama"), Layout("unknown", 0))) is Exactness.WRONG
 
 
 def test_trace_of_a_wrong_guess_is_found_out_at_load(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +94,7 @@ def test_trace_of_a_wrong_guess_is_found_out_at_load(monkeypatch: pytest.MonkeyP
     model = model_of("llama")
     layout = probe(model)
     monkeypatch.setattr(KVCache, "trim", lambda self, tokens: tokens)
-    assert drain(trying(model, layout)) is Ahead.WRONG
+    assert drain(trying(model, layout)) is Exactness.WRONG
 
 
 def test_error_within_the_trial_means_no_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,5 +103,5 @@ def test_error_within_the_trial_means_no_guesses(monkeypatch: pytest.MonkeyPatch
 
     model = model_of("llama")
     layout = probe(model)
-    monkeypatch.setattr(ahead, "forward_layerwise", fails)
-    assert drain(trying(model, layout)) is Ahead.WRONG
+    monkeypatch.setattr(guess_passes, "forward_layerwise", fails)
+    assert drain(trying(model, layout)) is Exactness.WRONG

@@ -2,7 +2,7 @@
 Passes over tokens that are only guessed: what they write is taken back, and a self-test tells how exact they are.
 
 A pass over several tokens has other matrix products than passes over one token each. Whether its bits are the same
-depends on the model and on the device, so each model is tried when it is loaded; `Ahead` has the results.
+depends on the model and on the device, so each model is tried when it is loaded; `Exactness` has the results.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _MOST_ROUNDING = 0.05
 """A share of the range of the logits. A pass that is off by more does not compute the same."""
 
 
-class Ahead(Enum):
+class Exactness(Enum):
     """How a pass over several tokens of a sequence compares with a pass over each of them."""
 
     WRONG = auto()
@@ -87,12 +87,12 @@ class Undo:
         return kept
 
 
-def trying(model: Any, layout: Layout) -> Sliced[Ahead]:
+def trying(model: Any, layout: Layout) -> Sliced[Exactness]:
     """Feed a few tokens ahead, take them back, and tell how exact that is; a layer for each `next`."""
-    return (yield from tried(_compared(model))) if layout.reusable else Ahead.WRONG
+    return (yield from tried(_compared(model))) if layout.reusable else Exactness.WRONG
 
 
-def tried(trial: Sliced[Ahead]) -> Sliced[Ahead]:
+def tried(trial: Sliced[Exactness]) -> Sliced[Exactness]:
     """Do a trial; one that fails means no guesses."""
     try:
         return (yield from trial)
@@ -101,21 +101,21 @@ def tried(trial: Sliced[Ahead]) -> Sliced[Ahead]:
             raise
         said = Words(f"{type(error).__name__}: {error}")  # of fixed tokens: no request is in it
         log.warning("guessing_self_test_failed", error=said)
-        return Ahead.WRONG
+        return Exactness.WRONG
 
 
-def _compared(model: Any) -> Sliced[Ahead]:
+def _compared(model: Any) -> Sliced[Exactness]:
     alone = yield from _one_by_one(model, 1)
-    ahead = yield from _taken_back(model)
+    together = yield from _taken_back(model)
     # The rounding of this device: the same tokens twice, as rows of one batch.
-    pairs = [(logits, alone[index]) for index, logits in ahead]
+    pairs = [(logits, alone[index]) for index, logits in together]
     level = yield from judged(pairs, _one_by_one(model, 2), alone)
-    if level is Ahead.WRONG:
+    if level is Exactness.WRONG:
         log.warning("guessing_disabled")
     return level
 
 
-def judged(pairs: Sequence[Pair], others: Sliced[list[mx.array]], same: Sequence[mx.array]) -> Sliced[Ahead]:
+def judged(pairs: Sequence[Pair], others: Sliced[list[mx.array]], same: Sequence[mx.array]) -> Sliced[Exactness]:
     """
     Tell how exact logits are.
 
@@ -126,12 +126,12 @@ def judged(pairs: Sequence[Pair], others: Sliced[list[mx.array]], same: Sequence
     """
     rounding = _largest(pairs)
     if rounding == 0:
-        return Ahead.EXACT
+        return Exactness.EXACT
     spread = min(distance(mx.max(logits), mx.min(logits)) for _, logits in pairs)
     if rounding > _MOST_ROUNDING * spread:
-        return Ahead.WRONG
+        return Exactness.WRONG
     noise = _largest(list(zip((yield from others), same, strict=True)))
-    return Ahead.SHARED if rounding <= _NOISE_MARGIN * noise else Ahead.ROUNDED
+    return Exactness.SHARED if rounding <= _NOISE_MARGIN * noise else Exactness.ROUNDED
 
 
 def _one_by_one(model: Any, rows: int) -> Sliced[list[mx.array]]:

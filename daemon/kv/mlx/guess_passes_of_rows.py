@@ -1,8 +1,8 @@
 """
 Passes over guessed tokens that several sequences share: each row takes back its own part, and a self-test tries it.
 
-The pass is as wide as the row with the most tokens; other rows are padded behind theirs. See `ahead.py` for a sequence
-that has a pass of its own.
+The pass is as wide as the row with the most tokens; other rows are padded behind theirs. See `guess_passes.py` for a
+sequence that has a pass of its own.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from daemon.kv.mlx.adapters import BATCH_ADAPTERS, STATE_ADAPTERS
 from daemon.kv.mlx.adapters.cache_list import leaves
-from daemon.kv.mlx.ahead import Ahead, judged, tried
 from daemon.kv.mlx.batch_cache import to_batch
+from daemon.kv.mlx.guess_passes import Exactness, judged, tried
 from daemon.kv.mlx.layerwise import forward_layerwise
 from daemon.shared.slices import Sliced
 
@@ -78,7 +78,7 @@ def _width(fed: Sequence[int]) -> int:
     return max(2, *fed)
 
 
-def trying_rows(model: Any, alone: Ahead, *, joinable: bool) -> Sliced[Ahead]:
+def trying_rows(model: Any, alone: Exactness, *, joinable: bool) -> Sliced[Exactness]:
     """
     Tell how exact passes are in which rows have different numbers of guesses; a layer for each `next`.
 
@@ -87,12 +87,12 @@ def trying_rows(model: Any, alone: Ahead, *, joinable: bool) -> Sliced[Ahead]:
         alone: How exact they are for a sequence alone.
         joinable: Whether sequences can share a pass at all.
     """
-    if alone is Ahead.WRONG or not joinable:
-        return Ahead.WRONG
+    if alone is Exactness.WRONG or not joinable:
+        return Exactness.WRONG
     return (yield from tried(_against_single_tokens(model)))
 
 
-def _against_single_tokens(model: Any) -> Sliced[Ahead]:
+def _against_single_tokens(model: Any) -> Sliced[Exactness]:
     """Compare passes with guesses with passes over one token of each row, of the same two rows."""
     prompts = yield from _prefilled(model)
     caches, single = _batch(prompts), []
@@ -103,7 +103,7 @@ def _against_single_tokens(model: Any) -> Sliced[Ahead]:
     pairs = [(logits, single[index][row]) for row, index, logits in guessed]
     # The rounding of this device: a row alone.
     level = yield from judged(pairs, _alone(model, prompts[0]), [logits[0] for logits in single])
-    if level is Ahead.WRONG:
+    if level is Exactness.WRONG:
         log.info("guessing_in_batches_disabled")
     return level
 

@@ -11,50 +11,50 @@ import pytest
 from mlx_lm.models.cache import ArraysCache, BatchRotatingKVCache, RotatingKVCache, make_prompt_cache
 
 from daemon.kv.mlx.adapters.cache_list import leaves
-from daemon.kv.mlx.ahead import Ahead
-from daemon.kv.mlx.ahead_rows import RowsUndo, padded, trying_rows
 from daemon.kv.mlx.batch_cache import to_batch, to_single
+from daemon.kv.mlx.guess_passes import Exactness
+from daemon.kv.mlx.guess_passes_of_rows import RowsUndo, padded, trying_rows
 from daemon.kv.mlx.rows_kv import RowsKV
 from daemon.shared.slices import drain
-from tests.unit.kv.ahead_models import close, fed, model_of
+from tests.unit.kv.guess_pass_models import close, fed, model_of
 
 
-def level_of(family: str, *, joinable: bool = True) -> Ahead:
+def level_of(family: str, *, joinable: bool = True) -> Exactness:
     """Return how exact such passes of a tiny model are."""
-    return drain(trying_rows(model_of(family), Ahead.EXACT, joinable=joinable))
+    return drain(trying_rows(model_of(family), Exactness.EXACT, joinable=joinable))
 
 
 @pytest.mark.parametrize(
     ("family", "level"),
     [
-        ("llama", Ahead.EXACT),
-        ("qwen3_next", Ahead.EXACT),
-        ("gemma3_text", Ahead.EXACT),
-        ("baichuan_m1", Ahead.EXACT),
-        ("deepseek_v3", Ahead.ROUNDED),
-        ("mamba2", Ahead.ROUNDED),
-        ("falcon_h1", Ahead.ROUNDED),
+        ("llama", Exactness.EXACT),
+        ("qwen3_next", Exactness.EXACT),
+        ("gemma3_text", Exactness.EXACT),
+        ("baichuan_m1", Exactness.EXACT),
+        ("deepseek_v3", Exactness.ROUNDED),
+        ("mamba2", Exactness.ROUNDED),
+        ("falcon_h1", Exactness.ROUNDED),
     ],
 )
-def test_exactness_of_rows_is_found_out_at_load(family: str, level: Ahead) -> None:
+def test_exactness_of_rows_is_found_out_at_load(family: str, level: Exactness) -> None:
     assert level_of(family) is level
 
 
 def test_layer_that_knows_no_padding_is_found_out() -> None:
     """Mamba's state takes padding for tokens."""
-    assert level_of("mamba") is Ahead.WRONG
+    assert level_of("mamba") is Exactness.WRONG
 
 
 def test_nothing_is_tried_where_rows_share_no_pass() -> None:
-    assert level_of("llama", joinable=False) is Ahead.WRONG
-    assert drain(trying_rows(None, Ahead.WRONG, joinable=True)) is Ahead.WRONG
+    assert level_of("llama", joinable=False) is Exactness.WRONG
+    assert drain(trying_rows(None, Exactness.WRONG, joinable=True)) is Exactness.WRONG
 
 
 @pytest.mark.parametrize("broken", [(RowsKV, "forget"), (ArraysCache, "prepare")])
 def test_trace_of_a_neighbours_guess_is_found_out(monkeypatch: pytest.MonkeyPatch, broken: tuple[type, str]) -> None:
     """As after a change in mlx-lm."""
     monkeypatch.setattr(*broken, lambda *given, **named: None)
-    assert level_of("qwen3_next") is Ahead.WRONG
+    assert level_of("qwen3_next") is Exactness.WRONG
 
 
 @pytest.mark.parametrize(("family", "kept"), [("gemma3_text", False), ("recurrent_gemma", True)])
