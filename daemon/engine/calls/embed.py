@@ -20,6 +20,7 @@ from daemon.engine.calls.driver import Call, Services, leased
 from daemon.engine.calls.misnamed import retry_misnamed
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.prefix_reuse import kv_of, read_ahead, restored
+from daemon.engine.execution.answer import Answer
 from daemon.engine.execution.pooling import Pooled, check_trunk
 from daemon.engine.execution.request import Request, SamplingParams
 from daemon.engine.execution.row_bills import BilledRow, prompt_bill
@@ -166,7 +167,7 @@ def _sequences(
             program=program,
         )
         pooled = Pooled(prepared.pooling, prepared.normalize, prepared.dimensions, prepared.skipped)
-        sequences.append(Sequence(options, kv, Output(str, ()), Times(arrived), pooled=pooled))
+        sequences.append(Sequence(kv, Answer(options, Output(str, ())), Times(arrived), pooled=pooled))
     return sequences
 
 

@@ -18,6 +18,7 @@ from daemon.engine.calls.misnamed import retry_misnamed
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.options import requests_of, sampling_of
 from daemon.engine.calls.prefix_reuse import kv_of, read_ahead, restored
+from daemon.engine.execution.answer import Answer
 from daemon.engine.execution.bill import head_bytes
 from daemon.engine.execution.request import Request, Speculation
 from daemon.engine.execution.row_bills import BilledRow, prompt_bill
@@ -185,15 +186,15 @@ def sequence_of(
         lease: The hold on its model.
         ready: The request, prepared for its model.
     """
-    answers = [ready, *(ready.again() for _ in samples[1:])]
+    prepared = [ready, *(ready.again() for _ in samples[1:])]
 
-    def sequence(sample: Request, answer: PreparedRequest, lease: ModelLease[LoadedModel]) -> Sequence:
-        constraint = None if answer.constraint is None else answer.constraint.mask(lease.model.vocab_size)
-        kv = kv_of(services, request, lease, ready.source)
-        text = answer.tokenizer.text_of
-        return Sequence(sample, kv, answer.output, times, answer.parser, constraint, text=text)
+    def sequence(sample: Request, own: PreparedRequest, lease: ModelLease[LoadedModel]) -> Sequence:
+        kv = kv_of(services, request, lease, own.source)
+        answer = Answer(sample, own.output, own.parser)
+        constraint = None if own.constraint is None else own.constraint.mask(lease.model.vocab_size)
+        return Sequence(kv, answer, times, constraint, text=own.tokenizer.text_of)
 
-    first, *others = map(sequence, samples, answers, lease.split(len(samples)))
+    first, *others = map(sequence, samples, prepared, lease.split(len(samples)))
     first.samples = others
     return first
 

@@ -1,8 +1,8 @@
 """
 A request that has its model, from the waiting list to its last token.
 
-Three types share the work: `Request` is the frozen input, `SequenceKV` is the cache of keys and values under one model,
-and `Sequence` is the progress of the answer. Its events are in `events.py`.
+Four types share the work: `Request` is the frozen input, `SequenceKV` is the cache of keys and values under one model,
+`Answer` is what was sampled, and `Sequence` is the progress of all of it. Its events are in `events.py`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import structlog
-
 from daemon.cache.identity import ModelKey
 from daemon.cache.mlx.loader import LoadedModel
+from daemon.engine.execution.answer import Answer
 from daemon.engine.execution.events import (
     Finished,
     FinishReason,
@@ -30,15 +29,11 @@ from daemon.engine.execution.head_kv import HeadKV
 from daemon.engine.execution.pooling import Pooled, trunk
 from daemon.engine.execution.request import Request, Speculation
 from daemon.engine.execution.sequence_kv import DraftKV, SequenceKV
-from daemon.engine.output.answer_parser import AnswerParser
-from daemon.engine.output.detokenizer import Output, Piece, Token
-from daemon.engine.output.tool_calls import standing
+from daemon.engine.output.detokenizer import Piece, Token
 from daemon.engine.structured_output.constraint import Constraint
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.miss import PLACED
 from daemon.shared.errors import Reason, SidecarError
-
-log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -73,17 +68,13 @@ class Sequence:
     One request that has its model.
 
     Attributes:
-        request: The request.
         kv: Its KV, and the holds that come with it.
-        output: Turns its tokens into text.
+        answer: Its answer, with the request.
         times: Its times.
-        parser: Splits its answer into text, reasoning and calls; None if all of it is text.
         constraint: Decides which tokens it may sample; None if all.
         draft: KV of the draft model that guesses for it; None without a draft model.
         head: What the model's MTP head knows of it; None if that does not guess.
         guesses: Tokens that each kind of source guessed for it, and how many of them were right.
-        generated: Tokens sampled so far.
-        reasoning_tokens: How many of them are reasoning, its marks included.
         pooled: Takes the hidden states of its prompt, which is a text to embed and ends with its prefill; None if it
             generates.
         logits: Those after its prompt, [1, vocab], until it decodes; None if its last token was not computed yet.
@@ -94,24 +85,30 @@ class Sequence:
         paused: Whether its prompt waits because its reader lags; the decoder knows those that decode.
     """
 
-    request: Request
     kv: SequenceKV
-    output: Output
+    answer: Answer
     times: Times
-    parser: AnswerParser | None = None
     constraint: Constraint | None = None
     draft: DraftKV | None = None
     head: HeadKV | None = None
     guesses: dict[int, tuple[int, int]] = field(default_factory=dict)
     pooled: Pooled | None = None
-    generated: list[int] = field(default_factory=list)
-    reasoning_tokens: int = 0
     logits: Any = None
     samples: list[Sequence] = field(default_factory=list)
     text: Callable[[int], str] = str
     scores: list[Token] = field(default_factory=list)
     scored: int = 1
     paused: bool = False
+
+    @property
+    def request(self) -> Request:
+        """The request."""
+        return self.answer.request
+
+    @property
+    def generated(self) -> list[int]:
+        """Tokens sampled so far."""
+        return self.answer.tokens
 
     @property
     def call_id(self) -> int:
@@ -232,57 +229,21 @@ class Sequence:
         return PromptLogprobs(start, tokens) if tokens else None
 
     def accept(self, token: Token, now: float) -> tuple[Piece, FinishReason | None]:
-        """
-        Take a sampled token.
-
-        Returns:
-            The piece of the answer that may be sent, and why the sequence has ended, if it has.
-        """
-        piece, reason = self._accept(token, now)
-        parser = self.parser
-        if parser is None:
-            return piece, reason
-        reasoned = parser.reasoning
-        parts = parser.add(piece.text)
-        self.reasoning_tokens += reasoned or parser.reasoning
-        if reason is not None:
-            ended = reason is FinishReason.STOP and not self.output.stop_match
-            parts += parser.finish(ended=ended)
-            if parser.attempts.unread:
-                log.info("tool_call_unparsed", request_id=self.request.request_id, error=parser.attempts.unread)
-            if ended and parser.calls:
-                reason = FinishReason.TOOL_CALLS
-        if parser.over:
-            reason = FinishReason.TOOL_CALLS
-        return Piece(parts.text, piece.tokens, parts.reasoning, parts.calls, standing(parts.pieces)), reason
-
-    def _accept(self, token: Token, now: float) -> tuple[Piece, FinishReason | None]:
-        """Take a token as text alone; `accept` takes that apart."""
-        self.generated.append(token.id)
+        """Take a sampled token, which was read `now`; see `Answer.accept`."""
         self.times.last_token = now
-        if len(self.generated) == 1:
+        if not self.generated:
             self.times.first_token = now
-        if token.id in self.request.stop_ids:
-            return self.output.finish(), FinishReason.STOP
-        piece = self.output.add(token)
-        if self.output.stop_match:
-            return piece, FinishReason.STOP
-        if len(self.generated) < self.request.max_tokens:
-            return piece, None
-        # The rest may complete a stop string that was held back.
-        rest = self.output.finish()
-        reason = FinishReason.STOP if self.output.stop_match else FinishReason.LENGTH
-        return Piece(piece.text + rest.text, piece.tokens + rest.tokens), reason
+        return self.answer.accept(token)
 
     def finished(self, reason: FinishReason, *, more: bool = False) -> Finished:
         """Return its last event; there are `more` if other samples of its request are still to end."""
         proposed, accepted = self.guesses.get(Speculation.DRAFT, (0, 0))
         usage = Usage(
-            len(self.prompt), self.kv.cached, len(self.generated), proposed, accepted, self.reasoning_tokens,
+            len(self.prompt), self.kv.cached, len(self.generated), proposed, accepted, self.answer.reasoning_tokens,
             tuple(Guesses(kind, *counts) for kind, counts in sorted(self.guesses.items())),
         )  # fmt: skip
         request, spans = self.request, self.times.spans()
-        return Finished(reason, self.output.stop_match, usage, spans, request.index, request.sampling.seed, more)
+        return Finished(reason, self.answer.output.stop_match, usage, spans, request.index, request.sampling.seed, more)
 
     def release(self) -> None:
         """Give KV, prefixes and models back, those of samples that did not begin included; called exactly once."""

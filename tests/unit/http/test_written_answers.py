@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
+from daemon.engine.execution.answer import Answer as SampledAnswer
 from daemon.engine.execution.events import FinishReason
-from daemon.engine.execution.sequence import Sequence as Running
-from daemon.engine.execution.sequence import Times
 from daemon.engine.output.answer_parser import AnswerParser, AnswerRules
 from daemon.engine.output.detokenizer import Output, Piece, Token
 from daemon.http.anthropic.answers import MessageStream, message
@@ -121,19 +120,18 @@ def _events(
     parser = AnswerParser(markup_of(HANDS[name]), written.tools, AnswerRules(opened=written.opened))
     output = Output(lambda ids: b"".join(words[id_ - 1] for id_ in ids).decode("utf-8", "replace"), stops)
     request: Any = SimpleNamespace(stop_ids={EOS}, max_tokens=most, request_id="r")
-    kv: Any = None
-    running = Running(request, kv, output, Times(0.0), parser)
+    sampled = SampledAnswer(request, output, parser)
     events: list[GenerateEvent] = [Started("r", "m", 3, 0)]
     reason = None
     for id_ in [*range(1, len(words) + 1), EOS]:
         text = words[id_ - 1].decode("utf-8", "replace") if id_ else ""
-        piece, reason = running.accept(Token(id_, -0.5, (), text), 0.0)
+        piece, reason = sampled.accept(Token(id_, -0.5, (), text))
         if piece:
             events.append(_delta(piece))
         if reason is not None:
             break
     assert reason is not None
-    usage = Usage(3, 0, len(running.generated), reasoning_tokens=running.reasoning_tokens)
+    usage = Usage(3, 0, len(sampled.tokens), reasoning_tokens=sampled.reasoning_tokens)
     return [*events, Finished(REASONS[reason], output.stop_match, usage, TIMINGS)]
 
 
