@@ -10,13 +10,13 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import DryRunFileInfo, constants, snapshot_download
+from huggingface_hub import DryRunFileInfo, HfApi, constants, snapshot_download
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: httpx's, or its successor's
     DryRunError,
     FileMetadataError,
@@ -38,6 +38,7 @@ from daemon.cache.unchanged import Findings, State
 from daemon.cache.weight_files import is_weight_file, weight_files
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.machine_faults import machine_fault
+from daemon.shared.small_file import replace_in_place
 
 PATTERNS = [
     *("*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "tiktoken.model"),
@@ -49,6 +50,9 @@ _IGNORED = ["*/*.safetensors"]
 _LISTS = "trees"
 """Directory beside the snapshots, in which huggingface_hub keeps a list of the files of each commit."""
 _NUMBERED = re.compile(r"(.*)-\d+-of-(\d+)\.safetensors")
+_NOT_CACHED = "is not in the local Hub cache"
+_NOT_UPDATED = "was not updated"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _COMPLETE = Findings[tuple[Path, State], bool]()
 """Whether snapshots are complete: each call for a Hub id asks."""
 
@@ -70,19 +74,68 @@ def snapshot(repo: str, revision: str, *, allow_download: bool, report: Report) 
     if cached is not None:
         return cached
     if not allow_download:
-        raise _not_cached(repo, f"fetch it with: mlx-sidecar pull {repo}")
-    return _download(repo, revision, report)
+        raise _refusal(repo, _NOT_CACHED, f"fetch it with: mlx-sidecar pull {repo}")
+    with _refusing(repo, revision):
+        return _fetch_whole(repo, revision, report)
+
+
+def update(
+    repo: str, revision: str, *, afford: Callable[[int], None], accept: Callable[[Path], None], report: Report
+) -> Path:
+    """
+    Fetch what a branch of a model has got since, and return the directory of its newest commit. Asks the Hub.
+
+    The branch stands for the commit that is in the local cache until all of the new one is there and accepted. An
+    update that is interrupted, or that cannot be used, takes no model away.
+
+    Args:
+        repo: The Hub id.
+        revision: A branch, tag or commit; empty for the default branch.
+        afford: Raises if a model of so many bytes can never be loaded. Called if there is something to fetch.
+        accept: Raises if the model in a directory cannot be used.
+        report: Gets the bytes of a download; may raise to abandon it.
+
+    Raises:
+        SidecarError: MODEL_NOT_CACHED if the Hub cannot be asked, or does not give all of it; MODEL_NOT_FOUND,
+            MODEL_GATED or MODEL_UNSUPPORTED; what `afford` and `accept` raise.
+    """
+    with _refusing(repo, revision, _NOT_UPDATED):
+        commit = revision if _COMMIT.fullmatch(revision) else _newest(repo, revision)
+        path = _cached(repo, commit)
+        if path is None:
+            afford(_weight_bytes(repo, commit))
+            path = _fetch_whole(repo, commit, report)
+            if not is_complete(path):
+                raise _refusal(repo, _NOT_UPDATED, "the Hub did not give all of it")
+        accept(path)
+        if commit != revision:
+            reference = _folder(repo) / "refs" / (revision or constants.DEFAULT_REVISION)
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            replace_in_place(reference, commit.encode(), 0o644)
+        return path
+
+
+def _newest(repo: str, revision: str) -> str:
+    """Return the commit that a branch or tag stands for at the Hub."""
+    try:
+        commit = HfApi().model_info(repo, revision=revision or None, timeout=constants.HF_HUB_ETAG_TIMEOUT).sha
+    except HFValidationError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:  # of a page that is not the Hub's, such as a network's login
+        why = f"what answers for the Hub is not the Hub ({type(error).__name__})"
+        raise _refusal(repo, _NOT_UPDATED, why) from error
+    if commit is None or not _COMMIT.fullmatch(commit):
+        raise _refusal(repo, _NOT_UPDATED, "what answers for the Hub is not the Hub")
+    return commit
 
 
 def _cached(repo: str, revision: str) -> Path | None:
-    try:
-        path = _fetch(repo, revision, local_files_only=True)
-    except LocalEntryNotFoundError:
-        return None
-    except HFValidationError as error:
-        text = f"{repo} is no Hub id; give one as org/name"
-        raise SidecarError(Reason.MODEL_NOT_FOUND, text, field="model") from error
-    return path if is_complete(path) else None
+    with _refusing(repo, revision):
+        try:
+            path = _fetch(repo, revision, local_files_only=True)
+        except LocalEntryNotFoundError:
+            return None
+        return path if is_complete(path) else None
 
 
 def is_complete(path: Path) -> bool:
@@ -155,7 +208,11 @@ def planned_bytes(repo: str, revision: str) -> int:
         SidecarError: MODEL_NOT_CACHED, MODEL_NOT_FOUND, MODEL_GATED or MODEL_UNSUPPORTED.
     """
     with _refusing(repo, revision):
-        files = _list_files(repo, revision)
+        return _weight_bytes(repo, revision)
+
+
+def _weight_bytes(repo: str, revision: str) -> int:
+    files = _list_files(repo, revision)
     weights = [file.file_size or 0 for file in files if is_weight_file(file.filename)]
     if not weights:
         raise SidecarError(
@@ -173,20 +230,20 @@ def _list_files(repo: str, revision: str) -> list[DryRunFileInfo]:
         raise error.__cause__ or OfflineModeIsEnabled("offline") from error
 
 
-def _download(repo: str, revision: str, report: Report) -> Path:
+def _fetch_whole(repo: str, revision: str, report: Report) -> Path:
+    """Fetch what is missing of a snapshot, and again what has another size than it should have."""
     bar = _reporting_bar(report)
-    with _refusing(repo, revision):
-        path = _fetch(repo, revision, tqdm_class=bar)
-        damaged = _other_sizes(path, _listed(path) or {})
-        if damaged:  # huggingface_hub has left them as they are
-            again = [escape(name) for name in damaged]
-            _fetch(repo, revision, tqdm_class=bar, force_download=True, allow_patterns=again)
-        return path
+    path = _fetch(repo, revision, tqdm_class=bar)
+    damaged = _other_sizes(path, _listed(path) or {})
+    if damaged:  # huggingface_hub has left them as they are
+        again = [escape(name) for name in damaged]
+        _fetch(repo, revision, tqdm_class=bar, force_download=True, allow_patterns=again)
+    return path
 
 
 @contextmanager
-def _refusing(repo: str, revision: str) -> Iterator[None]:
-    """Turn errors of huggingface_hub in a block into SidecarErrors."""
+def _refusing(repo: str, revision: str, said: str = _NOT_CACHED) -> Iterator[None]:
+    """Turn errors of huggingface_hub in a block into SidecarErrors; one of the Hub itself is `said` of the model."""
     try:
         yield
     except GatedRepoError as error:
@@ -200,16 +257,23 @@ def _refusing(repo: str, revision: str) -> Iterator[None]:
     except RepositoryNotFoundError as error:
         text = f"the Hub has no model {repo}, or it is private: log in with `hf auth login` and restart the daemon"
         raise SidecarError(Reason.MODEL_NOT_FOUND, text, field="model") from error
+    except HFValidationError as error:
+        text = f"{repo} is no Hub id; give one as org/name"
+        raise SidecarError(Reason.MODEL_NOT_FOUND, text, field="model") from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError, FileMetadataError, HTTPError) as error:
-        why = f"the Hub cannot be reached either ({type(error).__name__})"
+        why = f"the Hub cannot be reached ({type(error).__name__})"
         if constants.HF_HUB_OFFLINE:
             why = "the Hub is not asked, because HF_HUB_OFFLINE was set when the daemon started"
-        raise _not_cached(repo, why) from error
+        raise _refusal(repo, said, why) from error
     except (RuntimeError, OSError) as error:  # of hf_xet, or of a file that came short: it has a text alone
         if machine_fault(error, repo) is not None or getattr(error, "errno", None) is not None:
             raise
         why = f"the Hub did not give all of it ({type(error).__name__}); ask again: files that are here are kept"
-        raise _not_cached(repo, why) from error
+        raise _refusal(repo, said, why) from error
+
+
+def _refusal(repo: str, said: str, why: str) -> SidecarError:
+    return SidecarError(Reason.MODEL_NOT_CACHED, f"{repo} {said}; {why}")
 
 
 def _fetch(repo: str, revision: str, **options: Any) -> Path:
@@ -220,14 +284,14 @@ def _fetch(repo: str, revision: str, **options: Any) -> Path:
 
 def _refuse_irregular(repo: str, revision: str) -> None:
     """Refuse FIFOs among the references and file lists of the cache: huggingface_hub opens them, and would wait."""
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
+    folder = _folder(repo)
     for file in (folder / "refs" / (revision or constants.DEFAULT_REVISION), *folder.glob(f"{_LISTS}/*.json")):
         with suppress(FileNotFoundError, NotADirectoryError):
             check(file)
 
 
-def _not_cached(repo: str, why: str) -> SidecarError:
-    return SidecarError(Reason.MODEL_NOT_CACHED, f"{repo} is not in the local Hub cache; {why}")
+def _folder(repo: str) -> Path:
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
 
 
 def _reporting_bar(report: Report) -> type[tqdm[Any]]:

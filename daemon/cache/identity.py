@@ -78,6 +78,7 @@ class ModelSource:
         adapter_weights: Its adapter's weights.
         roots: Where its files may lie, links followed; see `model_files.allowed`.
         revision: The commit of the Hub that it is; empty if it does not come from there.
+        branch: The revision that stood for that commit, as it was asked for; empty for the default branch.
         context_override: The context length that a caller chose; None for that of the configuration.
         default_sampling: The sampling options that it recommends, by name. No part of its identity.
     """
@@ -94,6 +95,7 @@ class ModelSource:
     adapter_weights: WeightFile | None = field(default=None, compare=False, repr=False)
     roots: Roots = field(default=(), compare=False, repr=False)
     revision: str = field(default="", compare=False)
+    branch: str = field(default="", compare=False)
     context_override: int | None = field(default=None, compare=False)
     default_sampling: Mapping[str, float] = field(default_factory=dict, compare=False, repr=False)
 

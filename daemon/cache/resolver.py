@@ -9,19 +9,22 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from daemon.cache.callbacks import ignore
+from daemon.cache import hub
+from daemon.cache.callbacks import Report, ignore
 from daemon.cache.digests import Digests, TakesLong
-from daemon.cache.hub import planned_bytes, snapshot
 from daemon.cache.identity import ModelSource, identify
 from daemon.cache.keyed_lock import KeyedLock
 from daemon.cache.lru_dict import LruDict
 from daemon.cache.model_files import lies_in
 from daemon.cache.unchanged import Findings
+from daemon.shared import liveness
 from daemon.shared.errors import Reason, SidecarError, invalid
 from daemon.shared.machine_faults import machine_fault
 from daemon.shared.model_names import climbs, plain
@@ -54,6 +57,7 @@ class Wanted:
         estimate: Whether figures are enough. Large weights are not read then, and the Hub's figures do if the files
             are not here and may not be fetched.
         offline: Whether the Hub is not asked, not even for figures.
+        update: Whether the Hub is asked for what is newer, also if the model is here.
     """
 
     name: str
@@ -62,6 +66,7 @@ class Wanted:
     allow_download: bool = False
     estimate: bool = False
     offline: bool = False
+    update: bool = False
 
 
 _Identity = tuple[str, Path, Path | None, bool, int]
@@ -86,6 +91,7 @@ class Resolver:
         roots: Directories that models may lie below; empty allows any absolute directory.
         fetch: Finds or downloads a Hub model; see `daemon.cache.hub.snapshot`.
         plan: Returns the bytes of a Hub model; see `daemon.cache.hub.planned_bytes`.
+        update: Fetches what is newer of a Hub model; see `daemon.cache.hub.update`.
         digests: Looks digests of weight files up, or computes them.
         supported: Returns whether mlx-lm knows a model_type.
         afford: Raises if a model of a name and size can never be loaded.
@@ -95,9 +101,10 @@ class Resolver:
     def __init__(
         self,
         roots: Sequence[Path],
-        fetch: Callable[..., Path] = snapshot,
-        plan: Callable[[str, str], int] = planned_bytes,
+        fetch: Callable[..., Path] = hub.snapshot,
+        plan: Callable[[str, str], int] = hub.planned_bytes,
         *,
+        update: Callable[..., Path] = hub.update,
         digests: Digests | None = None,
         supported: Callable[[str], bool] = lambda _: True,
         afford: Callable[[str, int], None] = ignore,
@@ -106,6 +113,7 @@ class Resolver:
         self._roots = [root.resolve() for root in roots]
         self._fetch = fetch
         self._plan = plan
+        self._update = update
         self._digests = digests or Digests()
         self._supported = supported
         self._afford = afford
@@ -152,7 +160,7 @@ class Resolver:
             source = self._identified.get(key, filter(None, (path, adapter)), identified)
             afford(name, source.size_bytes)  # of a model that was known, too: what is allowed may have changed
         self._refuse_unsupported(source)
-        return source
+        return replace(source, branch=self._revision(wanted)) if is_hub else source
 
     def planned_bytes(self, wanted: Wanted) -> int:
         """
@@ -191,8 +199,20 @@ class Resolver:
                 field="model",
             )
         revision = self._revision(wanted)
+        if wanted.update:
+            if watcher is None:
+                raise TakesLong
+            path = self._updated(name, revision, watcher)
+        else:
+            path = self._here_or_downloaded(wanted, revision, watcher)
+        if not wanted.estimate:
+            self.prefer(name, revision)
+        return path
+
+    def _here_or_downloaded(self, wanted: Wanted, revision: str, watcher: Watcher | None) -> Path:
+        name = wanted.name
         try:  # without the lock: a cached model does not wait for a download of another revision
-            path = self._fetch(name, revision, allow_download=False, report=ignore)
+            return self._fetch(name, revision, allow_download=False, report=ignore)
         except SidecarError as error:
             asks = wanted.allow_download or (wanted.estimate and not wanted.offline)
             if error.reason is not Reason.MODEL_NOT_CACHED or not asks:
@@ -201,15 +221,31 @@ class Resolver:
                 raise TakesLong from error
             if not wanted.allow_download:
                 raise
-            path = self._download(name, revision, watcher)
-        if not wanted.estimate:
-            self.prefer(name, revision)
-        return path
+            return self._download(name, revision, watcher)
+
+    def _updated(self, name: str, revision: str, watcher: Watcher) -> Path:
+        def accept(path: Path) -> None:
+            self._refuse_unsupported(identify(name, path, digests=self._digests, hub=True, estimate=True))
+
+        with self._downloading(name, watcher) as report:
+            return self._update(name, revision, afford=partial(self._afford, name), accept=accept, report=report)
 
     def _download(self, name: str, revision: str, watcher: Watcher) -> Path:
-        with self._downloads.locked(name):  # revisions share files: the later download finds them in the cache
+        with self._downloading(name, watcher) as report:
             self._afford(name, self._plan(name, revision))
-            return self._fetch(name, revision, allow_download=True, report=watcher.downloading)
+            return self._fetch(name, revision, allow_download=True, report=report)
+
+    @contextmanager
+    def _downloading(self, name: str, watcher: Watcher) -> Iterator[Report]:
+        """Wait until no other thread downloads of a model: revisions share files, which the later one finds."""
+        with self._downloads.locked(name):
+            sign = liveness.current()  # of this thread, and of those that wait for it
+
+            def report(done: int, total: int) -> None:
+                sign()
+                watcher.downloading(done, total)
+
+            yield report
 
     def _revision(self, wanted: Wanted) -> str:
         if wanted.revision is None:

@@ -38,6 +38,8 @@ def check_load(request: pb.GetOrLoadRequest) -> None:
         check_duration("ttl", request.ttl)
     if request.HasField("context_length"):
         check_range("context_length", request.context_length, 2, 2**31 - 1)
+    if request.update and not request.allow_download:
+        raise invalid("update", "needs allow_download, as it fetches what is new; set both, or neither")
     for field in ("pin", "ttl", "context_length"):
         if request.estimate_only and request.HasField(field):
             raise invalid(field, "cannot be combined with estimate_only, which loads nothing")

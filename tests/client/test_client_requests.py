@@ -254,6 +254,7 @@ def test_a_load_sends_all_its_options(fake: FakeDaemon) -> None:
         "allow_download": True,
         "estimate_only": True,
         "context_length": 4096,
+        "update": True,
     }
     stream = fake.client.get_or_load("org/name", **options)
     request, rpc = fake.take_stream("GetOrLoad")
@@ -270,6 +271,7 @@ def test_a_load_sends_all_its_options(fake: FakeDaemon) -> None:
             "allowDownload": True,
             "estimateOnly": True,
             "contextLength": 4096,
+            "update": True,
         },
         pb.GetOrLoadRequest(),
     )

@@ -1,4 +1,4 @@
-"""Models in the Hub's local cache are found without a network, are the same as their copies, and pulled only once."""
+"""Models in the Hub's local cache are found without a network, are the same as their copies, and stay without it."""
 
 from __future__ import annotations
 
@@ -79,6 +79,7 @@ def test_pull_of_a_cached_model_loads_nothing(daemon: RunningDaemon) -> None:
         client.stats()  # it listens
         shown = _cli(daemon, "pull", "org/name", "--json")
         assert (shown.returncode, json.loads(shown.stdout)["outcome"]) == (0, "estimated")
+        assert "Warning: org/name was not updated; the Hub is not asked, because HF_HUB_OFFLINE" in shown.stderr
         assert client.stats().models == ()
 
 

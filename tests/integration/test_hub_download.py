@@ -1,4 +1,4 @@
-"""Models are fetched from a Hub on the loopback address, and fetched again where a file in the cache is cut short."""
+"""Models are fetched from a Hub on the loopback address, updated, and fetched again where a file is cut short."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 import mlx_sidecar
+from mlx_sidecar import Client, Message
 from tests.support.daemons import SERVE, RunningDaemon
 from tests.support.models import copy_of_embedded
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OLD, NEW = "a" * 40, "b" * 40
 
 
 class Hub(ThreadingHTTPServer):
@@ -26,22 +27,21 @@ class Hub(ThreadingHTTPServer):
         model: The directory with its files.
 
     Attributes:
+        commits: The files of each commit; the last is that of the default branch.
         fetched: Names of the files that were sent, in order.
+        withheld: Names of files that are listed, and not given.
     """
 
     def __init__(self, model: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.files = {file.name: file.read_bytes() for file in model.iterdir()}
+        self.commits = {OLD: {file.name: file.read_bytes() for file in model.iterdir()}}
         self.fetched: list[str] = []
+        self.withheld: set[str] = set()
 
     @property
     def url(self) -> str:
         """Its address."""
         return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def tree(self) -> list[dict[str, object]]:
-        """Return the list of its files, as the API has it; weights are LFS files."""
-        return [_entry(name, content) for name, content in self.files.items()]
 
 
 def _entry(name: str, content: bytes) -> dict[str, object]:
@@ -68,24 +68,28 @@ class _Handler(BaseHTTPRequestHandler):
         """Write no lines about requests."""
 
     def _answer(self) -> None:
-        path = self.path.partition("?")[0]
-        if path.startswith("/api/models/org/name/tree/"):
-            self._send(json.dumps(self.server.tree()).encode())
-        elif path.startswith("/api/models/org/name"):
-            self._send(json.dumps({"id": "org/name", "sha": COMMIT, "siblings": []}).encode())
-        elif path.startswith(f"/org/name/resolve/{COMMIT}/"):
-            name = path.rpartition("/")[2]
-            if self.command == "GET":
-                self.server.fetched.append(name)
-            self._send(self.server.files[name])
-        else:
-            self.send_error(404)
+        match self.path.partition("?")[0].split("/")[1:]:
+            case ["api", "models", "org", "name", "tree", commit]:
+                files = self.server.commits[commit]
+                self._send(json.dumps([_entry(*file) for file in files.items()]).encode(), commit)
+            case ["api", "models", "org", "name", *_]:
+                commit = list(self.server.commits)[-1]
+                self._send(json.dumps({"id": "org/name", "sha": commit, "siblings": []}).encode(), commit)
+            case ["org", "name", "resolve", commit, name] if self._gives(name):
+                if self.command == "GET":
+                    self.server.fetched.append(name)
+                self._send(self.server.commits[commit][name], commit)
+            case _:
+                self.send_error(403)
 
-    def _send(self, content: bytes) -> None:
+    def _gives(self, name: str) -> bool:
+        return self.command == "HEAD" or name not in self.server.withheld
+
+    def _send(self, content: bytes, commit: str) -> None:
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("ETag", f'"{_etag(content)}"')
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", commit)
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(content)
@@ -105,23 +109,60 @@ def _hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     hub.server_close()
 
 
-def test_weights_that_are_cut_short_are_fetched_again(
-    start_daemon: Callable[..., RunningDaemon], hub: Hub, folder: Path
-) -> None:
-    """A load says that they are missing and how to fetch them; a download fetches them alone."""
-    weights = folder / "hub" / "models--org--name" / "snapshots" / COMMIT / "model.safetensors"
+@pytest.fixture(name="client")
+def _client(start_daemon: Callable[..., RunningDaemon], hub: Hub) -> Iterator[Client]:
+    """Return a client of a daemon that has loaded the Hub's model once."""
     with start_daemon(["env", "HF_HUB_OFFLINE=0", *SERVE]).client() as client:
-        before = client.load("org/name", allow_download=True)
-        whole = weights.read_bytes()
-        assert sorted(hub.fetched) == sorted(set(hub.files) - {"README.md"})
-        client.invalidate_model("org/name")
+        client.load("org/name", allow_download=True)
+        assert sorted(hub.fetched) == sorted(set(hub.commits[OLD]) - {"README.md"})
         hub.fetched.clear()
-        weights.resolve().write_bytes(whole[:-1])
+        yield client
 
-        assert [model.complete for model in client.list_models().models if model.place == "hub_cache"] == [False]
-        with pytest.raises(mlx_sidecar.ModelNotCached, match="mlx-sidecar pull org/name"):
-            client.load("org/name")
-        after = client.load("org/name", allow_download=True)
-        assert hub.fetched == ["model.safetensors"]
-    assert weights.read_bytes() == whole
-    assert (after.outcome, after.fingerprint) == ("loaded", before.fingerprint)
+
+def test_weights_that_are_cut_short_are_fetched_again(client: Client, hub: Hub, folder: Path) -> None:
+    """A load says that they are missing and how to fetch them; a download fetches them alone."""
+    weights = folder / "hub" / "models--org--name" / "snapshots" / OLD / "model.safetensors"
+    whole = weights.read_bytes()
+    fingerprint = client.load("org/name").fingerprint
+    client.invalidate_model("org/name")
+    weights.resolve().write_bytes(whole[:-1])
+
+    assert [model.complete for model in client.list_models().models if model.place == "hub_cache"] == [False]
+    with pytest.raises(mlx_sidecar.ModelNotCached, match="mlx-sidecar pull org/name"):
+        client.load("org/name")
+    again = client.load("org/name", allow_download=True)
+    assert (again.outcome, again.fingerprint) == ("loaded", fingerprint)
+    assert (hub.fetched, weights.read_bytes() == whole) == (["model.safetensors"], True)
+
+
+def test_update_fetches_what_the_branch_has_got_since(client: Client, hub: Hub, folder: Path) -> None:
+    """Without it the Hub is not asked. An update that is interrupted leaves the branch where it was."""
+    chat = [Message("user", "Hello.")]
+    before = client.tokenize("org/name", chat).count
+    template = hub.commits[OLD]["chat_template.jinja"]
+    hub.commits[NEW] = {**hub.commits[OLD], "chat_template.jinja": b"Some words before it. " + template}
+
+    assert client.load("org/name", allow_download=True).revision == OLD
+    hub.withheld = {"chat_template.jinja"}
+    kept = client.load("org/name", allow_download=True, update=True)
+    assert (kept.revision, client.load("org/name").revision) == (OLD, OLD)
+    assert "org/name was not updated; the Hub cannot be reached" in " ".join(kept.warnings)
+    fetched = folder / "hub" / "models--org--name" / "snapshots" / NEW / "config.json"
+    assert fetched.is_file(), "it was interrupted in the middle"
+
+    hub.withheld.clear()
+    new = client.load("org/name", allow_download=True, update=True)
+    assert (new.revision, new.warnings, hub.fetched) == (NEW, (), ["chat_template.jinja"])
+    assert client.load("org/name").revision == NEW
+    assert client.tokenize("org/name", chat).count > before
+
+
+def test_update_without_the_hub_keeps_what_is_here(client: Client, hub: Hub) -> None:
+    """It warns, and is no error: the model can be used."""
+    hub.shutdown()
+    hub.server_close()
+    info = client.load("org/name", allow_download=True, update=True)
+    assert (info.revision, info.outcome) == (OLD, "hit")
+    assert "org/name was not updated; the Hub cannot be reached" in " ".join(info.warnings)
+    with pytest.raises(mlx_sidecar.ModelNotCached, match="org/other is not in the local Hub cache; the Hub cannot be"):
+        client.load("org/other", allow_download=True, update=True)

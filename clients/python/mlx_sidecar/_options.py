@@ -30,6 +30,8 @@ class LoadOptions(TypedDict, total=False):
         estimate_only: True asks for the model's figures without loading it. Default False.
         context_length: Longest prompt plus completion in tokens, 2 or more, instead of what the model's configuration
             says. Default: as it is.
+        update: True asks the Hub also for a model that is on disk, and fetches what is new; needs `allow_download`. The
+            model's `warnings` tell why it was not possible. Default False.
     """
 
     revision: str
@@ -40,6 +42,7 @@ class LoadOptions(TypedDict, total=False):
     allow_download: bool
     estimate_only: bool
     context_length: int | None
+    update: bool
 
 
 class GenerateOptions(TypedDict, total=False):

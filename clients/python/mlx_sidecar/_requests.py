@@ -45,6 +45,7 @@ def load_request(
     allow_download: bool = False,
     estimate_only: bool = False,
     context_length: int | None = None,
+    update: bool = False,
 ) -> pb.GetOrLoadRequest:
     """
     Build a GetOrLoadRequest; the keywords are `LoadOptions`.
@@ -63,6 +64,7 @@ def load_request(
         allow_download=allow_download,
         estimate_only=estimate_only,
         context_length=context_length,
+        update=update,
     )
 
 

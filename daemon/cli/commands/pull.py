@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from daemon.cli.commands.completion import complete_model
+from daemon.cli.output.answer import print_warnings
 from daemon.cli.output.formatting import examples, print_json
 from daemon.cli.output.progress import follow
 from daemon.cli.session import Session, absolute_if_path, calls_daemon
@@ -22,9 +23,15 @@ from daemon.shared.wording import size
 @click.option("--json", "as_json", is_flag=True, help="Print the model as JSON.")
 @calls_daemon
 def command(session: Session, /, model: str, revision: str, as_json: bool) -> None:
-    """Fetch MODEL (a Hub id) into the local Hub cache and load nothing. What an interrupted pull got is kept."""
+    """
+    Fetch MODEL (a Hub id) into the local Hub cache, or what is new of it, and load nothing.
+
+    What an interrupted pull got is kept.
+    """
     with session.client(ask=True) as client:
-        info = follow(client.get_or_load(model, revision=revision, allow_download=True, estimate_only=True))
+        load = client.get_or_load(model, revision=revision, allow_download=True, estimate_only=True, update=True)
+        info = follow(load)
+    print_warnings(info.warnings)
     if as_json:
         print_json(info)
     else:

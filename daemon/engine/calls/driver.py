@@ -196,11 +196,12 @@ class Services:
         )
 
     def _move_pin(self, source: ModelSource, adapter: str, pin: bool | None) -> None:
-        """Let a pin follow a directory when its files changed: nothing leads to what it held before."""
+        """Let a pin follow a directory whose files changed, or a branch that moved: nothing leads to what was there."""
         pinned = [entry for entry in self.models.entries() if entry.pinned and not entry.draining]
         for entry in pinned:
             before = entry.model.source
-            is_there = (before.path, before.adapter_path) == (source.path, source.adapter_path)
+            moved = bool(before.revision and source.revision) and before.branch == source.branch
+            is_there = before.adapter_path == source.adapter_path and (moved or before.path == source.path)
             if is_there and entry.key != source.key and entry.names == [source.name]:
                 self.models.unpin(entry.key)
                 if pin is None:

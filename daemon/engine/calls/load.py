@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from daemon.cache.context_length import MOST, most_positions
@@ -12,6 +14,7 @@ from daemon.cache.resolver import Wanted
 from daemon.engine.background.task import TEMPLATE, Task, Waiting, already
 from daemon.engine.calls.driver import Call, Services, leased
 from daemon.engine.calls.misnamed import retry_misnamed
+from daemon.engine.calls.model_lookup import Found
 from daemon.engine.execution.bill import head_bytes
 from daemon.engine.execution.request import Speculation
 from daemon.engine.execution.row_bills import BilledRow, prompt_bill
@@ -20,8 +23,13 @@ from daemon.engine.memory.memory_budget import DECODE_ROOM
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.engine.reporting import model_info
 from daemon.shared.durations import duration, seconds
-from daemon.shared.errors import invalid
+from daemon.shared.errors import Reason, SidecarError, invalid
 from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+_OF_THE_HUB = (
+    Reason.MODEL_NOT_CACHED, Reason.MODEL_NOT_FOUND, Reason.MODEL_GATED, Reason.MODEL_NOT_RESPONDING,
+)  # fmt: skip
+"""Why the Hub may give nothing newer, which is no fault of a model that is here."""
 
 
 def load(services: Services, call_id: int, request: pb.GetOrLoadRequest) -> Call:
@@ -33,7 +41,8 @@ def load(services: Services, call_id: int, request: pb.GetOrLoadRequest) -> Call
             fewer positions; or why the model cannot be had.
     """
     began = services.clock()
-    source, result = yield from retry_misnamed(lambda: _find_and_load(services, call_id, request))
+    warnings: list[str] = []
+    source, result = yield from retry_misnamed(lambda: _find_and_load(services, call_id, request, warnings))
     if isinstance(result, Ticket):
         try:
             context_length = _keep_choices(services, request, result.name)
@@ -41,24 +50,24 @@ def load(services: Services, call_id: int, request: pb.GetOrLoadRequest) -> Call
             assert result.lease is not None
             info.max_request_tokens = _most_tokens(services, result.lease.model, info.context_length)
             if source is not None:
-                model_info.recommend(info, source)
+                model_info.add_own(info, source)
         finally:
             result.cancel()  # before the answer: the figures that go out with it shall not count this use
     else:
         info = result
+    info.warnings.extend(dict.fromkeys(warnings))
     services.outbox.load(call_id, pb.GetOrLoadResponse(ready=info))
 
 
 def _find_and_load(
-    services: Services, call_id: int, request: pb.GetOrLoadRequest
+    services: Services, call_id: int, request: pb.GetOrLoadRequest, warnings: list[str]
 ) -> Waiting[tuple[ModelSource | None, Ticket[LoadedModel] | pb.ModelInfo]]:
-    """Return the model and its ticket, or its description if that is all that the call asks for."""
+    """Return the model and its ticket, or its description if that is all that the call asks for; add to `warnings`."""
 
     def report(progress: Progress) -> None:
         services.outbox.load(call_id, model_info.progress(progress))
 
-    wanted = Wanted(request.model, request.revision, request.adapter, request.allow_download, request.estimate_only)
-    found = yield from services.lookup.find(wanted, partial(already, request.model), report)
+    found = yield from _find(services, request, report, warnings)
     if isinstance(found, int):
         return None, model_info.planned(request.model, found)
     _check_length(request.context_length, most_positions(found.config))
@@ -68,6 +77,23 @@ def _find_and_load(
         # Nothing waits for it, and its error is that of the first prompt.
         services.background.run(services.with_tokenizer(found, partial(_warm_up, found)))
     return found, (yield from leased(_begin(services, request, found), report))
+
+
+def _find(
+    services: Services, request: pb.GetOrLoadRequest, report: Callable[[Progress], None], warnings: list[str]
+) -> Waiting[Found]:
+    """Find the model, updated if the call asks for that. Where an update fails, the model that is here is found."""
+    wanted = Wanted(request.model, request.revision, request.adapter, request.allow_download, request.estimate_only)
+    prepare: Callable[[Found], Task[Found]] = partial(already, request.model)
+    if request.update:
+        try:
+            return (yield from services.lookup.find(replace(wanted, update=True), prepare, report))
+        except SidecarError as error:
+            if error.reason not in _OF_THE_HUB:
+                raise
+            prefix = "" if error.reason is Reason.MODEL_NOT_CACHED else f"{request.model} was not updated: "
+            warnings.append(prefix + error.message)
+    return (yield from services.lookup.find(wanted, prepare, report))
 
 
 def _warm_up(source: ModelSource, tokenizer: Tokenizer) -> Task[None] | None:

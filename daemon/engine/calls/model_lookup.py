@@ -61,7 +61,8 @@ class ModelLookup:
             progress: Called on the MLX thread while the model is downloaded or read.
 
         Raises:
-            SidecarError: Why there is no result; where there is no such model, with names that may have been meant.
+            SidecarError: Why there is no result; where there is no such model, with names that may have been meant, or
+                where the model was to be updated, why it was not.
         """
 
         def quick() -> T | _Long | Task[T | _Long]:
@@ -82,7 +83,7 @@ class ModelLookup:
         except SidecarError as error:
             failure = error.with_traceback(None)
         try:
-            raise (yield from self._places.suggested(wanted.name, failure))
+            raise failure if wanted.update else (yield from self._places.suggested(wanted.name, failure))
         finally:
             del failure  # its traceback will have this frame; see `Pending.wait`
 
@@ -98,7 +99,9 @@ class ModelLookup:
     def _begin(self, wanted: Wanted, search: _Search, nbytes: int | None) -> None:
         local = wanted.name == EMBEDDED or wanted.name.startswith("/")
         kind = READ if local else FETCH
-        task: Task[Found] = Task(kind, wanted.name, wanted.name, partial(self._search, wanted, search))
+        # Calls that want the model as it is do not wait for what may be hours of a download.
+        lane = ("update", wanted.name) if wanted.update else wanted.name
+        task: Task[Found] = Task(kind, wanted.name, lane, partial(self._search, wanted, search))
 
         def end(outcome: Found | SidecarError) -> None:
             free()
@@ -118,7 +121,7 @@ class ModelLookup:
         try:
             return self._resolver.resolve(wanted, search)
         except SidecarError as error:
-            if not wanted.estimate or error.reason is not Reason.MODEL_NOT_CACHED:
+            if wanted.allow_download or not wanted.estimate or error.reason is not Reason.MODEL_NOT_CACHED:
                 raise
             return self._resolver.planned_bytes(wanted)
 

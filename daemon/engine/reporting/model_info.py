@@ -35,14 +35,14 @@ def estimated(source: ModelSource) -> pb.ModelInfo:
         vocab_size=source.vocab_size,
         kv_bytes_per_token=source.estimated_kv_bytes_per_token,
         outcome=pb.LOAD_OUTCOME_ESTIMATED,
-        revision=source.revision,
     )
-    recommend(info, source)
+    add_own(info, source)
     return info
 
 
-def recommend(info: pb.ModelInfo, source: ModelSource) -> None:
-    """Describe the sampling that a model recommends, which copies of the same weights may differ in."""
+def add_own(info: pb.ModelInfo, source: ModelSource) -> None:
+    """Add what copies of the same weights may differ in: the commit of the Hub, and the sampling that it recommends."""
+    info.revision = source.revision
     info.ClearField("default_sampling")
     if source.default_sampling:
         for name, value in source.default_sampling.items():

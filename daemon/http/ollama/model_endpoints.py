@@ -75,7 +75,7 @@ async def show(request: Request, client: AsyncClient) -> Response:
 
 
 async def pull(request: Request, client: AsyncClient) -> Response:
-    """Answer `POST /api/pull`: fetch a model into the Hub's cache, and load nothing."""
+    """Answer `POST /api/pull`: fetch a model into the Hub's cache, or what is new of it, and load nothing."""
     body = await read_body(request, PullRequest)
     pieces = _pull(client, _name(body))
     if body.stream is not False:
@@ -89,10 +89,12 @@ async def pull(request: Request, client: AsyncClient) -> Response:
 
 
 async def _pull(client: AsyncClient, name: str) -> AsyncGenerator[Progress]:
-    async with client.get_or_load(name, allow_download=True, estimate_only=True) as stream:
+    async with client.get_or_load(name, allow_download=True, estimate_only=True, update=True) as stream:
         async for event in stream:
             if isinstance(event, LoadProgress):
                 yield models.progress(name, event)
+        for warning in (await stream.result()).warnings:
+            yield Progress.model_construct(status=warning)
     yield DONE
 
 

@@ -13,53 +13,8 @@ from daemon.cache.limits import ModelLimits
 from daemon.cache.resolver import EMBEDDED_PATH, Resolver, Wanted
 from daemon.shared.errors import Reason, SidecarError
 from tests.support.builders import write_model
+from tests.unit.cache.fake_hub import FakeHub, Watching
 from tests.unit.cache.refusals import refusal
-
-
-class Watching:
-    """A watcher that notes the progress it gets."""
-
-    def __init__(self) -> None:
-        self.downloads: list[tuple[int, int]] = []
-        self.reads: list[tuple[int, int]] = []
-
-    def downloading(self, done: int, total: int) -> None:
-        """Note it."""
-        self.downloads.append((done, total))
-
-    def reading(self, done: int, total: int) -> None:
-        """Note it."""
-        self.reads.append((done, total))
-
-
-class FakeHub:
-    """
-    A Hub with each repository in a folder. It notes the calls.
-
-    Attributes:
-        asked: Repository, revision and whether it might be downloaded, of each call.
-        absent: Whether nothing is in the local cache.
-        size: Bytes that it says a model has.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.asked: list[tuple[str, str, bool]] = []
-        self.absent = False
-        self.size = 100
-        self._folder = folder
-
-    def __call__(self, repo: str, revision: str, *, allow_download: bool, report: Any) -> Path:
-        self.asked.append((repo, revision, allow_download))
-        path = self._folder / repo.replace("/", "--")
-        if not path.is_dir() or (self.absent and not allow_download):
-            raise SidecarError(Reason.MODEL_NOT_CACHED, f"{repo} is not cached")
-        if self.absent:
-            report(1, 2)
-        return path
-
-    def plan(self, _repo: str, _revision: str) -> int:
-        """Return the size of a model."""
-        return self.size
 
 
 @pytest.fixture(name="hub")
@@ -70,7 +25,7 @@ def _hub(tmp_path: Path) -> FakeHub:
 
 @pytest.fixture(name="resolver")
 def _resolver(hub: FakeHub) -> Resolver:
-    return Resolver([], hub, hub.plan)
+    return Resolver([], hub, hub.plan, update=hub.update)
 
 
 def test_embedded_model_ignores_model_roots(tmp_path: Path) -> None:

@@ -53,13 +53,15 @@ def test_load_tells_where_memory_bounds_requests(client: FakeClient) -> None:
     assert "Memory" not in run_cli(client, "load", "m").stdout
 
 
-def test_pull_downloads_and_loads_nothing(client: FakeClient) -> None:
+def test_pull_downloads_what_is_new_and_loads_nothing(client: FakeClient) -> None:
+    client.info = replace(INFO, warnings=("org/name was not updated; the Hub cannot be reached (ConnectError)",))
     result = run_cli(client, "pull", "org/name", "--revision", "v1")
 
     assert (result.exit_code, result.stdout) == (0, "org/name is on this machine (3.0 GiB).\n")
     assert client.called("get_or_load") == [
-        (("org/name",), {"revision": "v1", "allow_download": True, "estimate_only": True})
+        (("org/name",), {"revision": "v1", "allow_download": True, "estimate_only": True, "update": True})
     ]
+    assert result.stderr == "Warning: org/name was not updated; the Hub cannot be reached (ConnectError)\n"
 
 
 def test_pull_json_is_the_model(client: FakeClient) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from daemon.cache.mlx.self_tests import Verdicts
-from daemon.cache.resolver import EMBEDDED_PATH
+from daemon.cache.resolver import EMBEDDED_PATH, Resolver
 from daemon.engine.prompt import chat_templates, tokenizers
 from daemon.engine.prompt.template_shape import TemplateShape
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -217,6 +217,23 @@ def test_pin_follows_a_directory_whose_files_changed(harness: Harness, tmp_path:
     assert [entry.pinned for entry in harness.engine._models.entries()] == [True, False]
     harness.run(pb.GetOrLoadRequest(model=str(path), pin=False))
     assert [entry.pinned for entry in harness.engine._models.entries()] == [False, False]
+
+
+def test_pin_follows_a_branch_that_moved(harness: Harness, tmp_path: Path) -> None:
+    """A revision that is named keeps its own."""
+    commits = {name: copy_of_embedded(tmp_path / name) for name in ("old", "new", "other")}
+    for name, path in commits.items():
+        config = path / "config.json"
+        config.write_text(f"{config.read_text()}{' ' * len(name)}\n")
+    now = {"": commits["old"], "v2": commits["other"]}
+    resolver = Resolver([], lambda _repo, revision, **_: now[revision])
+    harness.engine._services.lookup._resolver = resolver
+    for revision in ("v2", ""):
+        harness.run(pb.GetOrLoadRequest(model="org/name", revision=revision, pin=True))
+    now[""] = commits["new"]
+    harness.run(generate("The", model="org/name"))
+    pinned = {entry.model.source.path: entry.pinned for entry in harness.engine._models.entries()}
+    assert pinned == {commits["old"]: False, commits["new"]: True, commits["other"]: True}
 
 
 def test_request_timings_sum_up_and_are_not_negative(harness: Harness) -> None:

@@ -39,6 +39,11 @@ class SlowHub:
         self.abandoned = threading.Event()
         self.go_on = threading.Semaphore(0)
 
+    def update(self, repo: str, revision: str, *, report: Callable[[int, int], None], **_: Any) -> Path:
+        """Fetch it anew."""
+        self.here = False
+        return self.fetch(repo, revision, allow_download=True, report=report)
+
     def fetch(self, repo: str, _revision: str, *, allow_download: bool, report: Callable[[int, int], None]) -> Path:
         """Find it, or wait twice for half of it."""
         if self.here:
@@ -61,7 +66,7 @@ class SlowHub:
 def _hub(harness: Harness) -> SlowHub:
     """Return the Hub that the engine asks."""
     hub = SlowHub()
-    harness.engine._services.lookup._resolver = Resolver([], hub.fetch, lambda *_: 100)
+    harness.engine._services.lookup._resolver = Resolver([], hub.fetch, lambda *_: 100, update=hub.update)
     return hub
 
 
@@ -143,6 +148,76 @@ def test_estimate_with_download_loads_nothing(harness: Harness, hub: SlowHub) ->
     assert hub.here
     assert harness.models == 0
     assert harness.figures.model_cache.total_misses == 0
+
+
+UPDATE = pb.GetOrLoadRequest(model="org/name", allow_download=True, update=True)
+
+
+def test_updates_of_one_model_are_one(harness: Harness, hub: SlowHub) -> None:
+    """Its callers see how far it is."""
+    calls = [harness.begin(UPDATE) for _ in range(3)]
+    harness.until(lambda: all(_downloading(harness, call) == [50] for call in calls))
+    hub.go_on.release(2)
+    for call in calls:
+        info = harness.finish(call)[-1].load.ready
+        assert (info.model, list(info.warnings), _downloading(harness, call)) == ("org/name", [], [50, 100])
+    assert hub.downloads == 1
+    harness.settle()
+
+
+def test_update_that_no_call_waits_for_is_abandoned(harness: Harness, hub: SlowHub) -> None:
+    call = harness.begin(UPDATE)
+    harness.until(lambda: bool(_downloading(harness, call)))
+    harness.cancel(call)
+    hub.go_on.release()
+    assert hub.abandoned.wait(60)
+    harness.settle()
+
+
+@pytest.mark.parametrize("reason", [Reason.MODEL_NOT_FOUND, Reason.MODEL_GATED, Reason.MODEL_NOT_RESPONDING])
+def test_update_that_the_hub_refuses_leaves_the_model_as_it_is(
+    harness: Harness, hub: SlowHub, monkeypatch: pytest.MonkeyPatch, reason: Reason
+) -> None:
+    """The warning says that it was not updated, and why; no other names are suggested."""
+
+    def update(*_: Any, **__: Any) -> Path:
+        raise SidecarError(reason, "the Hub has none")
+
+    monkeypatch.setattr(harness.engine._services.lookup._resolver, "_update", update)
+    hub.here = True
+    info = harness.run(UPDATE).info
+    assert (info.outcome, list(info.warnings)) == (
+        pb.LOAD_OUTCOME_LOADED,
+        ["org/name was not updated: the Hub has none"],
+    )
+
+
+@pytest.mark.parametrize("reason", [Reason.MODEL_EXCEEDS_BUDGET, Reason.MODEL_UNSUPPORTED])
+def test_new_commit_that_cannot_be_used_is_an_error(
+    harness: Harness, hub: SlowHub, monkeypatch: pytest.MonkeyPatch, reason: Reason
+) -> None:
+    """And the model can be used as before."""
+
+    def update(*_: Any, **__: Any) -> Path:
+        raise SidecarError(reason, "it is not for this machine")
+
+    monkeypatch.setattr(harness.engine._services.lookup._resolver, "_update", update)
+    hub.here = True
+    assert harness.finish(harness.begin(UPDATE))[-1].failure.reason == reason.value
+    assert harness.run(pb.GetOrLoadRequest(model="org/name")).info.outcome == pb.LOAD_OUTCOME_LOADED
+
+
+def test_model_is_found_while_it_is_updated(harness: Harness, hub: SlowHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if that takes a thread for long work, as for weights that were not read before."""
+    updating = harness.begin(UPDATE)
+    harness.until(lambda: bool(_downloading(harness, updating)))
+    hub.here = True
+    monkeypatch.setattr(digests, "QUICK_BYTES", 1000)
+    monkeypatch.setattr(harness.engine._services.lookup._resolver, "_digests", digests.Digests())
+    assert harness.run(pb.GetOrLoadRequest(model="org/name")).info.outcome == pb.LOAD_OUTCOME_LOADED
+    hub.go_on.release(2)
+    harness.finish(updating)
+    harness.settle()
 
 
 def _large_copy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:

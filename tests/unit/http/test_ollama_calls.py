@@ -63,8 +63,12 @@ class Pause:
 class Script:
     """A stream of events; an exception among them is raised, and a pause waited for."""
 
-    def __init__(self, events: list[Any]) -> None:
+    def __init__(self, events: list[Any], warnings: tuple[str, ...] = ()) -> None:
         self._events = events
+        self._warnings = warnings
+
+    async def result(self) -> Any:
+        return replace(INFO, warnings=self._warnings)
 
     async def __aenter__(self) -> Script:
         return self
@@ -91,6 +95,7 @@ class Scripted(AsyncClient):
         self.calls: list[tuple[Any, ...]] = []
         self.most = 3
         self.refusal: SidecarError | None = None
+        self.warnings: tuple[str, ...] = ()
 
     def generate(self, model: str, prompt: Any, **options: Any) -> Any:
         self.calls.append(("generate", model, options.get("enable_thinking")))
@@ -98,7 +103,7 @@ class Scripted(AsyncClient):
 
     def get_or_load(self, model: str, **options: Any) -> Any:
         self.calls.append(("get_or_load", model, options))
-        return Script(self.scripts.pop(0))
+        return Script(self.scripts.pop(0), self.warnings)
 
     async def load(self, model: str, **options: Any) -> Any:
         self.calls.append(("load", model, options))
@@ -309,11 +314,16 @@ async def test_pull_tells_its_progress() -> None:
     steps = [LoadProgress("queued", 0, 0, ()), LoadProgress("downloading", 5, 10, ())]
     client = Scripted(steps)
     found = lines(await post(client, "/api/pull", {"model": "org/name"}))
-    assert client.calls == [("get_or_load", "org/name", {"allow_download": True, "estimate_only": True})]
+    options = {"allow_download": True, "estimate_only": True, "update": True}
+    assert client.calls == [("get_or_load", "org/name", options)]
     assert found[0] == {"status": "queued org/name"}
     assert (found[1]["total"], found[1]["completed"], found[1]["digest"][:7]) == (10, 5, "sha256:")
     assert found[2] == {"status": "success"}
     assert (await post(Scripted(steps), "/api/pull", {"model": "m", "stream": False})).json == {"status": "success"}
+    client = Scripted(steps)
+    client.warnings = ("m was not updated",)
+    warned = lines(await post(client, "/api/pull", {"model": "m"}))
+    assert warned[-2:] == [{"status": "m was not updated"}, {"status": "success"}]
     late = lines(await post(Scripted([*steps, SidecarError("no disk")]), "/api/pull", {"model": "m"}))
     assert late[-1] == {"error": "no disk"}
 

@@ -12,7 +12,7 @@ from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.server.requests import CHECKS, chat, generate, load, prefix, refused
 
 CHECKED = {
-    "GetOrLoadRequest": {"model", "revision", "adapter", "pin", "ttl", "context_length"},
+    "GetOrLoadRequest": {"model", "revision", "adapter", "pin", "ttl", "context_length", "update"},
     "GenerateRequest": {"model", "adapter", "text", "tokens", "chat", "max_tokens", "sampling", "stop", "top_logprobs"}
     | {"cache", "request_id", "response_format", "priority", "draft_model", "draft_tokens"}
     | {"reasoning_budget", "samples", "prompt_logprobs", "speculation"},

@@ -109,6 +109,7 @@ BAD: list[tuple[str, Message]] = [
     ("ttl", load(ttl={"seconds": 1}, estimate_only=True)),
     ("pin", load(pin=False, estimate_only=True)),
     ("context_length", load(context_length=4096, estimate_only=True)),
+    ("update", load(update=True)),
     ("context_length", load(context_length=1)),
     ("context_length", load(context_length=0)),
     ("context_length", load(context_length=-4096)),

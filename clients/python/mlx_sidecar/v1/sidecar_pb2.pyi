@@ -189,7 +189,7 @@ POOLING_MEAN: Pooling
 POOLING_CLS: Pooling
 
 class GetOrLoadRequest(_message.Message):
-    __slots__ = ("model", "revision", "adapter", "pin", "ttl", "skip_warmup", "allow_download", "estimate_only", "context_length")
+    __slots__ = ("model", "revision", "adapter", "pin", "ttl", "skip_warmup", "allow_download", "estimate_only", "context_length", "update")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
@@ -199,6 +199,7 @@ class GetOrLoadRequest(_message.Message):
     ALLOW_DOWNLOAD_FIELD_NUMBER: _ClassVar[int]
     ESTIMATE_ONLY_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_FIELD_NUMBER: _ClassVar[int]
     model: str
     revision: str
     adapter: str
@@ -208,7 +209,8 @@ class GetOrLoadRequest(_message.Message):
     allow_download: bool
     estimate_only: bool
     context_length: int
-    def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., adapter: _Optional[str] = ..., pin: bool = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., skip_warmup: bool = ..., allow_download: bool = ..., estimate_only: bool = ..., context_length: _Optional[int] = ...) -> None: ...
+    update: bool
+    def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., adapter: _Optional[str] = ..., pin: bool = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., skip_warmup: bool = ..., allow_download: bool = ..., estimate_only: bool = ..., context_length: _Optional[int] = ..., update: bool = ...) -> None: ...
 
 class GetOrLoadResponse(_message.Message):
     __slots__ = ("progress", "ready")
