@@ -64,6 +64,12 @@ class ModelOverrides:
         chosen = self._chosen.get((model, adapter))
         return chosen.context_length if chosen is not None and chosen.HasField("context_length") else None
 
+    def context_lengths(self) -> dict[tuple[str, str], int]:
+        """Return the context lengths that were chosen, in tokens, by model and adapter."""
+        return {
+            pair: chosen.context_length for pair, chosen in self._chosen.items() if chosen.HasField("context_length")
+        }
+
     def choose_pin(self, model: str, adapter: str) -> None:
         """Pin a model at its next load."""
         self._choose(pb.GetOrLoadRequest(model=model, adapter=adapter, pin=True))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from daemon.cache.callbacks import ignore
@@ -206,10 +206,6 @@ class Services:
                 self.models.unpin(entry.key)
                 if pin is None:
                     self.overrides.choose_pin(source.name, adapter)
-
-    def with_context_length(self, source: ModelSource, adapter: str) -> ModelSource:
-        """Return a model with the context length that callers chose for its name; any thread."""
-        return replace(source, context_override=self.overrides.context_length(source.name, adapter))
 
     def note_namespace(self, namespace: Namespace, source: ModelSource) -> None:
         """Remember that a request of a model may store prefixes in a namespace."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from daemon.cache.entry import ModelLease
@@ -110,7 +111,9 @@ def _prepare_and_load(
     try:
         wanted = Wanted(request.model, adapter=request.adapter)
         now = agreed(local_now())  # templates tell the date: that of the first rank
-        prepared = yield from services.lookup.find(wanted, partial(_prepare, services, request, now), delayed)
+        lengths = services.overrides.context_lengths()  # as this turn has them: all ranks of a group take the same
+        prepare = partial(_prepare, services, request, now, lengths)
+        prepared = yield from services.lookup.find(wanted, prepare, delayed)
     finally:
         services.coming.discard(call_id)
     read_ahead(services, request, state.restore, prepared.source, prepared.prompt.tokens)
@@ -121,10 +124,16 @@ def _prepare_and_load(
     return prepared, ticket
 
 
-def _prepare(services: Services, request: pb.GenerateRequest, now: float, found: Found) -> Task[PreparedRequest]:
+def _prepare(
+    services: Services,
+    request: pb.GenerateRequest,
+    now: float,
+    lengths: Mapping[tuple[str, str], int],
+    found: Found,
+) -> Task[PreparedRequest]:
     """Return the task that reads the model's tokenizer, renders the conversation if there is one, and tokenises it."""
     assert isinstance(found, ModelSource)
-    source = services.with_context_length(found, request.adapter)
+    source = replace(found, context_override=lengths.get((found.name, request.adapter)))
     # Encoding takes turns; ids need none, and do not wait for a long text.
     lane = source.path, "tokens" if request.HasField("tokens") else "text"
 

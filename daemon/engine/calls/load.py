@@ -72,7 +72,8 @@ def _find_and_load(
         return None, model_info.planned(request.model, found)
     _check_length(request.context_length, most_positions(found.config))
     if request.estimate_only:
-        return found, model_info.estimated(services.with_context_length(found, request.adapter))
+        chosen = services.overrides.context_length(found.name, request.adapter)
+        return found, model_info.estimated(replace(found, context_override=chosen))
     if not (request.skip_warmup or services.models.contains(found.key)):
         # Nothing waits for it, and its error is that of the first prompt.
         services.background.run(services.with_tokenizer(found, partial(_warm_up, found)))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from daemon.cache.identity import ModelSource
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import copy_of_embedded
-from tests.unit.engine.harness import Harness, generate
+from tests.unit.engine.harness import Answer, Harness, generate
 
 OWN = 4096
 PROMPT = "The code of the blue box is"
@@ -117,3 +120,23 @@ def test_learned_positions_bound_a_length_that_was_chosen_for_other_content(harn
     shutil.rmtree(model)
     copy_of_embedded(tmp_path, tested=True, model_type="gpt2", n_positions=16, max_position_embeddings=64)
     assert load(harness, model, estimate_only=True).context_length == 16
+
+
+def test_request_keeps_the_context_length_of_its_arrival(
+    harness: Harness, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its prompt is prepared on another thread, at another moment on each rank of a group."""
+    load(harness, model)
+    resolver, go_on = harness.engine._services.lookup._resolver, threading.Event()
+    resolve = resolver.resolve
+
+    def late(*arguments: Any) -> ModelSource:
+        assert go_on.wait(60)
+        return resolve(*arguments)
+
+    monkeypatch.setattr(resolver, "resolve", late)
+    call = harness.begin(generate(PROMPT, model=model, max_tokens=30))
+    harness.engine._services.overrides.choose_context_length(model, "", 20)
+    go_on.set()
+    assert Answer(harness.finish(call)).finished.usage.completion_tokens > 0
+    assert refused(harness, model, 30) == "20"
