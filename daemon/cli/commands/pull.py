@@ -11,6 +11,9 @@ from daemon.cli.output.progress import follow
 from daemon.cli.session import Session, absolute_if_path, calls_daemon
 from daemon.shared.wording import size
 
+COMMIT_DIGITS = 7
+"""Of a commit, as the Hub's pages show it."""
+
 
 @click.command(
     "pull",
@@ -35,4 +38,5 @@ def command(session: Session, /, model: str, revision: str, as_json: bool) -> No
     if as_json:
         print_json(info)
     else:
-        click.echo(f"{info.model} is on this machine ({size(info.size_bytes)}).")
+        commit = f", commit {info.revision[:COMMIT_DIGITS]}" if info.revision else ""
+        click.echo(f"{info.model} is on this machine ({size(info.size_bytes)}{commit}).")

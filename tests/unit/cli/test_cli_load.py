@@ -54,10 +54,14 @@ def test_load_tells_where_memory_bounds_requests(client: FakeClient) -> None:
 
 
 def test_pull_downloads_what_is_new_and_loads_nothing(client: FakeClient) -> None:
-    client.info = replace(INFO, warnings=("org/name was not updated; the Hub cannot be reached (ConnectError)",))
+    client.info = replace(
+        INFO,
+        revision="0123456789abcdef",
+        warnings=("org/name was not updated; the Hub cannot be reached (ConnectError)",),
+    )
     result = run_cli(client, "pull", "org/name", "--revision", "v1")
 
-    assert (result.exit_code, result.stdout) == (0, "org/name is on this machine (3.0 GiB).\n")
+    assert (result.exit_code, result.stdout) == (0, "org/name is on this machine (3.0 GiB, commit 0123456).\n")
     assert client.called("get_or_load") == [
         (("org/name",), {"revision": "v1", "allow_download": True, "estimate_only": True, "update": True})
     ]
