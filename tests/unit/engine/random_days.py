@@ -319,6 +319,7 @@ def a_day(
     cold = ColdRuns(
         engine(state_dir=folder / "cold", kv_disk_mb=0, kv_cache_mb=0),
         0.0 if family in {*EXACT, "mimo", "embedded"} else CLOSE,
+        near=True,
     )
     monkeypatch.setattr(harness, "PATIENCE", 120.0)  # an answer waits for all that runs beside it
     monkeypatch.setattr(sharing, "LEAST_SHARED", rng.choice([16, 32, 64, 512]))

@@ -226,7 +226,7 @@ def a_mixed_day(
     rng = random.Random(seed)
     how, _, family = kind.rpartition(":")
     alone = engine(state_dir=folder / "cold", kv_disk_mb=0, kv_cache_mb=0, max_models=6)
-    cold = ColdRuns(alone, 0.0 if family in EXACT else CLOSE)
+    cold = ColdRuns(alone, 0.0 if family in EXACT else CLOSE, near=True)
     monkeypatch.setattr(harness, "PATIENCE", 120.0)  # an answer waits for all that runs beside it
     monkeypatch.setattr(sharing, "LEAST_SHARED", rng.choice([16, 32, 64, 512]))
     if chunk := rng.choice([0, 0, 16, 23, 48]):
