@@ -18,7 +18,7 @@ from daemon.cache.resolver import EMBEDDED_PATH, Resolver
 from daemon.engine.calls.model_lookup import _Search, _Waiter
 from daemon.shared.errors import Reason, SidecarError
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.unit.engine.harness import Harness, generate
+from tests.unit.engine.harness import Answer, Harness, generate
 
 DOWNLOAD = pb.GetOrLoadRequest(model="org/name", allow_download=True)
 
@@ -174,22 +174,25 @@ def test_update_that_no_call_waits_for_is_abandoned(harness: Harness, hub: SlowH
     harness.settle()
 
 
+def _refused_update(harness: Harness, monkeypatch: pytest.MonkeyPatch, reason: Reason) -> Answer:
+    """Return the answer to a call whose update is refused."""
+
+    def update(*_: Any, **__: Any) -> Path:
+        raise SidecarError(reason, "it cannot be had")
+
+    monkeypatch.setattr(harness.engine._services.lookup._resolver, "_update", update)
+    return harness.run(UPDATE)
+
+
 @pytest.mark.parametrize("reason", [Reason.MODEL_NOT_FOUND, Reason.MODEL_GATED, Reason.MODEL_NOT_RESPONDING])
 def test_update_that_the_hub_refuses_leaves_the_model_as_it_is(
     harness: Harness, hub: SlowHub, monkeypatch: pytest.MonkeyPatch, reason: Reason
 ) -> None:
     """The warning says that it was not updated, and why; no other names are suggested."""
-
-    def update(*_: Any, **__: Any) -> Path:
-        raise SidecarError(reason, "the Hub has none")
-
-    monkeypatch.setattr(harness.engine._services.lookup._resolver, "_update", update)
     hub.here = True
-    info = harness.run(UPDATE).info
-    assert (info.outcome, list(info.warnings)) == (
-        pb.LOAD_OUTCOME_LOADED,
-        ["org/name was not updated: the Hub has none"],
-    )
+    info = _refused_update(harness, monkeypatch, reason).info
+    assert list(info.warnings) == ["org/name was not updated: it cannot be had"]
+    assert info.outcome == pb.LOAD_OUTCOME_LOADED
 
 
 @pytest.mark.parametrize("reason", [Reason.MODEL_EXCEEDS_BUDGET, Reason.MODEL_UNSUPPORTED])
@@ -197,13 +200,8 @@ def test_new_commit_that_cannot_be_used_is_an_error(
     harness: Harness, hub: SlowHub, monkeypatch: pytest.MonkeyPatch, reason: Reason
 ) -> None:
     """And the model can be used as before."""
-
-    def update(*_: Any, **__: Any) -> Path:
-        raise SidecarError(reason, "it is not for this machine")
-
-    monkeypatch.setattr(harness.engine._services.lookup._resolver, "_update", update)
     hub.here = True
-    assert harness.finish(harness.begin(UPDATE))[-1].failure.reason == reason.value
+    assert _refused_update(harness, monkeypatch, reason).failure.reason == reason.value
     assert harness.run(pb.GetOrLoadRequest(model="org/name")).info.outcome == pb.LOAD_OUTCOME_LOADED
 
 
