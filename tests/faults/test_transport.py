@@ -170,9 +170,9 @@ def test_immediately_cancelled_calls_reach_no_engine(target: RunningDaemon) -> N
         with suppress(ConnectionError, TimeoutError):
             raw.sendall(PREFACE + SETTINGS + b"".join(frames))
         raw.close()
-    fifty = range(50)
+    many = range(500)  # while thousands wait to be taken, gRPC cancels some new calls at random, however few
     wait_until(
-        lambda: all(call(target, "Stats", b"").code is grpc.StatusCode.OK for _ in fifty), "gRPC has cleared them away"
+        lambda: all(call(target, "Stats", b"").code is grpc.StatusCode.OK for _ in many), "gRPC has cleared them away"
     )
     assert len(journal.read_text().splitlines()) == before
 
