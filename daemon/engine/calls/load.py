@@ -14,7 +14,6 @@ from daemon.cache.resolver import Wanted
 from daemon.engine.background.task import TEMPLATE, Task, Waiting, already
 from daemon.engine.calls.driver import Call, Services, leased
 from daemon.engine.calls.misnamed import retry_misnamed
-from daemon.engine.calls.model_lookup import Found
 from daemon.engine.execution.bill import head_bytes
 from daemon.engine.execution.request import Speculation
 from daemon.engine.execution.row_bills import BilledRow, prompt_bill
@@ -41,8 +40,8 @@ def load(services: Services, call_id: int, request: pb.GetOrLoadRequest) -> Call
             fewer positions; or why the model cannot be had.
     """
     began = services.clock()
-    warnings: list[str] = []
-    source, result = yield from retry_misnamed(lambda: _find_and_load(services, call_id, request, warnings))
+    warnings = (yield from _update(services, call_id, request)) if request.update else []
+    source, result = yield from retry_misnamed(lambda: _find_and_load(services, call_id, request))
     if isinstance(result, Ticket):
         try:
             context_length = _keep_choices(services, request, result.name)
@@ -55,19 +54,30 @@ def load(services: Services, call_id: int, request: pb.GetOrLoadRequest) -> Call
             result.cancel()  # before the answer: the figures that go out with it shall not count this use
     else:
         info = result
-    info.warnings.extend(dict.fromkeys(warnings))
+    info.warnings.extend(warnings)
     services.outbox.load(call_id, pb.GetOrLoadResponse(ready=info))
 
 
+def _update(services: Services, call_id: int, request: pb.GetOrLoadRequest) -> Waiting[list[str]]:
+    """Fetch what is new of the model, if it is the Hub's. Return why that was not possible; nothing if it was."""
+    wanted = replace(_wanted(request), estimate=True, update=True)
+    try:
+        yield from services.lookup.find(wanted, partial(already, request.model), _reporter(services, call_id))
+    except SidecarError as error:
+        if error.reason not in _OF_THE_HUB:
+            raise
+        if error.reason is Reason.MODEL_NOT_CACHED:
+            return [error.message]
+        return [f"{request.model} was not updated: {error.message}"]
+    return []
+
+
 def _find_and_load(
-    services: Services, call_id: int, request: pb.GetOrLoadRequest, warnings: list[str]
+    services: Services, call_id: int, request: pb.GetOrLoadRequest
 ) -> Waiting[tuple[ModelSource | None, Ticket[LoadedModel] | pb.ModelInfo]]:
-    """Return the model and its ticket, or its description if that is all that the call asks for; add to `warnings`."""
-
-    def report(progress: Progress) -> None:
-        services.outbox.load(call_id, model_info.progress(progress))
-
-    found = yield from _find(services, request, report, warnings)
+    """Return the model and its ticket, or its description if that is all that the call asks for."""
+    report = _reporter(services, call_id)
+    found = yield from services.lookup.find(_wanted(request), partial(already, request.model), report)
     if isinstance(found, int):
         return None, model_info.planned(request.model, found)
     _check_length(request.context_length, most_positions(found.config))
@@ -80,21 +90,13 @@ def _find_and_load(
     return found, (yield from leased(_begin(services, request, found), report))
 
 
-def _find(
-    services: Services, request: pb.GetOrLoadRequest, report: Callable[[Progress], None], warnings: list[str]
-) -> Waiting[Found]:
-    """Find the model, updated if the call asks for that. Where an update fails, the model that is here is found."""
-    wanted = Wanted(request.model, request.revision, request.adapter, request.allow_download, request.estimate_only)
-    prepare: Callable[[Found], Task[Found]] = partial(already, request.model)
-    if request.update:
-        try:
-            return (yield from services.lookup.find(replace(wanted, update=True), prepare, report))
-        except SidecarError as error:
-            if error.reason not in _OF_THE_HUB:
-                raise
-            prefix = "" if error.reason is Reason.MODEL_NOT_CACHED else f"{request.model} was not updated: "
-            warnings.append(prefix + error.message)
-    return (yield from services.lookup.find(wanted, prepare, report))
+def _wanted(request: pb.GetOrLoadRequest) -> Wanted:
+    return Wanted(request.model, request.revision, request.adapter, request.allow_download, request.estimate_only)
+
+
+def _reporter(services: Services, call_id: int) -> Callable[[Progress], None]:
+    """Return what sends the progress of a call."""
+    return lambda progress: services.outbox.load(call_id, model_info.progress(progress))
 
 
 def _warm_up(source: ModelSource, tokenizer: Tokenizer) -> Task[None] | None:
