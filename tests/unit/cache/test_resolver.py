@@ -17,17 +17,6 @@ from tests.unit.cache.fake_hub import FakeHub, Watching
 from tests.unit.cache.refusals import refusal
 
 
-@pytest.fixture(name="hub")
-def _hub(tmp_path: Path) -> FakeHub:
-    write_model(tmp_path / "hub" / "org--name")
-    return FakeHub(tmp_path / "hub")
-
-
-@pytest.fixture(name="resolver")
-def _resolver(hub: FakeHub) -> Resolver:
-    return Resolver([], hub, hub.plan, update=hub.update)
-
-
 def test_embedded_model_ignores_model_roots(tmp_path: Path) -> None:
     source = Resolver([tmp_path]).resolve(Wanted("embedded"))
 

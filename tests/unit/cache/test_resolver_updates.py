@@ -17,17 +17,6 @@ from tests.support.builders import write_model
 from tests.unit.cache.fake_hub import FakeHub, Watching
 
 
-@pytest.fixture(name="hub")
-def _hub(tmp_path: Path) -> FakeHub:
-    write_model(tmp_path / "hub" / "org--name")
-    return FakeHub(tmp_path / "hub")
-
-
-@pytest.fixture(name="resolver")
-def _resolver(hub: FakeHub) -> Resolver:
-    return Resolver([], hub, hub.plan, update=hub.update)
-
-
 def test_update_asks_the_hub_for_a_model_that_is_here(resolver: Resolver, hub: FakeHub) -> None:
     watcher, wanted = Watching(), Wanted("org/name", "main", allow_download=True, update=True)
     with pytest.raises(TakesLong):
